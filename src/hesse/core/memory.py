@@ -1,0 +1,122 @@
+"""The memory budget: how many bytes a call may take, and how large a chunk that allows."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from hesse.core.errors import MemoryBudgetError, StructureError
+
+Budget = int | float | str
+_state = threading.local()
+_DEFAULT_FRACTION = 0.5
+_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def free_bytes(device: torch.device | str = "cpu") -> int:
+    """Bytes that are free on a device (CPU: available memory within the control group's limit)."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return min(_system_available(), _cgroup_available())
+
+
+def _system_available() -> int:
+    try:
+        with open("/proc/meminfo") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _cgroup_available() -> int:
+    try:
+        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
+            text = limit.read().strip()
+            return 2**62 if text == "max" else max(int(text) - int(used.read()), 0)
+    except (OSError, ValueError):
+        return 2**62
+
+
+def parse_budget(budget: Budget, device: torch.device | str = "cpu") -> int:
+    """Bytes meant by a budget: an int (bytes), a float in (0, 1] (fraction of what is free), or ``"2GiB"``."""
+    if isinstance(budget, str):
+        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(?:i?B)?\s*", budget, flags=re.IGNORECASE)
+        if match:
+            text, unit = match.groups()
+            if unit:
+                return int(float(text) * _UNITS[unit.upper()])
+            budget = float(text) if "." in text else int(text)
+    if isinstance(budget, float) and 0 < budget <= 1:
+        return int(budget * free_bytes(device))
+    if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
+        return budget
+    raise StructureError(
+        "A memory budget is a number of bytes, a fraction of the free memory, or a text such as '2GiB'.",
+        repr(budget),
+        "pass memory=2_000_000_000, memory=0.5 or memory='2GiB'",
+    )
+
+
+@contextmanager
+def memory(budget: Budget) -> Iterator[None]:
+    """Within this context every call of hesse in this thread keeps to the budget (bytes, fraction or text)."""
+    previous = getattr(_state, "budget", None)
+    parse_budget(budget)
+    _state.budget = budget
+    try:
+        yield
+    finally:
+        _state.budget = previous
+
+
+def current_budget(budget: Budget | None, device: torch.device | str = "cpu") -> int:
+    """Bytes: the argument, else the context, else ``HESSE_MEMORY``, else half of what is free."""
+    for candidate in (budget, getattr(_state, "budget", None), os.environ.get("HESSE_MEMORY") or None):
+        if candidate is not None:
+            return parse_budget(candidate, device)
+    return int(_DEFAULT_FRACTION * free_bytes(device))
+
+
+def chunk_size(total: int, per_item: int, fixed: int, budget: int, what: str) -> int:
+    """How many of `total` items fit at once into the budget.
+
+    Args:
+        total: number of items.
+        per_item: bytes that one item takes while it is worked on.
+        fixed: bytes taken however small the chunk (results, a kept graph).
+        budget: bytes allowed.
+        what: how the error names the work.
+
+    Raises:
+        MemoryBudgetError: not even one item fits; says the least budget that would do.
+    """
+    if total == 0:
+        return 1
+    room = (budget - fixed) // max(per_item, 1)
+    if room < 1:
+        least = fixed + per_item
+        raise MemoryBudgetError(
+            f"The memory budget is too small for {what}.",
+            f"a budget of {format_bytes(budget)}, where at least {format_bytes(least)} is needed",
+            f"pass memory={least} or more, or use the operator instead of the dense result",
+            least,
+        )
+    return min(int(room), total)
+
+
+def format_bytes(count: float) -> str:
+    """``1.5 GiB``."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if abs(count) < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
