@@ -1,0 +1,33 @@
+"""Linear operators between spaces of named trees."""
+
+from hesse.operators.algebra import Composed, Congruence, Conjugate, Scaled, Sum
+from hesse.operators.average import Average, average
+from hesse.operators.base import FlatOperator, LinearOperator, Tag
+from hesse.operators.blocks import BlockDiagonal
+from hesse.operators.dense import Dense
+from hesse.operators.diagonal import Diagonal
+from hesse.operators.function import Function
+from hesse.operators.identity import Identity, identity
+from hesse.operators.kronecker import Kronecker
+from hesse.operators.low_rank import LowRank
+
+__all__ = [
+    "Average",
+    "BlockDiagonal",
+    "Composed",
+    "Congruence",
+    "Conjugate",
+    "Dense",
+    "Diagonal",
+    "FlatOperator",
+    "Function",
+    "Identity",
+    "Kronecker",
+    "LinearOperator",
+    "LowRank",
+    "Scaled",
+    "Sum",
+    "Tag",
+    "average",
+    "identity",
+]
