@@ -1,0 +1,257 @@
+"""Capture: where parameters meet data, on the ordinary autograd graph of the plain batched forward pass.
+
+One forward pass, one backward pass that stops at the meetings of weights and data (weight gradients are never computed), and
+one rule a meeting that turns (saved input z, output cotangent g) into a form. A meeting without a rule takes the exact masked
+path: its node alone is called once a sample. Every new graph is checked once against one plainly differentiated sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge
+
+from hesse.autodiff.functional import buffers_preserved
+from hesse.autodiff.layout import Walk
+from hesse.autodiff.model import Model, select_rows
+from hesse.autodiff.plan import Plan, PlannedMeeting, make_plan
+from hesse.autodiff.recording import node_outputs
+from hesse.core import tree
+from hesse.core.errors import StructureError, UnsupportedError
+from hesse.rules.forms import Contract, Dense, Form
+from hesse.rules.layers import Meeting, layer_rules
+
+_CASTS = {"ToCopyBackward0"}
+_VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
+_plans: WeakKeyDictionary[Any, dict[Any, Plan]] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """One run of a model on a batch, with its graph."""
+
+    model: Model
+    inputs: Any
+    count: int
+    output: Tensor
+    leaves: dict[str, Tensor]
+    drew_random_numbers: bool
+    random_state: list[Tensor]
+
+    def restore_random_state(self) -> None:
+        """Set the random state to what it was before the run (inside `torch.random.fork_rng`)."""
+        torch.set_rng_state(self.random_state[0])
+        if len(self.random_state) > 1:
+            torch.cuda.set_rng_state(self.random_state[1], self.model.device)
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """What one root (one cotangent of the output) gives: for each parameter its forms, which add up, and their paths.
+
+    Attributes:
+        forms: name -> forms; none for a parameter that is not used.
+        paths: name -> "rule", "masked", "pulled back", "sample by sample" or "unused" (joined by + for several uses).
+    """
+
+    forms: dict[str, list[Form]]
+    paths: dict[str, str]
+
+
+@dataclass
+class _Collector:
+    forms: dict[str, list[Form]]
+    paths: dict[str, list[str]] = field(default_factory=dict)
+
+    def put(self, name: str, form: Form, path: str) -> None:
+        self.forms[name].append(form)
+        paths = self.paths.setdefault(name, [])
+        if path not in paths:
+            paths.append(path)
+
+    def finish(self) -> Captured:
+        return Captured(self.forms, {name: "+".join(self.paths.get(name, ["unused"])) for name in self.forms})
+
+
+def run_forward(model: Model, inputs: Any, count: int, asked: str) -> Forward:
+    """Run the model once as its user would, with its parameters as the leaves of the graph; its buffers are put back."""
+    named = tree.named_leaves(model.params)
+    leaves = {name: leaf.detach().requires_grad_() for name, leaf in named}
+    _, structure = tree.flatten(model.params)
+    before = random_state(model.device)
+    with torch.enable_grad(), buffers_preserved(model.module):
+        output = model.call(structure.unflatten(leaves.values()), inputs)
+    drew = any(not torch.equal(a, b) for a, b in zip(before, random_state(model.device), strict=True))
+    if not isinstance(output, Tensor):
+        raise StructureError(asked, f"the model returned {type(output).__name__}", "pick the tensor: output=lambda o: o.logits")
+    return Forward(model, inputs, count, output, leaves, drew, before)
+
+
+def random_state(device: torch.device) -> list[Tensor]:
+    """The state of every random generator that a model on this device draws from."""
+    states = [torch.get_rng_state()]
+    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def plan_of(forward: Forward, walk: Walk, asked: str) -> tuple[Plan, bool]:
+    """The plan of a graph, and whether it is new; remembered outside of the user's objects, by model and graph."""
+    own = {id(leaf): name for name, leaf in forward.leaves.items()}
+    tracked = {
+        i: own[id(node.variable)] for i, node in enumerate(walk.nodes) if hasattr(node, "variable") and id(node.variable) in own
+    }
+    training = forward.model.module is not None and forward.model.module.training
+    signature = (walk.signature(), tuple(tracked.items()), forward.count, training)
+    try:
+        remembered = _plans.setdefault(forward.model.key, {})
+    except TypeError:
+        remembered = {}
+    if signature in remembered:
+        return remembered[signature], False
+    kept: list[Forward] = []
+
+    def run(samples: Tensor) -> Tensor:
+        devices = [forward.model.device] if forward.model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            kept.append(run_forward(forward.model, select_rows(forward.inputs, samples), len(samples), asked))
+        return kept[-1].output
+
+    plan = make_plan(walk, forward.output.shape, tracked, forward.count, run, asked)
+    remembered[signature] = plan
+    return plan, True
+
+
+def forget(forward: Forward) -> None:
+    """Forget the plans of a model (after a plan failed its check)."""
+    _plans.pop(forward.model.key, None)
+
+
+def capture(forward: Forward, walk: Walk, plan: Plan, cotangent: Tensor) -> Captured:
+    """The forms of every parameter for one cotangent of the output.
+
+    Cost: one backward pass without the weight gradients; a masked meeting adds n times its node's own backward.
+    """
+    collector = _Collector({name: [] for name in forward.leaves})
+    names = {id(leaf): name for name, leaf in forward.leaves.items()}
+    if not plan.meetings:
+        return collector.finish()
+    edges = sorted({(m.node, slot) for m in plan.meetings for slot in m.outputs})
+    grads = torch.autograd.grad(
+        forward.output,
+        [GradientEdge(walk.nodes[i], slot) for i, slot in edges],
+        cotangent,
+        retain_graph=True,
+        allow_unused=True,
+    )
+    found = dict(zip(edges, grads, strict=True))
+    with torch.no_grad():
+        for m in plan.meetings:
+            cotangents = [found[m.node, slot] for slot in m.outputs]
+            if any(g is not None for g in cotangents):
+                form, path = _form(walk, m, cotangents, forward.count)
+                _deliver(walk, m, form, path, names, collector)
+    return collector.finish()
+
+
+def _form(walk: Walk, m: PlannedMeeting, cotangents: Sequence[Tensor | None], count: int) -> tuple[Form, str]:
+    node = walk.nodes[m.node]
+    rule = layer_rules.get(node.name())
+    if rule is not None and m.outputs == (0,) and cotangents[0] is not None:
+        form = rule(Meeting(node, m.index, cotangents[0], m.where[0], m.shape))
+        if form is not None:
+            return form, "rule"
+    return Dense(_masked(node, m, cotangents, count)), "masked"
+
+
+def _masked(node: Any, m: PlannedMeeting, cotangents: Sequence[Tensor | None], count: int) -> Tensor:
+    backward = node.apply if hasattr(node, "apply") else node
+    total = len(node_outputs(node))
+    by_sample = [None if g is None else w.rows(g) for g, w in zip(cotangents, m.where, strict=True)]
+    rows = []
+    for sample in range(count):
+        given: list[Tensor | None] = [None] * total
+        for slot, g, where in zip(m.outputs, by_sample, m.where, strict=True):
+            if g is not None:
+                alone = torch.zeros_like(g)
+                alone[sample] = g[sample]
+                given[slot] = where.unrows(alone)
+        results = backward(*given)
+        result = results[m.index] if isinstance(results, tuple) else results
+        if result is None:
+            like = next(g for g in cotangents if g is not None)
+            rows.append(like.new_zeros(m.shape))
+        else:
+            rows.append(result.to_dense().sum_to_size(m.shape) if result.is_sparse else result.sum_to_size(m.shape))
+    return torch.stack(rows)
+
+
+def _deliver(walk: Walk, m: PlannedMeeting, form: Form, path: str, names: dict[int, str], to: _Collector) -> None:
+    """Bring a form from the weight-like tensor back to the parameters behind it."""
+    node = walk.nodes[m.weight]
+    while not hasattr(node, "variable"):
+        name = node.name()
+        if name == "TBackward0" and isinstance(form, Contract):
+            form = form.transposed()
+        elif name == "TBackward0" and isinstance(form, Dense):
+            form = Dense(form.rows.mT)
+        elif name not in _CASTS and not (name in _VIEWS and isinstance(form, (Contract, Dense))):
+            break
+        node = node.next_functions[0][0]
+    if hasattr(node, "variable"):
+        to.put(names[id(node.variable)], form, path)
+        return
+    edge = GradientEdge(walk.nodes[m.weight], m.slot)
+    if node is not walk.nodes[m.weight]:
+        edge = GradientEdge(node, 0)
+    leaves = [walk.nodes[i].variable for i in m.params]
+    shape = node_outputs(edge.node)[edge.output_nr].shape
+    rows = form.dense().reshape(-1, *shape)
+    for leaf, pulled in zip(leaves, _pull_back(edge, leaves, rows), strict=True):
+        to.put(names[id(leaf)], Dense(pulled), "pulled back" if path == "rule" else path)
+
+
+def _pull_back(edge: GradientEdge, leaves: list[Tensor], rows: Tensor) -> list[Tensor]:
+    def pull(cotangent: Tensor, batched: bool) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad([edge], leaves, [cotangent], retain_graph=True, allow_unused=True, is_grads_batched=batched)
+
+    try:
+        pulled = pull(rows, True)
+    except RuntimeError:
+        by_row = [pull(row, False) for row in rows]
+        pulled = [None if parts[0] is None else torch.stack(list(parts)) for parts in zip(*by_row, strict=True)]  # pyright: ignore[reportArgumentType]
+    return [rows.new_zeros(len(rows), *leaf.shape) if p is None else p for p, leaf in zip(pulled, leaves, strict=True)]
+
+
+def capture_one_by_one(forward: Forward, cotangent: Tensor, reason: str, asked: str) -> Captured:
+    """The exact path for programs whose graph changes with the batch: every sample is run alone.
+
+    Cost: n forward and backward passes on one sample each.
+    """
+    if forward.drew_random_numbers:
+        raise UnsupportedError(
+            asked,
+            f"{reason}, so that samples have to be run one by one, and the model draws random numbers",
+            "call model.eval(), or make the model's operations the same for every batch size",
+        )
+    collector = _Collector({name: [] for name in forward.leaves})
+    rows: dict[str, list[Tensor]] = {name: [] for name in forward.leaves}
+    shares = cotangent.reshape(forward.count, -1)
+    for sample in range(forward.count):
+        alone = run_forward(forward.model, select_rows(forward.inputs, torch.tensor([sample])), 1, asked)
+        for name, grad in plain_row(alone, shares[sample].reshape(alone.output.shape)).items():
+            rows[name].append(grad)
+    for name, parts in rows.items():
+        collector.put(name, Dense(torch.stack(parts)), "sample by sample")
+    return collector.finish()
+
+
+def plain_row(forward: Forward, cotangent: Tensor) -> dict[str, Tensor]:
+    """The gradient of every parameter for one cotangent of the output, by plain autograd."""
+    grads = torch.autograd.grad(
+        forward.output, list(forward.leaves.values()), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(forward.leaves, grads, strict=True))

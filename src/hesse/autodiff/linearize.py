@@ -1,0 +1,253 @@
+"""`linearize`: the one door from calculus to algebra."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.autograd.forward_ad as fwd
+from torch import Tensor
+
+from hesse.autodiff.attention import differentiable_attention
+from hesse.autodiff.cuts import diagnose
+from hesse.autodiff.recording import Function, Recording, nodes, record
+from hesse.core import random
+from hesse.core.errors import DetachedError, HolomorphyError, UnsupportedError
+from hesse.core.space import Space
+from hesse.core.tree import Tree
+from hesse.operators.base import LinearOperator
+
+SMALL_GRAPH_BYTES = 2**20  # below this, a pass is bound by overhead and vectors share one batched pass (benchmarks/blocks.py)
+
+
+class Linearization(NamedTuple):
+    """A function's value at a point and its derivative there.
+
+    Attributes:
+        value: what ``f(x)`` returned.
+        jacobian: the operator from the space of x to the space of the value.
+    """
+
+    value: Tree
+    jacobian: LinearOperator
+
+
+class JacobianOperator(LinearOperator):
+    """The derivative of a function at a point, from a graph that is kept.
+
+    ``J.T @ u`` is one backward pass through the kept graph. ``J @ v`` runs the function once in forward mode; functions whose
+    ops have no forward mode, or whose forward and reverse derivatives disagree (dropout drawn anew, PyTorch's own errors),
+    are differentiated twice in reverse mode instead, on the kept graph. The choice is made, and checked, at the first product.
+    """
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        self.in_space, self.out_space = recording.in_space, recording.out_space
+        self._forward_works: bool | None = None
+        self._double: tuple[list[Tensor], list[Tensor]] | None = None
+
+    def mv(self, v: Tree) -> Tree:
+        tangents = cast_leaves(self.in_space, v, "tangent")
+        if self._forward_works is not False:
+            try:
+                result = self._push(tangents)
+            except (RuntimeError, NotImplementedError):
+                if self._forward_works:
+                    raise
+                result = None
+            if self._forward_works is None:
+                self._forward_works = result is not None and self._agrees(tangents, result)
+            if self._forward_works and result is not None:
+                return self.out_space.rebuild(result)
+        return self.out_space.rebuild(self._push_by_double_reverse(tangents))
+
+    def _push(self, tangents: list[Tensor]) -> list[Tensor]:
+        r = self.recording
+        if r.functorch:
+            return list(torch.func.jvp(lambda *xs: tuple(r.outputs_at(xs)), tuple(r.inputs), tuple(tangents))[1])
+        with differentiable_attention(), torch.set_grad_enabled(r.attached), fwd.dual_level():
+            primals = r.inputs if r.attached else [leaf.detach() for leaf in r.inputs]
+            duals = [fwd.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)]
+            outputs = r.outputs_at(duals)
+            pairs = [fwd.unpack_dual(y) for y in outputs]
+            return [torch.zeros_like(y) if p.tangent is None else p.tangent for y, p in zip(outputs, pairs, strict=True)]
+
+    def _agrees(self, tangents: list[Tensor], pushed: list[Tensor]) -> bool:
+        """Whether <u, J v> from forward mode equals <J^T u, v> from the kept graph, for one random u."""
+        r = self.recording
+        if r.functorch:
+            return True
+        generator = random.make_generator()
+        cotangents = [random.normal(y.shape, y.dtype, y.device, generator) for y in r.outputs]
+        pulled = r.pull(cotangents)
+        return same_pairing(cotangents, pushed, pulled, tangents)
+
+    def _push_by_double_reverse(self, tangents: list[Tensor]) -> list[Tensor]:
+        """J v as the derivative of ``u -> J^T u``, which is linear (Townsend 2017, "A new trick for calculating Jacobian
+        vector products")."""
+        r = self.recording
+        if r.functorch:
+            raise UnsupportedError(
+                "J @ v inside a torch.func transform needs forward mode.",
+                "an op without forward mode",
+                "apply the operator outside of the transform",
+            )
+        if self._double is None:
+            dummies = [torch.zeros_like(y).requires_grad_() for y in r.outputs]
+            used = [(y, u) for y, u in zip(r.outputs, dummies, strict=True) if y.requires_grad]
+            if not used:
+                return [torch.zeros_like(y) for y in r.outputs]
+            with torch.enable_grad():
+                pulled = torch.autograd.grad(
+                    [y for y, _ in used],
+                    r.inputs,
+                    [u for _, u in used],
+                    create_graph=True,
+                    retain_graph=True,
+                    allow_unused=True,
+                    materialize_grads=True,
+                )
+            self._double = (dummies, list(pulled))
+        dummies, pulled = self._double
+        pairs = [(g, t) for g, t in zip(pulled, tangents, strict=True) if g.requires_grad]
+        if not pairs:
+            return [torch.zeros_like(y) for y in r.outputs]
+        pushed = torch.autograd.grad(
+            [g for g, _ in pairs],
+            dummies,
+            [t for _, t in pairs],
+            retain_graph=True,
+            create_graph=r.attached,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return list(pushed)
+
+    def transpose(self) -> LinearOperator:
+        return _Transposed(self)
+
+
+class _Transposed(LinearOperator):
+    """``J.T``: backward passes through the kept graph."""
+
+    def __init__(self, jacobian: JacobianOperator) -> None:
+        self.jacobian = jacobian
+        self.in_space, self.out_space = jacobian.out_space, jacobian.in_space
+        recording = jacobian.recording
+        self._small = recording.functorch or recording.graph_bytes() < SMALL_GRAPH_BYTES
+
+    def _pull(self, parts: list[Tensor], *, batched: bool) -> Tree:
+        pulled = self.jacobian.recording.pull([_conjugate(part) for part in parts], batched=batched)
+        return self.out_space.rebuild([_conjugate(part) for part in pulled])
+
+    def mv(self, v: Tree) -> Tree:
+        return self._pull(cast_leaves(self.in_space, v, "cotangent"), batched=False)
+
+    def mm(self, V: Tree) -> Tree:
+        if not self._small:
+            return super().mm(V)
+        return self._pull(cast_leaves(self.in_space, V, "cotangents", 1), batched=True)
+
+    def transpose(self) -> LinearOperator:
+        return self.jacobian
+
+
+def _conjugate(part: Tensor) -> Tensor:
+    return part.conj().resolve_conj() if part.is_complex() else part
+
+
+def cast_leaves(space: Space, v: Tree, what: str, batch_ndim: int = 0) -> list[Tensor]:
+    """The leaves of a vector in the dtypes of its space."""
+    return [part.to(dtype) for part, dtype in zip(space.check(v, what, batch_ndim), space.dtypes, strict=True)]
+
+
+def same_pairing(u: list[Tensor], Jv: list[Tensor], JTu: list[Tensor], v: list[Tensor]) -> bool:
+    """Whether ``<u, J v> = <J^T u, v>`` to rounding, in PyTorch's convention for complex numbers."""
+    left, scale = _pair(u, Jv)
+    right, other = _pair(JTu, v)
+    eps = max(torch.finfo(t.dtype).eps for t in [*u, *v])
+    size = sum(t.numel() for t in [*u, *v])
+    slack = 64 * eps * max(scale, other) * max(1.0, size**0.25)
+    return bool(abs(left - right) <= slack) or left == right
+
+
+def _pair(first: list[Tensor], second: list[Tensor]) -> tuple[float, float]:
+    value = scale = 0.0
+    for a, b in zip(first, second, strict=True):
+        wide = torch.promote_types(a.dtype, torch.float32)
+        product = (a.detach().to(wide).conj() * b.detach().to(wide)).real.double()
+        value += float(product.sum())
+        scale += float(product.abs().sum())
+    return value, scale
+
+
+def require_connected(recording: Recording, asked: str) -> None:
+    """Refuse a function whose value was cut off from its input; a derivative that really is zero is let through.
+
+    Raises:
+        DetachedError: with the call that cut the graph and its source line.
+    """
+    if recording.functorch or _connected(recording):
+        return
+    diagnosis = diagnose(lambda: recording.f(recording.x), recording.inputs)
+    if not diagnosis.is_zero:
+        raise DetachedError(
+            asked,
+            f"the value does not depend on the variables through the graph: {diagnosis}",
+            "keep the computation in torch: no .item(), .data, .detach(), numpy() or new Variable between input and value",
+        )
+
+
+def _connected(recording: Recording) -> bool:
+    own = {id(leaf) for leaf in recording.inputs}
+    own_nodes = {leaf.grad_fn for leaf in recording.inputs if leaf.grad_fn is not None}
+    if any(id(y) in own for y in recording.outputs):
+        return True
+    roots = [y.grad_fn for y in recording.outputs if y.grad_fn is not None]
+    return any(n in own_nodes or (hasattr(n, "variable") and id(n.variable) in own) for n in nodes(roots))
+
+
+def require_one_field(recording: Recording, asked: str) -> None:
+    """Refuse mixed real and complex leaves, and complex functions that are not holomorphic at x.
+
+    Raises:
+        HolomorphyError: with the remedy.
+    """
+    kinds = {dtype.is_complex for dtype in (*recording.in_space.dtypes, *recording.out_space.dtypes)}
+    if kinds == {False}:
+        return
+    remedy = "differentiate x -> torch.view_as_real(f(torch.view_as_complex(x))), a function between real spaces"
+    if kinds == {True, False}:
+        raise HolomorphyError(asked, "real and complex leaves together, between which no derivative is linear over C", remedy)
+    generator = random.make_generator()
+    cotangents = [random.normal(y.shape, y.dtype, y.device, generator) for y in recording.outputs]
+    straight, turned = recording.pull(cotangents), recording.pull([1j * u for u in cotangents])
+    for name, a, b in zip(recording.in_space.names, straight, turned, strict=True):
+        eps = torch.finfo(a.dtype).eps
+        if not recording.functorch and bool(((1j * a - b).abs().max() if a.numel() else 0) > 1e3 * eps * (a.norm() + b.norm())):
+            raise HolomorphyError(asked, f"f is not holomorphic in '{name or 'x'}' at this point", remedy)
+
+
+def linearize(f: Function, x: Any) -> Linearization:
+    """The value of ``f`` at ``x`` and its derivative there, as an operator.
+
+    Args:
+        f: any function of a tree that returns a tree of tensors.
+        x: the point: a tree of tensors and Python floats.
+
+    Returns:
+        ``(value, jacobian)``; `jacobian` maps trees like x to trees like the value. Complex functions have to be
+        holomorphic; then ``J @ v`` is f'(x) v, without conjugation.
+
+    Raises:
+        LeafError: an integer leaf. DetachedError: the graph was cut, with the line that cut it.
+        HolomorphyError: a complex function that is not holomorphic. NonFiniteError: NaN in x.
+
+    Cost: one forward pass; then one backward pass for each ``J.T @ u``, and one forward pass in forward mode (about
+    1 gradient) for each ``J @ v``, with one backward pass more at the first, which checks it.
+    """
+    asked = "linearize(f, x) differentiates a function of floating-point tensors."
+    recording = record(f, x, asked)
+    require_connected(recording, asked)
+    require_one_field(recording, asked)
+    return Linearization(recording.value, JacobianOperator(recording))

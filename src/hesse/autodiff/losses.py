@@ -1,0 +1,107 @@
+"""The loss of a batch by sample: by a rule for known losses, sample by sample for any other callable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.core.errors import DataError, MixedSamplesError, NonScalarError, StructureError
+from hesse.rules.losses import SampleLoss, known_loss
+
+
+@dataclass(frozen=True, eq=False)
+class BatchLoss:
+    """The contributions of the samples of one batch.
+
+    Attributes:
+        contributions: ``[n]``, not reduced.
+        mass: what the batch loss divides their sum by.
+        additive: whether the losses of two batches add up instead of averaging by mass.
+    """
+
+    contributions: Tensor
+    mass: float
+    additive: bool
+
+
+def loss_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, count: int, asked: str) -> BatchLoss:
+    """Take the loss of a batch apart.
+
+    A known loss (one with a rule) gives each sample's unreduced contribution, positions of one sample added up. For any other
+    callable, sample i contributes ``loss(output[i:i+1], target[i:i+1])``, and the batch loss has to be their sum or mean.
+
+    Raises:
+        MixedSamplesError: the batch loss is neither.
+        NonScalarError: the loss is no scalar.
+        DataError: output or target have another number of rows.
+    """
+    rule = known_loss(loss)
+    if rule is not None and isinstance(output, Tensor) and isinstance(target, Tensor):
+        terms = rule.contributions(output, target)
+        if terms.ndim == 0 or terms.shape[0] % count:
+            raise DataError(
+                asked,
+                f"a loss over {tuple(terms.shape)} elements for {count} samples",
+                "give output and target the batch as first axis",
+            )
+        return BatchLoss(terms.reshape(count, -1).sum(1), rule.mass(output.detach(), target), rule.additive)
+    return _sample_by_sample(loss, output, target, count, asked)
+
+
+def _sample_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, count: int, asked: str) -> BatchLoss:
+    if not isinstance(output, Tensor) or output.ndim == 0 or output.shape[0] != count:
+        found = (
+            f"output of shape {tuple(output.shape)}"
+            if isinstance(output, Tensor)
+            else f"an output of type {type(output).__name__}"
+        )
+        raise StructureError(
+            asked, f"{found} for {count} samples", "return a tensor whose first axis is the batch (output=lambda o: o.logits)"
+        )
+    rows = [_scalar(loss(output[i : i + 1], _row(target, i)), asked) for i in range(count)]
+    terms = torch.stack(rows)
+    twice = torch.arange(count).repeat(2 if count == 1 else 1).to(output.device)
+    with torch.no_grad():
+        whole = _scalar(loss(output[twice], target[twice] if isinstance(target, Tensor) else target), asked)
+        total = terms[twice].sum()
+        slack = 64 * torch.finfo(whole.dtype).eps * float(terms.abs().sum() + 1e-30) * max(1, len(twice)) ** 0.5
+        if abs(float(whole - total)) <= slack:
+            return BatchLoss(terms, 1.0, additive=True)
+        if abs(float(whole * len(twice) - total)) <= slack * 2:
+            return BatchLoss(terms, float(count), additive=False)
+    raise MixedSamplesError(
+        asked,
+        f"a loss of {float(whole):.6g} for the batch, neither the sum of its samples ({float(total):.6g}) nor their mean",
+        "use a loss that adds or averages over samples (hesse knows the normalizers of PyTorch's own losses)",
+    )
+
+
+def _row(target: Any, i: int) -> Any:
+    return target[i : i + 1] if isinstance(target, Tensor) else target
+
+
+def _scalar(value: Any, asked: str) -> Tensor:
+    if not isinstance(value, Tensor):
+        raise StructureError(asked, f"the loss returned {type(value).__name__}", "return a 0-d tensor, not .item()")
+    if value.numel() != 1:
+        raise NonScalarError(asked, f"the loss returned shape {tuple(value.shape)}", "reduce it: loss(...).sum() or .mean()")
+    return value.reshape(())
+
+
+def batch_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, asked: str) -> Tensor:
+    """The loss of a batch as the user's callable gives it, checked to be a scalar."""
+    return _scalar(loss(output, target), asked)
+
+
+def batch_mass(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, count: int, asked: str) -> tuple[float, bool]:
+    """The normalizer of a batch's loss, and whether losses of batches add up."""
+    rule: SampleLoss | None = known_loss(loss)
+    with torch.no_grad():
+        if rule is not None and isinstance(output, Tensor) and isinstance(target, Tensor):
+            return rule.mass(output, target), rule.additive
+        result = _sample_by_sample(loss, output, target, count, asked)
+    return result.mass, result.additive

@@ -1,0 +1,215 @@
+"""What users pass as a model and as data, brought to one form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hesse.autodiff.functional import functional
+from hesse.core import tree
+from hesse.core.errors import (
+    DataError,
+    DeviceError,
+    LeafError,
+    MixedSamplesError,
+    NonFiniteError,
+    StructureError,
+    UnsupportedError,
+)
+from hesse.core.tree import Tree
+
+Selection = Iterable[str] | Callable[[str, Tensor], bool] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model: a function of parameters and inputs, and the parameters.
+
+    Attributes:
+        call: ``call(params, inputs)``.
+        params: tree of the parameters to differentiate by, detached.
+        key: the user's object, under which facts about its graphs are remembered.
+        module: the module behind it, or None for a function.
+        output: picks the tensor out of what the model returns.
+    """
+
+    call: Callable[[Tree, Any], Any]
+    params: Tree
+    key: Any
+    module: nn.Module | None
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return tree.leaves(self.params)[0].device
+
+
+def as_model(model: Any, *, params: Selection = None, output: Callable[[Any], Tensor] | None = None) -> Model:
+    """Bring a module, or a pair ``(f, params)``, to one form.
+
+    Args:
+        model: an `nn.Module`, or ``(f, params)`` with ``f(params, *inputs)``.
+        params: names of the parameters to differentiate by, or a predicate ``(name, tensor) -> bool``; default: all that
+            require grad (for a pair: all).
+        output: picks the tensor out of what the model returns.
+
+    Raises:
+        StructureError: neither of the two. MixedSamplesError: batch normalization in train mode.
+        UnsupportedError: an embedding with max_norm, which changes its weight when it is used.
+    """
+    if isinstance(model, nn.Module):
+        _refuse_modules(model)
+        f, everything = functional(model)
+        key, module = model, model
+    elif isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
+        f, everything = model
+        everything = tree.map_tree(lambda p: torch.as_tensor(p).detach(), everything)
+        key = getattr(f, "module", f)
+        module = key if isinstance(key, nn.Module) else None
+        if module is not None:
+            _refuse_modules(module)
+    else:
+        raise StructureError(
+            "A model is an nn.Module or a pair (f, params).", type(model).__name__, "pass functional(module) or (f, params)"
+        )
+    chosen = _choose(everything, params)
+    frozen = dict(tree.named_leaves(everything))
+
+    def call(values: Tree, inputs: Any) -> Any:
+        whole = values if chosen is everything else _merge(everything, frozen, values)
+        if isinstance(inputs, dict):
+            result = f(whole, **inputs)
+        else:
+            result = f(whole, *inputs) if isinstance(inputs, tuple) else f(whole, inputs)
+        return result if output is None else output(result)
+
+    named = tree.named_leaves(chosen)
+    if not named:
+        raise StructureError("A model needs parameters to differentiate by.", "none", "set requires_grad, or pass params=")
+    for name, leaf in named:
+        if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+            raise LeafError("Parameters are floating-point tensors.", f"{leaf.dtype} at '{name}'", "leave it out by params=")
+        if bool(torch.isnan(leaf).any()):
+            raise NonFiniteError("Parameters have to be finite.", f"NaN at '{name}'", "find where it came from first")
+    return Model(call, chosen, key, module)
+
+
+def _choose(everything: Tree, params: Selection) -> Tree:
+    if params is None:
+        return everything
+    named = dict(tree.named_leaves(everything))
+    if callable(params):
+        return {name: leaf for name, leaf in named.items() if params(name, leaf)}
+    wanted = list(params)
+    unknown = [name for name in wanted if name not in named]
+    if unknown:
+        raise StructureError(
+            "params= takes names of parameters.", f"no trainable parameter {unknown[0]!r}", f"one of {list(named)[:8]}"
+        )
+    return {name: leaf for name, leaf in named.items() if name in wanted}
+
+
+def _merge(everything: Tree, frozen: dict[str, Tensor], values: dict[str, Tensor]) -> Tree:
+    _, structure = tree.flatten(everything)
+    return structure.unflatten(values.get(name, leaf) for name, leaf in frozen.items())
+
+
+def _refuse_modules(module: nn.Module) -> None:
+    for name, part in module.named_modules():
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise MixedSamplesError(
+                "Derivatives of a model need samples that do not influence each other.",
+                f"batch normalization with batch statistics: '{name}' ({type(part).__name__})",
+                "call model.eval(), or use group or layer normalization",
+            )
+        if isinstance(part, (nn.Embedding, nn.EmbeddingBag)) and part.max_norm is not None:
+            raise UnsupportedError(
+                "Derivatives of a model leave the model as it is.",
+                f"'{name}' ({type(part).__name__}) has max_norm, which rescales its weight whenever it is used",
+                "set max_norm=None and normalize the weight yourself",
+            )
+
+
+def split_batch(batch: Any, asked: str, *, target_needed: bool = True) -> tuple[Any, Any]:
+    """``(inputs, targets)`` of one batch.
+
+    Raises:
+        DataError: not a pair.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0] if not isinstance(batch[0], list) else tuple(batch[0]), batch[1]
+    if not target_needed and isinstance(batch, (Tensor, dict)):
+        return batch, None
+    raise DataError(
+        asked,
+        f"{_describe(batch)} as a batch",
+        "pass (inputs, targets); inputs: a tensor, a tuple of positional inputs, or a dict of keyword inputs",
+    )
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    size = f" of length {len(value)}" if isinstance(value, (tuple, list)) else ""
+    return f"a {type(value).__name__}{size}"
+
+
+def is_one_batch(data: Any) -> bool:
+    """Whether data is one batch (a pair) rather than an iterable of batches."""
+    if isinstance(data, tuple):
+        return len(data) == 2
+    if isinstance(data, list) and len(data) == 2:
+        return not all(isinstance(item, (tuple, list)) and len(item) == 2 for item in data)
+    return False
+
+
+def sample_count(inputs: Any, targets: Any, asked: str) -> int:
+    """The number of samples: the length of the first axis of every input tensor, and of the targets.
+
+    Raises:
+        DataError: no samples, no tensor, or axes of different lengths, by name.
+    """
+    size, first = None, ""
+    for side, part in (("input", inputs), ("target", targets)):
+        for name, leaf in tree.named_leaves(part):
+            if not isinstance(leaf, Tensor):
+                continue
+            label = f"{side} '{name}'" if name else side
+            if leaf.ndim == 0:
+                raise DataError(asked, f"{label} has no axis", "give every tensor the batch as its first axis")
+            if size is not None and leaf.shape[0] != size:
+                raise DataError(
+                    asked,
+                    f"{label} has {leaf.shape[0]} rows where {first} has {size}",
+                    "give every tensor the batch as its first axis, of the same length",
+                )
+            size, first = leaf.shape[0], first or label
+    if size is None:
+        raise DataError(asked, "no tensor among the inputs", "pass tensors")
+    if size == 0:
+        raise DataError(asked, "a batch of size 0", "pass at least one sample")
+    return size
+
+
+def check_inputs(model: Model, inputs: Any, asked: str) -> None:
+    """Refuse NaN among the inputs and inputs on another device than the parameters."""
+    for name, leaf in tree.named_leaves(inputs):
+        if not isinstance(leaf, Tensor):
+            continue
+        if leaf.device != model.device:
+            raise DeviceError(
+                asked, f"input '{name}' on {leaf.device}, parameters on {model.device}", "move them to one device"
+            )
+        if leaf.dtype.is_floating_point and bool(torch.isnan(leaf).any()):
+            row = int(torch.isnan(leaf).nonzero()[0, 0]) if leaf.ndim else 0
+            raise NonFiniteError(asked, f"NaN in input '{name}', first in sample {row}", "clean the data")
+
+
+def select_rows(value: Any, rows: Tensor) -> Any:
+    """The given samples of a tree of inputs or targets."""
+    return tree.map_tree(lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) else leaf, value)

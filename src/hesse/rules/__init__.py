@@ -1,0 +1,1 @@
+"""Knowledge, one small file per key: forms, layer rules, loss rules."""

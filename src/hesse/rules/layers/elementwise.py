@@ -1,0 +1,39 @@
+"""Elementwise ops in which a weight is broadcast against data: sums, differences, products, expansion."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from hesse.rules.forms import Dense, Form
+from hesse.rules.layers.meeting import Meeting, layer_rules
+
+
+@layer_rules.register("AddBackward0")
+def add(meeting: Meeting) -> Form | None:
+    """``self + alpha * other``."""
+    scale = meeting.saved("alpha") if meeting.index == 1 else 1
+    return Dense(_scaled(meeting.sum_to_weight(meeting.g), scale))
+
+
+@layer_rules.register("SubBackward0")
+def sub(meeting: Meeting) -> Form | None:
+    """``self - alpha * other``."""
+    scale = -meeting.saved("alpha") if meeting.index == 1 else 1
+    return Dense(_scaled(meeting.sum_to_weight(meeting.g), scale))
+
+
+@layer_rules.register("MulBackward0")
+def mul(meeting: Meeting) -> Form | None:
+    """``self * other``."""
+    z = meeting.saved("other" if meeting.index == 0 else "self")
+    return Dense(meeting.sum_to_weight(meeting.g * (z.conj() if z.is_complex() else z)))
+
+
+@layer_rules.register("ExpandBackward0")
+def expand(meeting: Meeting) -> Form | None:
+    """A weight repeated for every sample by broadcasting (`expand`)."""
+    return Dense(meeting.sum_to_weight(meeting.g))
+
+
+def _scaled(rows: Tensor, scale: float) -> Tensor:
+    return rows if scale == 1 else rows * scale
