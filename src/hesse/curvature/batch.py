@@ -1,0 +1,78 @@
+"""Operators of one batch or of a data set: what all curvature operators share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+
+from hesse.autodiff.losses import batch_mass
+from hesse.autodiff.model import Model, check_inputs, is_one_batch, sample_count, split_batch
+from hesse.core.tree import Tree
+from hesse.operators.average import Average, refuse_one_shot
+from hesse.operators.base import LinearOperator
+
+BatchLoss = Callable[[Any, Any], Tensor]
+
+
+class OfBatch(LinearOperator):
+    """An operator of one batch, with the normalizer of the batch's loss (found when it is asked for).
+
+    Attributes:
+        operator: what does the work.
+        mass: the normalizer of the loss.
+        additive: whether the losses of two batches add up instead of averaging by mass.
+    """
+
+    def __init__(self, operator: LinearOperator, normalizer: Callable[[], tuple[float, bool]]) -> None:
+        self.operator, self._find = operator, normalizer
+        self.in_space, self.out_space, self.tags = operator.in_space, operator.out_space, operator.tags
+
+    @cached_property
+    def _normalizer(self) -> tuple[float, bool]:
+        return self._find()
+
+    @property
+    def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The normalizer of the batch's loss."""
+        return self._normalizer[0]
+
+    @property
+    def additive(self) -> bool:
+        """Whether the losses of two batches add up."""
+        return self._normalizer[1]
+
+    def mv(self, v: Tree) -> Tree:
+        return self.operator.mv(v)
+
+    def mm(self, V: Tree) -> Tree:
+        return self.operator.mm(V)
+
+    def transpose(self) -> LinearOperator:
+        return OfBatch(self.operator.T, self._find)
+
+    def __repr__(self) -> str:
+        return repr(self.operator)
+
+
+def over_data(make: Callable[[Any], LinearOperator], data: Any, asked: str) -> LinearOperator:
+    """The operator of one batch, or the average over an iterable of batches."""
+    if is_one_batch(data):
+        return make(data)
+    refuse_one_shot(data, asked)
+    return Average(make, data)
+
+
+def open_batch(model: Model, batch: Any, asked: str) -> tuple[Any, Any, int]:
+    """``(inputs, targets, number of samples)`` of a batch, checked."""
+    inputs, targets = split_batch(batch, asked)
+    count = sample_count(inputs, targets, asked)
+    check_inputs(model, inputs, asked)
+    return inputs, targets, count
+
+
+def normalizer(loss: BatchLoss, output: Any, targets: Any, count: int, asked: str) -> Callable[[], tuple[float, bool]]:
+    """Finds the loss's normalizer when it is asked for (a loss without a rule is run on single samples for it)."""
+    return lambda: batch_mass(loss, output, targets, count, asked)

@@ -1,0 +1,80 @@
+"""Jacobians of functions that treat rows independently: one pass serves the same column of every row."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from hesse.autodiff.blocks import chunk_for, pull_block, push_block
+from hesse.autodiff.independence import batch_size, require_independent_rows
+from hesse.autodiff.recording import Recording
+from hesse.core.batching import slices
+from hesse.core.memory import Budget
+
+
+def row_jacobians(recording: Recording, mode: str, memory: Budget | None, asked: str) -> list[list[Tensor]]:
+    """``[n, *m, *d]`` for every pair of an output leaf ``[n, *m]`` and an input leaf ``[n, *d]``, after proving independence.
+
+    Cost: min(m, d) passes, and about log2(n) backward passes for the proof.
+    """
+    size = batch_size(recording, asked)
+    m, d = recording.out_space.dim // size, recording.in_space.dim // size
+    result = 2 * size * m * d * recording.in_space.dtype.itemsize
+    chunk = chunk_for(recording, m + d, result, memory, "a batched Jacobian")
+    require_independent_rows(recording, asked, chunk)
+    if mode == "forward" or (mode == "auto" and d < m):
+        try:
+            return _forward(recording, size, chunk)
+        except (RuntimeError, NotImplementedError):
+            if mode == "forward":
+                raise
+    return _reverse(recording, size, chunk)
+
+
+def _reverse(recording: Recording, size: int, chunk: int) -> list[list[Tensor]]:
+    table = []
+    for index, output in enumerate(recording.outputs):
+        pieces = []
+        for columns in slices(output.numel() // size, chunk, "Jacobian rows"):
+            only: list[Tensor | None] = [None] * len(recording.outputs)
+            only[index] = same_unit_in_every_row(output, columns)
+            pieces.append(pull_block(recording, only))
+        joined = [torch.cat(group).movedim(0, 1) for group in zip(*pieces, strict=True)]
+        shape = output.shape
+        table.append([(g.conj().resolve_conj() if g.is_complex() else g).reshape(shape + g.shape[2:]) for g in joined])
+    return table
+
+
+def _forward(recording: Recording, size: int, chunk: int) -> list[list[Tensor]]:
+    columns: list[list[Tensor]] = []
+    for index, leaf in enumerate(recording.inputs):
+        pieces = []
+        for part in slices(leaf.numel() // size, chunk, "Jacobian columns"):
+            unit = same_unit_in_every_row(leaf, part)
+            block = [
+                unit if i == index else other.new_zeros(unit.shape[0], *other.shape) for i, other in enumerate(recording.inputs)
+            ]
+            pieces.append(push_block(recording, block))
+        columns.append([torch.cat(group).movedim(0, -1) for group in zip(*pieces, strict=True)])
+    return [
+        [columns[j][i].reshape(output.shape + leaf.shape[1:]) for j, leaf in enumerate(recording.inputs)]
+        for i, output in enumerate(recording.outputs)
+    ]
+
+
+def same_unit_in_every_row(leaf: Tensor, columns: slice) -> Tensor:
+    """``[k, n, *d]``: for each of the given positions, the unit vector of a row, the same in all n rows."""
+    count, size = columns.stop - columns.start, leaf.shape[0]
+    block = torch.zeros(count, size, leaf.numel() // size, dtype=leaf.dtype, device=leaf.device)
+    block[torch.arange(count), :, torch.arange(columns.start, columns.stop)] = 1
+    return block.reshape(count, *leaf.shape)
+
+
+def spread(block: Tensor, out_ndim: int) -> Tensor:
+    """Row Jacobians ``[n, *m, *d]`` as a dense Jacobian ``[n, *m, n, *d]`` that is zero between different rows."""
+    size = block.shape[0]
+    result = block.new_zeros(*block.shape[:out_ndim], size, *block.shape[out_ndim:])
+    index = torch.arange(size, device=block.device)
+    moved = result.movedim(out_ndim, 1)
+    moved[index, index] = block
+    return result

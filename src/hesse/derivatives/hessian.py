@@ -1,0 +1,165 @@
+"""`hessian` and `laplacian` of any real function of a tree."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from hesse.autodiff.attention import differentiable_attention
+from hesse.autodiff.blocks import chunk_for, pull_block, unit_blocks
+from hesse.autodiff.independence import require_independent_rows
+from hesse.autodiff.linearize import require_connected
+from hesse.autodiff.recording import Function, Recording, record
+from hesse.autodiff.second_order import HessianOperator, gradient_recording, record_scalar
+from hesse.core.batching import slices
+from hesse.core.errors import HolomorphyError, NonScalarError
+from hesse.core.memory import Budget
+from hesse.core.tree import Tree
+from hesse.derivatives.batched import same_unit_in_every_row, spread
+from hesse.derivatives.jacobian import one_of
+
+_HESSIAN = "hessian(f, x) differentiates a function with one real value twice."
+_LAPLACIAN = "laplacian(f, x) adds up the second derivatives of a function with one real value."
+
+
+class HessianResult(NamedTuple):
+    """A function's value and its Hessian, in the layout that was asked for."""
+
+    value: Tree
+    hessian: Any
+
+
+class LaplacianResult(NamedTuple):
+    """A function's value and its Laplacian: 0-d, or ``[n]`` for structure="batched"."""
+
+    value: Tree
+    laplacian: Tensor
+
+
+def hessian(
+    f: Function,
+    x: Any,
+    *,
+    structure: Literal["auto", "dense", "batched"] = "auto",
+    layout: Literal["dense", "batched", "operator"] | None = None,
+    memory: Budget | None = None,
+) -> HessianResult:
+    """The value and the Hessian of a real function of a tree of tensors.
+
+    Args:
+        f: takes the tree x and returns one real number; with structure="batched" one number a row, ``[n]`` or ``[n, 1]``.
+        x: a tensor, a Python float, or any nesting of dicts, lists, tuples, named tuples and dataclasses of them.
+        structure: how it is computed. "batched": rows of x are independent, which is proved before it is used.
+        layout: what comes back. "dense" (the default): ``x.shape + x.shape`` for every pair of leaves, as a tree like x of
+            trees like x. "batched" (the default for structure="batched"): ``[n, d, d]``. "operator": a `LinearOperator`.
+        memory: budget in bytes, as a fraction of what is free, or as text ("2GiB").
+
+    Returns:
+        ``(value, hessian)``; differentiable with respect to whatever upstream requires grad.
+
+    Raises:
+        NonScalarError: more than one number. StructureError: an already computed tensor instead of a function.
+        MixedSamplesError: structure="batched" and the rows are not independent. Others as `jacobian`.
+
+    Cost: one gradient, then one product of 1 to 2 gradients a column (batched: a column of all rows at once), which share
+    passes while the memory budget and the cache allow.
+    """
+    one_of("structure", structure, ("auto", "dense", "batched"))
+    layout = layout or ("batched" if structure == "batched" else "dense")
+    one_of("layout", layout, ("dense", "batched", "operator"))
+    if structure == "batched" or layout == "batched":
+        recording, size, chunk = _record_rows(f, x, memory, _HESSIAN)
+        if layout == "operator":
+            return HessianResult(recording.value, HessianOperator(recording))
+        space, table = recording.in_space, _row_hessians(recording, size, chunk)
+        if layout == "dense":
+            leaves = recording.inputs
+            table = [[spread(b, leaf.ndim) for b in row] for row, leaf in zip(table, leaves, strict=True)]
+        return HessianResult(recording.value, space.rebuild([space.rebuild(row) for row in table]))
+    recording = record_scalar(f, x, _HESSIAN)
+    if layout == "operator":
+        return HessianResult(recording.value, HessianOperator(recording))
+    gradient, space = gradient_recording(recording), recording.in_space
+    result = 2 * space.dim**2 * space.dtype.itemsize
+    chunk = chunk_for(gradient, space.dim, result, memory, "a dense Hessian")
+    pieces: list[list[list[Tensor]]] = [[] for _ in recording.inputs]
+    for index, _, block in unit_blocks(recording.inputs, chunk, "Hessian rows"):
+        only = [u if i == index else None for i, u in enumerate(block)]
+        pieces[index].append(pull_block(gradient, list(only)))
+    table = [
+        [torch.cat(group).reshape(leaf.shape + group[0].shape[1:]) for group in zip(*parts, strict=True)]
+        for leaf, parts in zip(recording.inputs, pieces, strict=True)
+    ]
+    return HessianResult(recording.value, space.rebuild([space.rebuild(row) for row in table]))
+
+
+def laplacian(
+    f: Function, x: Any, *, structure: Literal["auto", "dense", "batched"] = "auto", memory: Budget | None = None
+) -> LaplacianResult:
+    """The value and the Laplacian (the trace of the Hessian) of a real function of a tree of tensors.
+
+    Args:
+        f: takes the tree x and returns one real number; with structure="batched" one number a row, ``[n]`` or ``[n, 1]``.
+        x: the point, a tree of tensors and Python floats.
+        structure: "batched": rows of x are independent, which is proved before it is used; gives ``[n]``.
+        memory: budget in bytes, as a fraction of what is free, or as text ("2GiB").
+
+    Returns:
+        ``(value, laplacian)``, exact; differentiable with respect to whatever upstream requires grad, so that a residual
+        of a differential equation trains.
+
+    Raises:
+        As `hessian`.
+
+    Cost: one gradient, then 1 to 2 gradients a coordinate (batched: a coordinate of a row, for all rows at once).
+    """
+    one_of("structure", structure, ("auto", "dense", "batched"))
+    if structure == "batched":
+        recording, size, chunk = _record_rows(f, x, memory, _LAPLACIAN)
+        gradient = gradient_recording(recording)
+        terms = []
+        for index, leaf in enumerate(recording.inputs):
+            for columns in slices(leaf.numel() // size, chunk, "Laplacian"):
+                only: list[Tensor | None] = [None] * len(recording.inputs)
+                unit = same_unit_in_every_row(leaf, columns)
+                only[index] = unit
+                terms.append((pull_block(gradient, only)[index] * unit).flatten(2).sum((0, 2)))
+        return LaplacianResult(recording.value, torch.stack(terms).sum(0))
+    recording = record_scalar(f, x, _LAPLACIAN)
+    gradient = gradient_recording(recording)
+    chunk = chunk_for(gradient, recording.in_space.dim, 0, memory, "a Laplacian")
+    terms = []
+    for index, _, block in unit_blocks(recording.inputs, chunk, "Laplacian"):
+        only = [u if i == index else None for i, u in enumerate(block)]
+        terms.append((pull_block(gradient, list(only))[index] * block[index]).sum())
+    return LaplacianResult(recording.value, torch.stack(terms).sum())
+
+
+def _record_rows(f: Function, x: Any, memory: Budget | None, asked: str) -> tuple[Recording, int, int]:
+    with differentiable_attention():
+        recording = record(f, x, asked)
+    if any(dtype.is_complex for dtype in (*recording.in_space.dtypes, *recording.out_space.dtypes)):
+        raise HolomorphyError(asked, "complex numbers", "pass real and imaginary parts (torch.view_as_real) as real inputs")
+    require_connected(recording, asked)
+    chunk = chunk_for(recording, recording.in_space.dim, 0, memory, "a batched Hessian")
+    size = require_independent_rows(recording, asked, chunk)
+    if recording.out_space.dim != size:
+        shapes = [tuple(shape) for shape in recording.out_space.shapes]
+        raise NonScalarError(asked, f"values of shape {shapes} for {size} rows", "return one number a row: [n] or [n, 1]")
+    return recording, size, chunk
+
+
+def _row_hessians(recording: Recording, size: int, chunk: int) -> list[list[Tensor]]:
+    gradient = gradient_recording(recording)
+    table = []
+    for index, leaf in enumerate(recording.inputs):
+        pieces = []
+        for columns in slices(leaf.numel() // size, chunk, "Hessian rows"):
+            only: list[Tensor | None] = [None] * len(recording.inputs)
+            only[index] = same_unit_in_every_row(leaf, columns)
+            pieces.append(pull_block(gradient, only))
+        joined = [torch.cat(group).movedim(0, 1) for group in zip(*pieces, strict=True)]
+        table.append([g.reshape(leaf.shape + g.shape[2:]) for g in joined])
+    return table

@@ -1,0 +1,5 @@
+"""The parameter Jacobian: contractions over the forms that capture finds."""
+
+from hesse.parameters.jacobian import ParameterJacobian, parameter_jacobian
+
+__all__ = ["ParameterJacobian", "parameter_jacobian"]
