@@ -13,8 +13,9 @@ from hesse.core.tree import Tree
 
 
 def slices(total: int, chunk: int, label: str = "") -> Iterator[slice]:
-    """Consecutive slices of at most `chunk` items that cover ``range(total)``; shows progress if labelled."""
-    starts = range(0, total, max(chunk, 1))
+    """Consecutive slices of at most `chunk` items that cover ``range(total)``; shows progress if labeled."""
+    chunk = max(chunk, 1)
+    starts = range(0, total, chunk)
     for start in track(starts, label, len(starts)) if label else starts:
         yield slice(start, min(start + chunk, total))
 

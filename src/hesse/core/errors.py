@@ -1,7 +1,8 @@
 """Typed errors: what was asked, what was found, what to do; one class per kind of remedy.
 
 Every class derives from `HesseError` and from the built-in exception that it refines, so that
-`except ValueError` keeps working for people who do not know hesse.
+`except ValueError` keeps working for people who do not know hesse. Every argument but the first has a
+default, without which Python cannot unpickle an exception (data loader workers and pools send theirs pickled).
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class SymmetryError(HesseError, ValueError):
 class MemoryBudgetError(HesseError, MemoryError):
     """The memory budget is too small; `least` is the number of bytes that would do."""
 
-    def __init__(self, asked: str, found: str, remedy: str, least: int) -> None:
+    def __init__(self, asked: str, found: str = "", remedy: str = "", least: int = 0) -> None:
         super().__init__(asked, found, remedy)
         self.least = least
 
@@ -94,7 +95,7 @@ class MemoryBudgetError(HesseError, MemoryError):
 class NotConvergedError(HesseError, RuntimeError):
     """An iterative method missed its tolerance; `partial` is what it had reached."""
 
-    def __init__(self, asked: str, found: str, remedy: str, partial: Any) -> None:
+    def __init__(self, asked: str, found: str = "", remedy: str = "", partial: Any = None) -> None:
         super().__init__(asked, found, remedy)
         self.partial = partial
 

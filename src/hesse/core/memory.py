@@ -15,7 +15,7 @@ from hesse.core.errors import MemoryBudgetError, StructureError
 Budget = int | float | str
 _state = threading.local()
 _DEFAULT_FRACTION = 0.5
-_UNITS = {"": 1, "B": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
@@ -49,12 +49,11 @@ def _cgroup_available() -> int:
 def parse_budget(budget: Budget, device: torch.device | str = "cpu") -> int:
     """Bytes meant by a budget: an int (bytes), a float in (0, 1] (fraction of what is free), or ``"2GiB"``."""
     if isinstance(budget, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*([KMGT]?)(?:i?B)?\s*", budget, flags=re.IGNORECASE)
+        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([KMGT])i?B?|(B))?\s*", budget, flags=re.IGNORECASE)
         if match:
-            text, unit = match.groups()
-            if unit:
-                return int(float(text) * _UNITS[unit.upper()])
-            budget = float(text) if "." in text else int(text)
+            text, unit, plain = match.groups()
+            number = float(text) if "." in text else int(text)
+            budget = int(number * _UNITS[(unit or "").upper()]) if unit or plain else number
     if isinstance(budget, float) and 0 < budget <= 1:
         return int(budget * free_bytes(device))
     if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:

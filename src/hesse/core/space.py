@@ -78,7 +78,8 @@ class Space:
         if not parts:
             return torch.zeros(0, dtype=self.dtype, device=self.device)
         batch = parts[0].shape[:batch_ndim]
-        return torch.cat([part.reshape(*batch, -1).to(self.dtype, copy=False) for part in parts], dim=-1)
+        pairs = zip(parts, self.sizes, strict=True)
+        return torch.cat([part.reshape(*batch, size).to(self.dtype, copy=False) for part, size in pairs], dim=-1)
 
     def unravel(self, flat: Tensor) -> Tree:
         """Undo `ravel`: ``[*batch, dim]`` into a tree whose leaves are ``[*batch, *shape]``."""
@@ -117,7 +118,8 @@ class Space:
         parts: list[Tensor] = []
         batch: torch.Size | None = None
         for (name, leaf), shape, dtype, device in zip(named, self.shapes, self.dtypes, self.devices, strict=True):
-            part = leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf, dtype=dtype, device=device)
+            number = None if isinstance(leaf, complex) and not dtype.is_complex else dtype
+            part = leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf, dtype=number, device=device)
             if dtype.is_complex < part.dtype.is_complex:
                 raise LeafError(
                     f"{what} must be real here.",
@@ -139,7 +141,7 @@ class Space:
 
     def zeros(self, *batch: int) -> Tree:
         """The zero vector (with batch axes in front)."""
-        return self._fill(lambda shape, dtype, device: torch.zeros(*batch, *shape, dtype=dtype, device=device))
+        return self._fill(lambda shape, dtype, device: torch.zeros((*batch, *shape), dtype=dtype, device=device))
 
     def normal(self, *batch: int, generator: torch.Generator | None = None) -> Tree:
         """A vector of independent standard normal numbers (without a generator: the same one each time)."""
@@ -172,7 +174,11 @@ class Space:
 
 def _cast(part: Tensor, dtype: torch.dtype) -> Tensor:
     if part.dtype.is_complex and not dtype.is_complex:
-        raise LeafError("A complex vector cannot be an element of a real space.", f"{part.dtype} for {dtype}")
+        raise LeafError(
+            "A complex vector cannot be an element of a real space.",
+            f"{part.dtype} for {dtype}",
+            "split the vector into its real and imaginary parts; spaces that mix real and complex leaves have no flat form",
+        )
     return part.to(dtype)
 
 

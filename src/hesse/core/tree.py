@@ -9,7 +9,7 @@ None are *static*: they belong to the structure and are handed back untouched.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -50,10 +50,14 @@ def _is_open_dataclass(value: Any) -> bool:
 
 
 def _lay_open(tree: Tree) -> Tree:
+    if not any(map(_is_open_dataclass, pytree.tree_leaves(tree))):
+        return tree
+
     def visit(leaf: Any) -> Any:
         if not _is_open_dataclass(leaf):
             return leaf
-        return _DataclassNode(type(leaf), {f.name: _lay_open(getattr(leaf, f.name)) for f in dataclasses.fields(leaf)})
+        names = [f.name for f in dataclasses.fields(leaf) if hasattr(leaf, f.name)]  # init=False fields may be unset
+        return _DataclassNode(type(leaf), {name: _lay_open(getattr(leaf, name)) for name in names})
 
     return pytree.tree_map(visit, tree)
 
@@ -94,8 +98,20 @@ def leaves(tree: Tree) -> list[Any]:
 
 def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
     """``(path, leaf)`` of every variable leaf; the path of a bare leaf is the empty string."""
-    pairs, _ = pytree.tree_flatten_with_path(_lay_open(tree))
-    return [(".".join(_key(part) for part in path), leaf) for path, leaf in pairs if is_variable(leaf)]
+    return [(".".join(path), leaf) for path, leaf in _walk(_lay_open(tree), ()) if is_variable(leaf)]
+
+
+def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if pytree.tree_is_leaf(node):
+        yield path, node
+        return
+    kind = pytree.SUPPORTED_NODES[pytree._get_node_type(node)]
+    if kind.flatten_with_keys_fn is None:  # registered without keys (transformers' outputs): children are numbered
+        children = [(str(index), child) for index, child in enumerate(kind.flatten_fn(node)[0])]
+    else:
+        children = [(_key(key), child) for key, child in kind.flatten_with_keys_fn(node)[0]]
+    for key, child in children:
+        yield from _walk(child, (*path, key))
 
 
 def _key(part: Any) -> str:
@@ -133,6 +149,11 @@ def combine(first: Tree, second: Tree) -> Tree:
     a, spec = pytree.tree_flatten(_lay_open(first), is_leaf=is_none)
     b = pytree.tree_leaves(_lay_open(second), is_leaf=is_none)
     return pytree.tree_unflatten([y if x is None else x for x, y in zip(a, b, strict=True)], spec)
+
+
+def has_nan(leaf: torch.Tensor) -> bool:
+    """Whether NaN is among the elements; one pass that writes nothing where all is finite."""
+    return bool(torch.isnan(leaf.sum())) and bool(torch.isnan(leaf).any())
 
 
 def inner(u: Tree, v: Tree) -> torch.Tensor:

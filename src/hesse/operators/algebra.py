@@ -20,6 +20,10 @@ def _require_equal(first: Space, second: Space, asked: str) -> None:
         raise StructureError(asked, f"{first} and {second}", "use operators over trees with equal names and shapes")
 
 
+def _operand(operator: LinearOperator) -> str:
+    return f"({operator!r})" if isinstance(operator, Sum) else repr(operator)
+
+
 def _add_trees(first: Tree, second: Tree) -> Tree:
     return tree.map_tree(lambda a, b: a + b, first, second)
 
@@ -28,6 +32,8 @@ class Sum(LinearOperator):
     """The sum of operators between the same spaces."""
 
     def __init__(self, *terms: LinearOperator) -> None:
+        if not terms:
+            raise StructureError("A sum needs at least one operator.", "none", "pass the zero operator of a space")
         for term in terms[1:]:
             asked = "Operators can be added only between the same spaces."
             _require_equal(terms[0].in_space, term.in_space, asked)
@@ -35,8 +41,12 @@ class Sum(LinearOperator):
         self.terms = terms
         self.in_space, self.out_space = terms[0].in_space, terms[0].out_space
         self.tags = frozenset.intersection(*(term.tags for term in terms)) & _ADDITIVE
-        masses = {term.mass for term in terms if term.mass != 1.0}
-        self.mass = masses.pop() if len(masses) == 1 else 1.0
+
+    @property
+    def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the terms which have one, if they agree."""
+        masses = {term.mass for term in self.terms} - {1.0}
+        return masses.pop() if len(masses) == 1 else 1.0
 
     def mv(self, v: Tree) -> Tree:
         result = self.terms[0].mv(v)
@@ -54,15 +64,18 @@ class Sum(LinearOperator):
         return Sum(*(term.T for term in self.terms))
 
     def __repr__(self) -> str:
-        return " + ".join(map(repr, self.terms))
+        text = repr(self.terms[0])
+        for term in self.terms[1:]:
+            shown = repr(term)
+            text += f" - {shown[1:].removeprefix('1 * ')}" if shown.startswith("-") else f" + {shown}"
+        return text
 
 
 class Scaled(LinearOperator):
     """A number times an operator."""
 
     def __init__(self, factor: complex | Tensor, operator: LinearOperator) -> None:
-        self.factor, self.operator = factor, operator
-        self.in_space, self.out_space, self.mass = operator.in_space, operator.out_space, operator.mass
+        self.in_space, self.out_space = operator.in_space, operator.out_space
         number = factor.item() if isinstance(factor, Tensor) else factor
         if isinstance(number, complex) and not (operator.out_space.dtype.is_complex or number.imag == 0):
             raise StructureError(
@@ -70,12 +83,19 @@ class Scaled(LinearOperator):
                 f"{number}",
                 "use a real factor, or an operator between complex spaces",
             )
+        drop = isinstance(number, complex) and not operator.out_space.dtype.is_complex
+        self.factor, self.operator = factor.real if drop else factor, operator
         lost = set()
         if isinstance(number, complex) and number.imag != 0:
             lost = {Tag.HERMITIAN, Tag.PSD}
         elif (number.real if isinstance(number, complex) else number) < 0:
             lost = {Tag.PSD}
         self.tags = operator.tags - lost
+
+    @property
+    def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the operator."""
+        return self.operator.mass
 
     def mv(self, v: Tree) -> Tree:
         return tree.map_tree(lambda leaf: self.factor * leaf, self.operator.mv(v))
@@ -88,7 +108,8 @@ class Scaled(LinearOperator):
 
     def __repr__(self) -> str:
         factor = self.factor.item() if isinstance(self.factor, Tensor) else self.factor
-        return f"{factor:.4g} * {self.operator!r}"
+        number = f"({factor:.4g})" if isinstance(factor, complex) else f"{factor:.4g}"
+        return f"{number} * {_operand(self.operator)}"
 
 
 class Composed(LinearOperator):
@@ -111,7 +132,7 @@ class Composed(LinearOperator):
         return Composed(self.second.T, self.first.T)
 
     def __repr__(self) -> str:
-        return f"({self.first!r} @ {self.second!r})"
+        return f"({_operand(self.first)} @ {_operand(self.second)})"
 
 
 class Congruence(LinearOperator):
@@ -128,13 +149,17 @@ class Congruence(LinearOperator):
         if middle is not None:
             _require_equal(outer.out_space, middle.in_space, "J.H @ H @ J needs H to act on the space J maps to.")
             _require_equal(outer.out_space, middle.out_space, "J.H @ H @ J needs H to map into the space J maps to.")
-            self.mass = middle.mass
         is_real = not outer.in_space.dtype.is_complex and not outer.out_space.dtype.is_complex
         inherited = {Tag.HERMITIAN, Tag.PSD} if middle is None else middle.tags & {Tag.HERMITIAN, Tag.PSD}
         if is_real and (middle is None or middle.tags & {Tag.SYMMETRIC, Tag.HERMITIAN}):
             inherited = inherited | {Tag.SYMMETRIC, Tag.HERMITIAN}
         self.tags = frozenset(inherited)
         self._adjoint = outer.H
+
+    @property
+    def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the middle operator."""
+        return 1.0 if self.middle is None else self.middle.mass
 
     def mv(self, v: Tree) -> Tree:
         w = self.outer.mv(v)
@@ -161,7 +186,12 @@ class Conjugate(LinearOperator):
     def __init__(self, operator: LinearOperator) -> None:
         self.operator = operator
         self.in_space, self.out_space = operator.in_space, operator.out_space
-        self.tags, self.mass = operator.tags, operator.mass
+        self.tags = operator.tags
+
+    @property
+    def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """That of the operator."""
+        return self.operator.mass
 
     def mv(self, v: Tree) -> Tree:
         return _conjugate(self.operator.mv(_conjugate(v)))

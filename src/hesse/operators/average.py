@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 
 from hesse.core import tree
-from hesse.core.errors import DataError, OneShotDataError
+from hesse.core.errors import DataError, OneShotDataError, StructureError
 from hesse.core.progress import track
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
@@ -41,8 +40,8 @@ class Average(LinearOperator):
 
     def __init__(self, make: Callable[[Any], LinearOperator], batches: Iterable[Any], *, additive: bool | None = None) -> None:
         refuse_one_shot(batches, "An operator over a data set reads the data once for every product.")
-        self.make, self.batches = make, batches
-        first = next(iter(self._operators()), None)
+        self.make, self.batches, self._flipped = make, batches, False
+        first = next(iter(self.operators()), None)
         if first is None:
             raise DataError("An operator over a data set needs data.", "no batch", "pass at least one batch")
         self.in_space, self.out_space, self.tags = first.in_space, first.out_space, first.tags
@@ -53,38 +52,62 @@ class Average(LinearOperator):
     def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The normalizer of the whole data set; costs a pass over the data the first time it is asked for."""
         if self._mass is None:
-            self._mass = sum(operator.mass for operator in self._operators())
+            self._mass = sum(operator.mass for operator in self.operators())
         return self._mass
 
-    def _operators(self) -> Iterator[LinearOperator]:
+    def operators(self) -> Iterator[LinearOperator]:
+        """The operator of each batch, made as it is reached."""
         return (self.make(batch) for batch in self.batches)
 
-    def _apply(self, apply: Callable[[LinearOperator], Tree]) -> Tree:
+    def _require_alike(self, operator: LinearOperator) -> None:
+        if (operator.in_space, operator.out_space) != (self.in_space, self.out_space):
+            raise StructureError(
+                "The batches of an average need operators between the same spaces.",
+                f"{operator.in_space} to {operator.out_space}, where the first batch had {self.in_space} to {self.out_space}",
+                "make operators whose spaces do not depend on the batch",
+            )
+        if not self.tags <= operator.tags:
+            missing = ", ".join(sorted(tag.value for tag in self.tags - operator.tags))
+            raise StructureError(
+                "The batches of an average need operators with the tags of the first.",
+                f"a batch that is not {missing}",
+                "make operators whose tags do not depend on the batch",
+            )
+
+    def combine(self, quantity: Callable[[LinearOperator], Tree]) -> Tree:
+        """A quantity that is linear in the operator (a product, a diagonal), averaged over the batches as the operator is.
+
+        Cost: one pass over the data.
+        """
         total, mass = None, 0.0
         count = len(self.batches) if hasattr(self.batches, "__len__") else None  # pyright: ignore[reportArgumentType]
-        for operator in track(self._operators(), "batches", count):
+        for operator in track(self.operators(), "batches", count):
             weight = 1.0 if self.additive else operator.mass
             if weight == 0 and total is not None:  # nothing in this batch counts (all targets ignored): 0/0 stays out
                 continue
-            part = tree.map_tree(lambda leaf, w=weight: leaf * w if w else torch.zeros_like(leaf), apply(operator))
+            operator = operator.T if self._flipped else operator  # after its mass was read: .T need not keep it
+            self._require_alike(operator)
+            part = tree.map_tree(lambda leaf, w=weight: leaf * w if w else torch.zeros_like(leaf), quantity(operator))
             total = part if total is None else tree.map_tree(lambda a, b: a + b, total, part)
             mass += weight
         if total is None:
             raise DataError("An operator over a data set needs data.", "no batch in this pass", "pass a list of batches")
         if self.additive:
             return total
+        if mass == 0:
+            raise DataError("An average over data needs something that counts.", "a total mass of 0", "check the targets")
         self._mass = mass
         return tree.map_tree(lambda leaf: leaf / mass, total)
 
     def mv(self, v: Tree) -> Tree:
-        return self._apply(lambda operator: operator.mv(v))
+        return self.combine(lambda operator: operator.mv(v))
 
     def mm(self, V: Tree) -> Tree:
-        return self._apply(lambda operator: operator.mm(V))
+        return self.combine(lambda operator: operator.mm(V))
 
     def transpose(self) -> LinearOperator:
         transposed = copy.copy(self)
-        transposed.make = partial(_transposed, self.make)
+        transposed._flipped = not self._flipped
         transposed.in_space, transposed.out_space = self.out_space, self.in_space
         return transposed
 
@@ -92,10 +115,6 @@ class Average(LinearOperator):
         name = "Sum" if self.additive else "Average"
         tags = ", ".join(sorted(tag.value for tag in self.tags if isinstance(tag, Tag)))
         return f"{name}({self.shape[0]} x {self.shape[1]} over batches{', ' if tags else ''}{tags})"
-
-
-def _transposed(make: Callable[[Any], LinearOperator], batch: Any) -> LinearOperator:
-    return make(batch).T
 
 
 def average(make: Callable[[Any], LinearOperator], batches: Iterable[Any], *, additive: bool | None = None) -> Average:

@@ -104,7 +104,7 @@ class LinearOperator(ABC):
         if lead == 0:
             return self.mv(self.in_space.rebuild(parts))
         batch = parts[0].shape[:lead]
-        block = self.in_space.rebuild([p.reshape(-1, *p.shape[lead:]) for p in parts])
+        block = self.in_space.rebuild([p.reshape(batch.numel(), *p.shape[lead:]) for p in parts])
         return tree.map_tree(lambda leaf: leaf.reshape(*batch, *leaf.shape[1:]), self.mm(block))
 
     @final
@@ -137,13 +137,16 @@ class LinearOperator(ABC):
     @final
     def to_scipy(self) -> ScipyOperator:
         """A `scipy.sparse.linalg.LinearOperator` on NumPy vectors; torch does the work on the operator's device."""
+        import numpy as np
         from scipy.sparse.linalg import LinearOperator as ScipyOperator
 
         def numpy_map(operator: LinearOperator) -> Any:
             space = operator.in_space
 
             def apply(array: Any) -> Any:
-                vector = torch.as_tensor(array, dtype=space.dtype, device=space.device)
+                if np.iscomplexobj(array) and not space.dtype.is_complex:
+                    return apply(array.real) + 1j * apply(array.imag)
+                vector = torch.tensor(np.ascontiguousarray(array), dtype=space.dtype, device=space.device)
                 return operator.flat(vector).detach().cpu().numpy()
 
             return apply
@@ -151,9 +154,7 @@ class LinearOperator(ABC):
         forward, backward = numpy_map(self), numpy_map(self.H)
         dtype = torch.zeros((), dtype=self.out_space.dtype).numpy().dtype
         make: Any = ScipyOperator
-        return make(
-            shape=self.shape, matvec=forward, rmatvec=backward, matmat=forward, rmatmat=backward, dtype=dtype
-        )
+        return make(shape=self.shape, matvec=forward, rmatvec=backward, matmat=forward, rmatmat=backward, dtype=dtype)
 
     def __repr__(self) -> str:
         tags = ", ".join(sorted(tag.value for tag in self.tags))

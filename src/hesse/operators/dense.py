@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hesse.core.errors import StructureError
@@ -31,7 +32,13 @@ class Dense(LinearOperator):
         self.in_space = flat_space(matrix.shape[1], matrix.dtype, matrix.device) if in_space is None else in_space
         self.out_space = flat_space(matrix.shape[0], matrix.dtype, matrix.device) if out_space is None else out_space
         if tuple(matrix.shape) != self.shape:
-            raise StructureError("The matrix does not fit the spaces.", f"{tuple(matrix.shape)} for {self.shape}")
+            raise StructureError(
+                "The matrix does not fit the spaces.",
+                f"{tuple(matrix.shape)} for {self.shape}",
+                "pass a matrix of shape [out_space.dim, in_space.dim]",
+            )
+        if self.in_space.dtype.is_complex and not matrix.dtype.is_complex:
+            matrix = matrix.to(torch.promote_types(matrix.dtype, self.in_space.dtype))
         self.matrix, self.tags = matrix, tags
 
     def mv(self, v: Tree) -> Tree:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from hesse.core.errors import SymmetryError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
@@ -25,7 +26,11 @@ class Function(LinearOperator):
         self, in_space: Space, out_space: Space, mv: Map, rmv: Map | None = None, tags: frozenset[Tag] = frozenset()
     ) -> None:
         if rmv is None and Tag.SYMMETRIC not in tags:
-            raise TypeError("Function needs rmv, the transpose, unless it is tagged SYMMETRIC")
+            raise SymmetryError(
+                "Function needs rmv, its transpose, unless it is tagged SYMMETRIC.",
+                f"tags {sorted(t.name for t in tags)}",
+                "pass rmv, or tags=frozenset({Tag.SYMMETRIC}) for an operator equal to its transpose",
+            )
         self.in_space, self.out_space, self.tags = in_space, out_space, tags
         self._mv, self._rmv = mv, rmv if rmv is not None else mv
 

@@ -31,13 +31,18 @@ class Kronecker(LinearOperator):
         tags: frozenset[Tag] = frozenset(),
     ) -> None:
         if left.ndim != 2 or right.ndim != 2:
-            raise StructureError("Kronecker needs two matrices.", f"{tuple(left.shape)} and {tuple(right.shape)}")
+            found = f"shapes {tuple(left.shape)} and {tuple(right.shape)}"
+            raise StructureError("Kronecker needs two matrices.", found, "pass [p, q] and [r, s]")
         self.left, self.right, self.tags = left, right, tags
         self.in_space = Space.of(left.new_empty(left.shape[1], right.shape[1])) if in_space is None else in_space
         self.out_space = Space.of(left.new_empty(left.shape[0], right.shape[0])) if out_space is None else out_space
         expected = (left.shape[0] * right.shape[0], left.shape[1] * right.shape[1])
         if expected != self.shape:
-            raise StructureError("The factors do not fit the spaces.", f"{expected} for {self.shape}")
+            raise StructureError(
+                "The factors do not fit the spaces.",
+                f"{expected} for {self.shape}",
+                "pass spaces of dimension q s and p r for factors [p, q] and [r, s]",
+            )
 
     def _apply(self, flat: Tensor) -> Tensor:
         X = flat.reshape(*flat.shape[:-1], self.left.shape[1], self.right.shape[1])

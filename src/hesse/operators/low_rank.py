@@ -29,7 +29,9 @@ class LowRank(LinearOperator):
         ranks = {self.left.shape[-1], self.right.shape[-1], self.weights.shape[-1]}
         if self.left.ndim != 2 or self.right.ndim != 2 or self.weights.ndim != 1 or len(ranks) != 1:
             shapes = [tuple(t.shape) for t in (self.left, self.weights, self.right)]
-            raise StructureError("LowRank needs [out, r], [r] and [in, r].", f"{shapes}")
+            raise StructureError(
+                "LowRank needs left [out, r], weights [r], right [in, r].", f"shapes {shapes}", "pass one rank r to all three"
+            )
         if in_space is None and right is None:
             in_space = out_space
         self.in_space = flat_space(self.right.shape[0], left.dtype, left.device) if in_space is None else in_space
@@ -37,11 +39,16 @@ class LowRank(LinearOperator):
             out_space = self.in_space
         self.out_space = flat_space(left.shape[0], left.dtype, left.device) if out_space is None else out_space
         if (self.left.shape[0], self.right.shape[0]) != self.shape:
-            raise StructureError("The factors do not fit the spaces.", f"{self.left.shape[0]} x {self.right.shape[0]}")
+            raise StructureError(
+                "The factors do not fit the spaces.",
+                f"factors of {self.left.shape[0]} and {self.right.shape[0]} rows for spaces of {self.shape}",
+                "pass spaces whose dimensions are the numbers of rows",
+            )
         tags: set[Tag] = set()
         if right is None:
-            tags = {Tag.SYMMETRIC} if left.dtype.is_complex else {Tag.SYMMETRIC, Tag.HERMITIAN}
-            if not left.dtype.is_complex and bool((self.weights >= 0).all()):
+            is_complex = left.dtype.is_complex or self.weights.dtype.is_complex
+            tags = {Tag.SYMMETRIC} if is_complex else {Tag.SYMMETRIC, Tag.HERMITIAN}
+            if not is_complex and bool((self.weights >= 0).all()):
                 tags.add(Tag.PSD)
         self.tags = frozenset(tags)
 
