@@ -10,7 +10,10 @@ from torch import Tensor
 
 from hesse.autodiff.losses import batch_mass
 from hesse.autodiff.model import Model, check_inputs, is_one_batch, sample_count, split_batch
+from hesse.core.memory import Budget
 from hesse.core.tree import Tree
+from hesse.linalg.dense import dense_rule
+from hesse.linalg.diagonal import diagonal_rule
 from hesse.operators.average import Average, refuse_one_shot
 from hesse.operators.base import LinearOperator
 
@@ -55,6 +58,16 @@ class OfBatch(LinearOperator):
 
     def __repr__(self) -> str:
         return repr(self.operator)
+
+
+@dense_rule.register(OfBatch)
+def _dense(A: OfBatch, memory: Budget | None = None) -> Tensor:
+    return dense_rule(A.operator, memory)
+
+
+@diagonal_rule.register(OfBatch)
+def _diagonal(A: OfBatch) -> Tensor | None:
+    return diagonal_rule(A.operator)
 
 
 def over_data(make: Callable[[Any], LinearOperator], data: Any, asked: str) -> LinearOperator:

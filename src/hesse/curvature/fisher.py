@@ -49,7 +49,9 @@ def fisher(
     Cost: one forward pass and one backward pass without weight gradients; then less than one gradient a product.
     """
     if kind != "empirical" or labels not in ("true", "predicted"):
-        raise StructureError("fisher takes kind='empirical' and labels='true' or 'predicted'.", f"{kind!r}, {labels!r}")
+        raise StructureError(
+            "fisher takes kind='empirical' and labels='true' or 'predicted'.", f"{kind!r}, {labels!r}", "pass one of these"
+        )
     resolved = as_model(model, params=params, output=output)
     return over_data(lambda batch: _of_batch(resolved, loss, batch, labels), data, _ASKED)
 

@@ -47,5 +47,5 @@ def _of_batch(model: Model, loss: BatchLoss, batch: Any) -> OfBatch:
     inputs, targets, count = open_batch(model, batch, _ASKED)
     with deterministic(model, _ASKED):
         value, J = linearize(lambda params: model.call(params, inputs), model.params)
-    H = hessian_operator(lambda out: batch_loss(loss, out, targets, _ASKED), value)
+    H = hessian_operator(lambda out: batch_loss(loss, out, targets, model, _ASKED), value)
     return OfBatch(Congruence(J, H), normalizer(loss, value, targets, count, _ASKED))

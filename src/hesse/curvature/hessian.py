@@ -54,7 +54,7 @@ def _of_batch(model: Model, loss: BatchLoss, batch: Any) -> OfBatch:
     def objective(params: Tree) -> Tensor:
         result = model.call(params, inputs)
         outputs[:] = [tree.map_tree(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, result)]
-        return batch_loss(loss, result, targets, _ASKED)
+        return batch_loss(loss, result, targets, model, _ASKED)
 
     with deterministic(model, _ASKED):
         recording = record_scalar(objective, model.params, _ASKED)

@@ -11,10 +11,12 @@ from torch import Tensor
 from hesse.autodiff.model import Selection, as_model
 from hesse.autodiff.roots import Loss, Rows, capture_rows
 from hesse.core import tree
-from hesse.core.errors import StructureError
+from hesse.core.errors import DataError, StructureError
 from hesse.core.memory import Budget, chunk_size, current_budget
 from hesse.core.space import Space
 from hesse.core.tree import Tree
+from hesse.linalg.dense import dense_rule
+from hesse.linalg.diagonal import column_squares_rule
 from hesse.operators.base import LinearOperator
 from hesse.parameters import contractions
 from hesse.parameters.contractions import Use
@@ -40,10 +42,24 @@ class ParameterJacobian(LinearOperator):
         self.memory, self.count = memory, rows.count
         self._dtypes = dict(zip(self.in_space.names, self.in_space.dtypes, strict=True))
         self._shapes = dict(zip(self.in_space.names, self.in_space.shapes, strict=True))
-        self._uses: list[dict[str, Use]] = [
+        self._merged: list[dict[str, Use]] = [
             {name: contractions.merge(forms, self._shapes[name]) for name, forms in root.forms.items() if forms}
             for root in rows.captured
         ]
+
+        read = contractions.tensors_in([use for uses in self._merged for use in uses.values()])
+        self._versions = [(tensor, tensor._version) for tensor in read if not tensor.is_inference()]
+
+    @property
+    def _uses(self) -> list[dict[str, Use]]:
+        """The uses of the parameters by root, which read the batch's own tensors."""
+        if any(tensor._version != version for tensor, version in self._versions):
+            raise DataError(
+                "A parameter Jacobian reads the batch that it was made from.",
+                "an input that was changed in place since then",
+                "ask for its quantities first, or make the Jacobian of a copy of the batch",
+            )
+        return self._merged
 
     @property
     def is_of_loss(self) -> bool:
@@ -68,7 +84,7 @@ class ParameterJacobian(LinearOperator):
         if per == "parameter":
             return {name: self._norms([name]) for name in self._shapes}
         if per is not None:
-            raise StructureError("norms(per=...) takes None or 'parameter'.", repr(per))
+            raise StructureError("norms(per=...) takes None or 'parameter'.", repr(per), "pass one of these")
         return self._norms(list(self._shapes))
 
     def _norms(self, names: list[str]) -> Tensor:
@@ -114,7 +130,7 @@ class ParameterJacobian(LinearOperator):
                 if second is self and j < i:
                     result[:, i, :, j] = result[:, j, :, i].mT
                     continue
-                for name in uses.keys() & others.keys():
+                for name in (name for name in uses if name in others):
                     block = contractions.gram(uses[name], others[name], self._shapes[name].numel())
                     result[:, i, :, j] += block.to(result.dtype)
         return result.reshape(*self.out_space.shapes[0], *second.out_space.shapes[0]).to(self.out_space.dtype)
@@ -128,16 +144,16 @@ class ParameterJacobian(LinearOperator):
         Raises:
             StructureError: `out` does not fit. MemoryBudgetError: the result is larger than the budget.
         """
-        rows, width = self.out_space.dim, self.in_space.dim
+        width = self.in_space.dim
         shape = (*self._row_shape(), width)
         if out is None:
-            budget = current_budget(self.memory, self.out_space.device)
-            chunk_size(1, rows * width * self.in_space.dtype.itemsize, 0, budget, f"a dense {rows} x {width} Jacobian")
+            self._require_room()
             out = torch.empty(shape, dtype=self.in_space.dtype, device=self.in_space.device)
         elif tuple(out.shape) != shape or out.dtype != self.in_space.dtype or out.device != self.in_space.device:
             raise StructureError(
                 "dense(out=) writes into a tensor of the result's shape, dtype and device.",
                 f"{tuple(out.shape)} {out.dtype} {out.device} instead of {shape} {self.in_space.dtype} {self.in_space.device}",
+                "pass torch.empty(shape, dtype=..., device=...) with these, or leave it out",
             )
         table = out.detach().view(self.count, len(self._uses), width)
         start = 0
@@ -146,6 +162,11 @@ class ParameterJacobian(LinearOperator):
             self._write(table[:, :, start : start + size], name, size)
             start += size
         return out
+
+    def _require_room(self) -> None:
+        size = self.out_space.dim * self.in_space.dim * self.in_space.dtype.itemsize
+        budget = current_budget(self.memory, self.in_space.device)
+        chunk_size(1, size, 0, budget, f"a dense {self.shape[0]} x {self.shape[1]} Jacobian")
 
     def _row_shape(self) -> tuple[int, ...]:
         return (self.count,) if self.is_of_loss else (self.count, len(self._uses))
@@ -160,6 +181,7 @@ class ParameterJacobian(LinearOperator):
 
     def as_dict(self) -> dict[str, Tensor]:
         """The rows by parameter: name -> ``[N, *shape]`` (``[N, C, *shape]``)."""
+        self._require_room()
         result = {}
         for name, shape in self._shapes.items():
             device = self.in_space.device
@@ -205,6 +227,16 @@ class ParameterJacobian(LinearOperator):
         return (
             f"ParameterJacobian({rows} x {self.in_space.dim} of the {kind} by {len(self._shapes)} parameters; paths: {paths})"
         )
+
+
+@dense_rule.register(ParameterJacobian)
+def _dense(A: ParameterJacobian, memory: Budget | None = None) -> Tensor:
+    return A.dense().reshape(A.shape)
+
+
+@column_squares_rule.register(ParameterJacobian)
+def _column_squares(J: ParameterJacobian) -> Tensor:
+    return J.in_space.ravel(J.sum_of_squares())
 
 
 class _Transposed(LinearOperator):

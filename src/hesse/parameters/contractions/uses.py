@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 
 import torch
 from torch import Tensor
@@ -73,6 +73,18 @@ def sum_rows(forms: Sequence[Form], shape: torch.Size, samples: slice) -> Tensor
     )
 
 
+def tensors_in(value: object) -> Iterator[Tensor]:
+    """Every tensor that a use (or a part of one) is made of."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from tensors_in(item)
+    elif is_dataclass(value):
+        for part in fields(value):
+            yield from tensors_in(getattr(value, part.name))
+
+
 def wide(tensor: Tensor) -> Tensor:
     """16-bit numbers are accumulated in float32."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
@@ -94,7 +106,8 @@ def in_cache(count: int, elements_per_sample: int) -> Iterator[slice]:
 
 def flat_rows(use: Use, samples: slice) -> Tensor:
     """The rows of some samples, ``[n, parameters]``."""
-    return wide(use.dense(samples)).flatten(1)
+    rows = wide(use.dense(samples))
+    return rows.reshape(rows.shape[0], -1)
 
 
 def combine_equal_tokens(use: Lookup) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,143 @@
+"""The matrix of an operator."""
+
+from __future__ import annotations
+
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from hesse.core.batching import slices
+from hesse.core.memory import Budget
+from hesse.linalg.options import is_complex
+from hesse.linalg.products import rows_at_once, unit_vectors
+from hesse.operators import (
+    BlockDiagonal,
+    Composed,
+    Congruence,
+    Conjugate,
+    Dense,
+    Diagonal,
+    Identity,
+    Kronecker,
+    LinearOperator,
+    LowRank,
+    Scaled,
+    Sum,
+)
+
+
+def dense(A: LinearOperator, *, memory: Budget | None = None) -> Tensor:
+    """The matrix ``[out, in]`` of an operator, in the order of the flat vectors of its spaces.
+
+    Args:
+        A: the operator.
+        memory: bytes, fraction or text such as ``"2GiB"``; by default the budget in force.
+
+    Returns:
+        a fresh tensor in the dtype of `A.out_space`.
+
+    Raises:
+        MemoryBudgetError: the matrix and one product do not fit into the budget.
+
+    Cost: nothing but arithmetic where the structure is known; else ``min(out, in)`` products, in blocks.
+    """
+    return dense_rule(A, memory)
+
+
+@singledispatch
+def dense_rule(A: LinearOperator, memory: Budget | None = None) -> Tensor:
+    """The open rule behind `dense`, by products with unit vectors: ``@dense_rule.register(MyOperator)``."""
+    return _by_products(A, memory)
+
+
+def _by_products(A: LinearOperator, memory: Budget | None) -> Tensor:
+    out, into = A.shape
+    same_field = A.in_space.dtype.is_complex == A.out_space.dtype.is_complex
+    if out < into and same_field and _coarsest(A.in_space.dtypes) <= _coarsest(A.out_space.dtypes):
+        return _by_columns(A.T, memory).mT.to(A.out_space.dtype)
+    return _by_columns(A, memory)
+
+
+def _coarsest(dtypes: tuple[torch.dtype, ...]) -> float:
+    return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
+
+
+def _by_columns(A: LinearOperator, memory: Budget | None) -> Tensor:
+    out, into = A.shape
+    dtype = A.out_space.dtype
+    columns = torch.empty(into, out, dtype=dtype, device=A.out_space.device)
+    rows = rows_at_once(A, into, f"the dense {out} x {into} matrix", memory=memory, kept=out * into * dtype.itemsize)
+    for part in slices(into, rows, "dense matrix"):
+        units = A.in_space.unravel(unit_vectors(A.in_space, part.start, part.stop))
+        columns[part] = A.out_space.ravel(A.mm(units), 1)
+    return columns.mT
+
+
+@dense_rule.register(Identity)
+def _identity(A: Identity, memory: Budget | None = None) -> Tensor:
+    return torch.eye(A.in_space.dim, dtype=A.in_space.dtype, device=A.in_space.device)
+
+
+@dense_rule.register(Dense)
+def _dense(A: Dense, memory: Budget | None = None) -> Tensor:
+    return A.matrix.to(A.out_space.dtype, copy=True)
+
+
+@dense_rule.register(Diagonal)
+def _diagonal(A: Diagonal, memory: Budget | None = None) -> Tensor:
+    return torch.diag(A.in_space.ravel(A.entries))
+
+
+@dense_rule.register(LowRank)
+def _low_rank(A: LowRank, memory: Budget | None = None) -> Tensor:
+    return (A.left * A.weights) @ A.right.mT
+
+
+@dense_rule.register(Kronecker)
+def _kronecker(A: Kronecker, memory: Budget | None = None) -> Tensor:
+    return torch.kron(A.left.contiguous(), A.right.contiguous())
+
+
+@dense_rule.register(Sum)
+def _sum(A: Sum, memory: Budget | None = None) -> Tensor:
+    total = dense_rule(A.terms[0], memory)
+    for term in A.terms[1:]:
+        total = total + dense_rule(term, memory)
+    return total
+
+
+@dense_rule.register(Scaled)
+def _scaled(A: Scaled, memory: Budget | None = None) -> Tensor:
+    return A.factor * dense_rule(A.operator, memory)
+
+
+@dense_rule.register(Conjugate)
+def _conjugate(A: Conjugate, memory: Budget | None = None) -> Tensor:
+    return dense_rule(A.operator, memory).conj().resolve_conj()
+
+
+@dense_rule.register(Composed)
+def _composed(A: Composed, memory: Budget | None = None) -> Tensor:
+    if A.second.shape[0] > min(A.shape):  # a bottleneck is better crossed with few vectors than with many
+        return _by_products(A, memory)
+    return dense_rule(A.first, memory) @ dense_rule(A.second, memory)
+
+
+@dense_rule.register(Congruence)
+def _congruence(A: Congruence, memory: Budget | None = None) -> Tensor:
+    if A.outer.shape[0] > A.outer.shape[1] or is_complex(A.outer) != A.in_space.dtype.is_complex:
+        return _by_products(A, memory)
+    outer = dense_rule(A.outer, memory)
+    return outer.mH @ (outer if A.middle is None else dense_rule(A.middle, memory) @ outer)
+
+
+@dense_rule.register(BlockDiagonal)
+def _blocks(A: BlockDiagonal, memory: Budget | None = None) -> Tensor:
+    result = torch.zeros(A.shape, dtype=A.out_space.dtype, device=A.out_space.device)
+    row = column = 0
+    for block in A.blocks.values():
+        out, into = block.shape
+        result[row : row + out, column : column + into] = dense_rule(block, memory)
+        row, column = row + out, column + into
+    return result

@@ -1,0 +1,143 @@
+"""Systems that the structure of the operator solves: the open rule behind `solve`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import singledispatch
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from hesse.linalg.answer import Answer, solve_matrix
+from hesse.linalg.diagonal import diagonal_rule
+from hesse.operators import (
+    BlockDiagonal,
+    Conjugate,
+    Dense,
+    Identity,
+    Kronecker,
+    LinearOperator,
+    LowRank,
+    Scaled,
+    Sum,
+    Tag,
+)
+
+Inner: TypeAlias = Callable[[LinearOperator, Tensor], Answer]
+_SINGULAR = "the operator has a zero on its diagonal"
+
+
+@singledispatch
+def solve_rule(A: LinearOperator, B: Tensor, inner: Inner) -> Answer | None:
+    """Solve ``A x = b`` for the rows b of ``B`` ``[k, dim]`` through the structure of `A`, or return None.
+
+    What a rule returns is checked against the true operator by `solve`, and refined where that is not enough.
+
+    Args:
+        A: the operator; register more with ``@solve_rule.register(MyOperator)``.
+        B: right-hand sides, in the working dtype.
+        inner: solves systems with the parts of `A`, by whatever suits them.
+    """
+    entries = diagonal_rule(A) if Tag.DIAGONAL in A.tags else None
+    return None if entries is None else _by_entries(entries, B)
+
+
+def _by_entries(entries: Tensor, B: Tensor) -> Answer:
+    if not entries.numel():
+        return Answer(B, 1.0)
+    entries = entries.detach()
+    size = entries.abs()
+    is_zero = size == 0
+    if bool(is_zero.any()):
+        safe = torch.where(is_zero, torch.ones_like(entries), entries)
+        return Answer(torch.where(is_zero, torch.zeros_like(B), B / safe), float("inf"), 0, _SINGULAR)
+    return Answer(B / entries, float(size.max()) / float(size.min()))
+
+
+@solve_rule.register(Identity)
+def _identity(A: Identity, B: Tensor, inner: Inner) -> Answer:
+    return Answer(B.clone(), 1.0)
+
+
+@solve_rule.register(Dense)
+def _dense(A: Dense, B: Tensor, inner: Inner) -> Answer:
+    return solve_matrix(A.matrix, B)
+
+
+@solve_rule.register(Scaled)
+def _scaled(A: Scaled, B: Tensor, inner: Inner) -> Answer | None:
+    factor = complex(A.factor)
+    if factor == 0:
+        return Answer(torch.zeros_like(B), float("inf"), 0, "the factor of the operator is zero")
+    found = inner(A.operator, B)
+    value = found.value / (factor if B.is_complex() else factor.real)
+    return Answer(value, found.condition, found.iterations, found.trouble)
+
+
+@solve_rule.register(Conjugate)
+def _conjugate(A: Conjugate, B: Tensor, inner: Inner) -> Answer:
+    found = inner(A.operator, B.conj().resolve_conj())
+    return Answer(found.value.conj().resolve_conj(), found.condition, found.iterations, found.trouble)
+
+
+@solve_rule.register(Kronecker)
+def _kronecker(A: Kronecker, B: Tensor, inner: Inner) -> Answer | None:
+    left, right = A.left, A.right
+    if left.shape[0] != left.shape[1] or right.shape[0] != right.shape[1]:
+        return None
+    count, p, r = len(B), len(left), len(right)
+    # left X right^T = B: first every column with the left factor, then every row with the right one
+    first = solve_matrix(left, B.reshape(count, p, r).mT.reshape(count * r, p))
+    second = solve_matrix(right, first.value.reshape(count, r, p).mT.reshape(count * p, r))
+    condition = (first.condition or 1.0) * (second.condition or 1.0)
+    return Answer(second.value.reshape(count, p * r), condition, 0, first.trouble or second.trouble)
+
+
+@solve_rule.register(BlockDiagonal)
+def _blocks(A: BlockDiagonal, B: Tensor, inner: Inner) -> Answer | None:
+    blocks = list(A.blocks.values())
+    if any(block.shape[0] != block.shape[1] for block in blocks):
+        return None
+    answers = [inner(block, b) for block, b in zip(blocks, B.split([b.shape[0] for b in blocks], dim=-1), strict=True)]
+    values = [answer.value for answer in answers]
+    trouble = next((answer.trouble for answer in answers if answer.trouble), "")
+    value = torch.cat(values, dim=-1) if values else B
+    return Answer(value, None, max((answer.iterations for answer in answers), default=0), trouble)
+
+
+@solve_rule.register(Sum)
+def _sum(A: Sum, B: Tensor, inner: Inner) -> Answer | None:
+    """A diagonal plus low ranks, by the identity of Woodbury (1950)."""
+    entries: Tensor | None = None
+    factors: list[tuple[Tensor, Tensor, Tensor]] = []
+    for term in A.terms:
+        factor = _low_rank(term)
+        if factor is not None:
+            factors.append(factor)
+            continue
+        part = diagonal_rule(term) if Tag.DIAGONAL in term.tags else None
+        if part is None:
+            return None
+        entries = part if entries is None else entries + part
+    if entries is None or bool((entries == 0).any()):
+        return None
+    if not factors:
+        return _by_entries(entries, B)
+    U, weights, V = (torch.cat([factor[i] for factor in factors], dim=-1).detach().to(B.dtype) for i in range(3))
+    if len(weights) >= len(entries):
+        return None
+    entries = entries.detach().to(B.dtype)
+    scaled_U = U / entries[:, None]
+    small = torch.eye(len(weights), dtype=B.dtype, device=B.device) + weights[:, None] * (V.mT @ scaled_U)
+    plain = B / entries
+    middle = solve_matrix(small, (plain @ V) * weights)
+    return Answer(plain - middle.value @ scaled_U.mT, None, 0, middle.trouble)
+
+
+def _low_rank(term: LinearOperator) -> tuple[Tensor, Tensor, Tensor] | None:
+    """``U, s, V`` of a term ``U diag(s) V^T``, scaled or not."""
+    if isinstance(term, Scaled):
+        inside = _low_rank(term.operator)
+        return None if inside is None else (inside[0], term.factor * inside[1], inside[2])
+    return (term.left, term.weights, term.right) if isinstance(term, LowRank) else None

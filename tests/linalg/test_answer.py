@@ -1,0 +1,38 @@
+"""The direct solution, its condition number, and singular matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hesse.linalg.answer import solve_matrix
+
+from .counted import random_matrix, with_spectrum
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_solution_and_condition(dtype: torch.dtype) -> None:
+    M, B = random_matrix(7, 7, dtype=dtype), random_matrix(3, 7, dtype=dtype, seed=1)
+    found = solve_matrix(M, B)
+    torch.testing.assert_close(found.value, (torch.linalg.inv(M) @ B.mT).mT)
+    assert found.condition == pytest.approx(float(torch.linalg.cond(M, 1)), rel=1e-9) and not found.trouble
+
+
+@pytest.mark.parametrize("least", [0.0, 1e-17])
+def test_singular_matrices_get_the_least_squares_solution_and_say_so(least: float) -> None:
+    M = with_spectrum(torch.tensor([least, 1.0, 2.0, 3.0], dtype=torch.float64))
+    B = random_matrix(2, 4)
+    found = solve_matrix(M, B)
+    assert "singular" in found.trouble and found.condition == float("inf")
+    torch.testing.assert_close(found.value, torch.linalg.lstsq(M, B.mT, driver="gelsd").solution.mT)
+
+
+def test_exactly_singular() -> None:
+    found = solve_matrix(torch.zeros(3, 3, dtype=torch.float64), random_matrix(2, 3))
+    assert found.trouble and float(found.value.abs().max()) == 0
+
+
+def test_half_precision_and_empty() -> None:
+    M = torch.eye(3, dtype=torch.bfloat16) * 2
+    assert torch.equal(solve_matrix(M, torch.ones(1, 3)).value, torch.full((1, 3), 0.5))
+    assert solve_matrix(torch.zeros(0, 0), torch.zeros(2, 0)).value.shape == (2, 0)
