@@ -1,0 +1,74 @@
+# The commands of this project. `make` alone lists them; each does its own set-up in .venv when needed.
+#
+#   TORCH=...    another build of PyTorch than the pinned one: a requirement or the path of a wheel
+#   PYTHON=...   the interpreter that makes .venv (3.11 or newer)
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: help demo test test-all doc-blocks lint types docs docs-serve bench clean FORCE
+
+help:  ## list the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: $(STAMP)-demo  ## train a LeNet on real digits and write its derivative report
+	$(BIN)/hesse report examples/digits.py:lenet
+
+test: $(STAMP)-test  ## the test suite (long sweeps as a random sample)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+test-all: $(STAMP)-test  ## the test suite with every sweep in full
+	HESSE_TEST_ALL=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+doc-blocks: $(STAMP)-test  ## run every Python block of the README and the docs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/docs
+
+lint: $(STAMP)-dev  ## ruff
+	$(BIN)/ruff check .
+
+types: $(STAMP)-dev  ## basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
+docs: $(STAMP)-docs  ## build the site into site/, every warning an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-serve: $(STAMP)-docs  ## the site at a local address, rebuilt as you write
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+bench: $(STAMP)-demo  ## time hesse and its peers, each in an environment of its own
+	$(BIN)/python benchmarks/run.py
+
+clean:  ## remove what the other commands made
+	rm -rf $(VENV) .venv-*/ site build hesse-report .pytest_cache .ruff_cache .hypothesis
+
+# Set-up -------------------------------------------------------------------------------------------------------------
+
+$(STAMP)-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "hesse needs Python 3.11 or newer, found " + sys.version.split()[0] + "; try make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# The build of PyTorch asked for: written only when it changes, kept when a later command names none.
+$(STAMP)-torch-wanted: $(STAMP)-venv FORCE
+	@if [ -n '$(TORCH)' ] || [ ! -f $@ ]; then echo '$(TORCH)' | cmp -s - $@ || echo '$(TORCH)' > $@; fi
+
+# Installs that build, then pins it, so that no later step replaces it.
+$(VENV)/constraints.txt: $(STAMP)-torch-wanted constraints.txt
+	wanted=$$(cat $<); $(BIN)/python -m pip install "$${wanted:-$$(grep '^torch==' constraints.txt)}"
+	@grep -v '^torch==' constraints.txt > $@.part || true
+	@$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' >> $@.part
+	@mv $@.part $@
+
+$(STAMP)-%: pyproject.toml $(VENV)/constraints.txt
+	$(BIN)/python -m pip install -c $(VENV)/constraints.txt -e '.[$*]'
+	@touch $@
