@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from hesse.core.memory import Budget, chunk_size, current_budget
 _CACHE_BYTES = 2**26  # a batched pass gains nothing once its cotangents are far out of cache
 
 
-def pull_block(recording: Recording, cotangents: list[Tensor | None]) -> list[Tensor]:
+def pull_block(recording: Recording, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
     """`Recording.pull` for all cotangents along the leading axis: in one batched pass, or one by one where an op's backward
     cannot be batched."""
     try:
@@ -39,9 +39,9 @@ def push_block(recording: Recording, tangents: list[Tensor]) -> list[Tensor]:
         run = torch.func.jvp(lambda *xs: tuple(recording.outputs_at(xs)), primals, parts)
         return tuple(run[1])
 
-    attached = recording.attached
-    primals = tuple(recording.inputs) if attached else tuple(leaf.detach() for leaf in recording.inputs)
-    with differentiable_attention(), torch.set_grad_enabled(attached):
+    follow = recording.follows(tangents)
+    primals = tuple(recording.inputs) if recording.attached else tuple(leaf.detach() for leaf in recording.inputs)
+    with differentiable_attention(), torch.set_grad_enabled(follow):
         return list(torch.func.vmap(one)(*tangents))
 
 
@@ -58,8 +58,15 @@ def unit_rows(leaf: Tensor, rows: slice) -> Tensor:
     """Unit vectors ``[k, *shape]`` for the given flat positions of a leaf."""
     count = rows.stop - rows.start
     block = torch.zeros(count, leaf.numel(), dtype=leaf.dtype, device=leaf.device)
-    block[torch.arange(count), torch.arange(rows.start, rows.stop)] = 1
+    block.diagonal(rows.start).fill_(1)
     return block.reshape(count, *leaf.shape)
+
+
+def joined(pieces: list[list[Tensor]], leaves: Sequence[Tensor]) -> list[Tensor]:
+    """Results of consecutive blocks, joined leaf by leaf; ``[0, *shape]`` where there was no block."""
+    if not pieces:
+        return [leaf.new_zeros(0, *leaf.shape) for leaf in leaves]
+    return [torch.cat(group) for group in zip(*pieces, strict=True)]
 
 
 def unit_blocks(leaves: list[Tensor], chunk: int, label: str) -> Iterator[tuple[int, slice, list[Tensor]]]:

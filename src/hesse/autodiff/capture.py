@@ -19,15 +19,16 @@ from torch.autograd.graph import GradientEdge
 from hesse.autodiff.functional import buffers_preserved
 from hesse.autodiff.layout import Walk
 from hesse.autodiff.model import Model, select_rows
-from hesse.autodiff.plan import Plan, PlannedMeeting, make_plan
+from hesse.autodiff.plan import Plan, PlannedMeeting, keeps_samples_apart, make_plan, moves_samples
 from hesse.autodiff.recording import node_outputs
 from hesse.core import tree
-from hesse.core.errors import StructureError, UnsupportedError
+from hesse.core.errors import HesseError, MixedSamplesError, StructureError, UnsupportedError
 from hesse.rules.forms import Contract, Dense, Form
 from hesse.rules.layers import Meeting, layer_rules
 
 _CASTS = {"ToCopyBackward0"}
 _VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
+_PLANS_OF_A_MODEL = 64
 _plans: WeakKeyDictionary[Any, dict[Any, Plan]] = WeakKeyDictionary()
 
 
@@ -98,8 +99,37 @@ def random_state(device: torch.device) -> list[Tensor]:
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
 
 
+def run_samples(forward: Forward, samples: Tensor, asked: str) -> Forward:
+    """Run the model of a batch on some of its samples.
+
+    Raises:
+        UnsupportedError: it fails on these.
+    """
+    try:
+        return run_forward(forward.model, select_rows(forward.inputs, samples), len(samples), asked)
+    except HesseError:
+        raise
+    except Exception as error:
+        raise UnsupportedError(
+            asked,
+            f"the model runs on {forward.count} samples, but not on {len(samples)} of them: {type(error).__name__}: {error}",
+            "make it work for any number of samples (statistics of the batch need more than one: call model.eval())",
+        ) from error
+
+
 def plan_of(forward: Forward, walk: Walk, asked: str) -> tuple[Plan, bool]:
-    """The plan of a graph, and whether it is new; remembered outside of the user's objects, by model and graph."""
+    """The plan of a graph, and whether it is new; remembered outside of the user's objects, by model and graph.
+
+    Raises:
+        UnsupportedError: reentrant checkpointing, which hides its parameters from the graph. MixedSamplesError: samples
+        influence each other.
+    """
+    if any(node.name() == "CheckpointFunctionBackward" for node in walk.nodes):
+        raise UnsupportedError(
+            asked,
+            "reentrant checkpointing (CheckpointFunctionBackward), which hides its parameters from the graph",
+            "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+        )
     own = {id(leaf): name for name, leaf in forward.leaves.items()}
     tracked = {
         i: own[id(node.variable)] for i, node in enumerate(walk.nodes) if hasattr(node, "variable") and id(node.variable) in own
@@ -110,19 +140,30 @@ def plan_of(forward: Forward, walk: Walk, asked: str) -> tuple[Plan, bool]:
         remembered = _plans.setdefault(forward.model.key, {})
     except TypeError:
         remembered = {}
-    if signature in remembered:
-        return remembered[signature], False
+    plan, is_new = remembered.get(signature), False
+    if plan is None:
+        plan, is_new = _new_plan(forward, walk, tracked, asked), True
+        if plan.is_sure:
+            remembered[signature] = plan
+            while len(remembered) > _PLANS_OF_A_MODEL:
+                del remembered[next(iter(remembered))]
+    mover = moves_samples(plan, walk, forward.count)
+    return (Plan((), reason=f"samples change places in {mover}"), True) if mover else (plan, is_new)
+
+
+def _new_plan(forward: Forward, walk: Walk, tracked: dict[int, str], asked: str) -> Plan:
     kept: list[Forward] = []
 
     def run(samples: Tensor) -> Tensor:
         devices = [forward.model.device] if forward.model.device.type == "cuda" else []
         with torch.random.fork_rng(devices):
-            kept.append(run_forward(forward.model, select_rows(forward.inputs, samples), len(samples), asked))
+            kept.append(run_samples(forward, samples, asked))
         return kept[-1].output
 
     plan = make_plan(walk, forward.output.shape, tracked, forward.count, run, asked)
-    remembered[signature] = plan
-    return plan, True
+    if not keeps_samples_apart(plan, walk, forward.output, forward.count):
+        return Plan((), reason="samples change places")
+    return plan
 
 
 def forget(forward: Forward) -> None:
@@ -160,7 +201,7 @@ def capture(forward: Forward, walk: Walk, plan: Plan, cotangent: Tensor) -> Capt
 def _form(walk: Walk, m: PlannedMeeting, cotangents: Sequence[Tensor | None], count: int) -> tuple[Form, str]:
     node = walk.nodes[m.node]
     rule = layer_rules.get(node.name())
-    if rule is not None and m.outputs == (0,) and cotangents[0] is not None:
+    if rule is not None and m.outputs == (0,) and cotangents[0] is not None and not cotangents[0].is_complex():
         form = rule(Meeting(node, m.index, cotangents[0], m.where[0], m.shape))
         if form is not None:
             return form, "rule"
@@ -168,12 +209,13 @@ def _form(walk: Walk, m: PlannedMeeting, cotangents: Sequence[Tensor | None], co
 
 
 def _masked(node: Any, m: PlannedMeeting, cotangents: Sequence[Tensor | None], count: int) -> Tensor:
-    backward = node.apply if hasattr(node, "apply") else node
-    total = len(node_outputs(node))
+    is_python = hasattr(node, "apply")  # a custom Function, whose backward expects zeros where the engine has no gradient
+    backward = node.apply if is_python else node
+    metas = node_outputs(node)
     by_sample = [None if g is None else w.rows(g) for g, w in zip(cotangents, m.where, strict=True)]
     rows = []
     for sample in range(count):
-        given: list[Tensor | None] = [None] * total
+        given: list[Tensor | None] = [_zeros(meta) if is_python else None for meta in metas]
         for slot, g, where in zip(m.outputs, by_sample, m.where, strict=True):
             if g is not None:
                 alone = torch.zeros_like(g)
@@ -189,16 +231,23 @@ def _masked(node: Any, m: PlannedMeeting, cotangents: Sequence[Tensor | None], c
     return torch.stack(rows)
 
 
+def _zeros(meta: Any) -> Tensor:
+    return torch.zeros(tuple(meta.shape), dtype=meta.dtype, device=meta.device)
+
+
 def _deliver(walk: Walk, m: PlannedMeeting, form: Form, path: str, names: dict[int, str], to: _Collector) -> None:
     """Bring a form from the weight-like tensor back to the parameters behind it."""
     node = walk.nodes[m.weight]
+    viewed = False
     while not hasattr(node, "variable"):
         name = node.name()
-        if name == "TBackward0" and isinstance(form, Contract):
+        if name == "TBackward0" and isinstance(form, Contract) and not viewed:
             form = form.transposed()
-        elif name == "TBackward0" and isinstance(form, Dense):
+        elif name == "TBackward0" and isinstance(form, Dense) and not viewed:
             form = Dense(form.rows.mT)
-        elif name not in _CASTS and not (name in _VIEWS and isinstance(form, (Contract, Dense))):
+        elif name in _VIEWS and isinstance(form, (Contract, Dense)):
+            viewed = True  # the same elements in the same order, of which no axis can be transposed any more
+        elif name not in _CASTS:
             break
         node = node.next_functions[0][0]
     if hasattr(node, "variable"):
@@ -241,7 +290,13 @@ def capture_one_by_one(forward: Forward, cotangent: Tensor, reason: str, asked: 
     rows: dict[str, list[Tensor]] = {name: [] for name in forward.leaves}
     shares = cotangent.reshape(forward.count, -1)
     for sample in range(forward.count):
-        alone = run_forward(forward.model, select_rows(forward.inputs, torch.tensor([sample])), 1, asked)
+        alone = run_samples(forward, torch.tensor([sample]), asked)
+        if not same_output(alone.output, 0, 1, forward.output, sample, forward.count):
+            raise MixedSamplesError(
+                asked,
+                f"{reason}, and the output of sample {sample} depends on the other samples of the batch",
+                "use operations on each sample only (model.eval() for normalization), or loss_hessian and ggn",
+            )
         for name, grad in plain_row(alone, shares[sample].reshape(alone.output.shape)).items():
             rows[name].append(grad)
     for name, parts in rows.items():
@@ -249,9 +304,27 @@ def capture_one_by_one(forward: Forward, cotangent: Tensor, reason: str, asked: 
     return collector.finish()
 
 
+def same_output(first: Tensor, place: int, count: int, second: Tensor, other_place: int, other_count: int) -> bool:
+    """Whether a sample of one output equals a sample of another (up to rounding)."""
+    if first.numel() * other_count != second.numel() * count:
+        return False
+    a, b = first.detach().reshape(count, -1)[place], second.detach().reshape(other_count, -1)[other_place]
+    return close(a, b)
+
+
+def close(first: Tensor, second: Tensor, scale: float = 0.0) -> bool:
+    """Whether two results of the same arithmetic in another order agree, next to each other's size and 1e-3 of `scale`."""
+    eps = torch.finfo(first.dtype).eps
+    size = max(float(first.norm()), float(second.norm()), 1e-3 * scale)
+    return bool(float((first - second).norm()) <= 4 * eps**0.5 * size) or bool(torch.equal(first, second))
+
+
 def plain_row(forward: Forward, cotangent: Tensor) -> dict[str, Tensor]:
     """The gradient of every parameter for one cotangent of the output, by plain autograd."""
+    leaves = list(forward.leaves.values())
+    if not forward.output.requires_grad:
+        return {name: torch.zeros_like(leaf) for name, leaf in forward.leaves.items()}
     grads = torch.autograd.grad(
-        forward.output, list(forward.leaves.values()), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+        forward.output, leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
     )
-    return dict(zip(forward.leaves, grads, strict=True))
+    return {name: grad.to_dense() if grad.is_sparse else grad for name, grad in zip(forward.leaves, grads, strict=True)}

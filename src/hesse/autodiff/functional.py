@@ -20,29 +20,32 @@ _guard = threading.Lock()
 class FunctionalModule:
     """``f(params, *inputs, **inputs)`` of a module; made by `functional`."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, lock: threading.RLock) -> None:
+        self.module, self._lock = module, lock
         first_name: dict[int, str] = {}
         self._slots: dict[str, str] = {}
         for prefix, part in module.named_modules():  # every module once, so that a shared module is swapped once
             for name, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
                 path = f"{prefix}.{name}" if prefix else name
                 self._slots[path] = first_name.setdefault(id(parameter), path)
-        with _guard:
-            self._lock = _locks.setdefault(module, threading.RLock())
 
     def __call__(self, params: dict[str, Tensor], *inputs: Any, **named: Any) -> Any:
-        unknown = [name for name in params if name not in self._slots]
-        if unknown:
-            raise LeafError(
-                f"{self!r} takes the parameters of its module.",
-                f"unknown names {unknown[:3]}",
-                "pass a dict like the one that functional(module) returned",
-            )
+        self._require_known(params)
         swapped = {slot: params[owner] for slot, owner in self._slots.items() if owner in params}
         with self._lock:
-            state = {**swapped, **{name: buffer.clone() for name, buffer in _buffers(self.module)}}
+            copies: dict[int, Tensor] = {}  # a buffer that two modules share stays shared
+            buffers = {name: copies.setdefault(id(buffer), buffer.clone()) for name, buffer in _buffers(self.module)}
+            state = {**swapped, **buffers}
             return torch.func.functional_call(self.module, state, inputs, named, tie_weights=False)
+
+    def _require_known(self, params: dict[str, Tensor]) -> None:
+        asked = f"{self!r} takes the parameters of its module."
+        for name in params:
+            owner = self._slots.get(name)
+            if owner is None:
+                raise LeafError(asked, f"unknown name '{name}'", "pass a dict like the one that functional(module) returned")
+            if owner != name:
+                raise LeafError(asked, f"'{name}', which is tied to '{owner}'", f"pass it once, as '{owner}'")
 
     def __repr__(self) -> str:
         return f"functional({type(self.module).__name__})"
@@ -68,15 +71,22 @@ def functional(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Tensor]
 
     Cost: one forward pass a call.
     """
-    lazy = [name for name, p in module.named_parameters() if isinstance(p, nn.UninitializedParameter)]
+    with _guard:
+        lock = _locks.setdefault(module, threading.RLock())
+    with lock:  # another thread may be running the module with parameters of its own
+        return _functional(module, lock)
+
+
+def _functional(module: nn.Module, lock: threading.RLock) -> tuple[Callable[..., Any], dict[str, Tensor]]:
+    lazy = [name for name, t in [*module.named_parameters(), *module.named_buffers()] if nn.parameter.is_lazy(t)]
     if lazy:
         raise LeafError(
-            "functional(module) needs parameters that have values.",
+            "functional(module) needs parameters and buffers that have values.",
             f"'{lazy[0]}' is not initialized yet (a lazy module)",
             "run the module once on a batch first",
         )
     params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    return FunctionalModule(module), params
+    return FunctionalModule(module, lock), params
 
 
 @contextmanager
@@ -93,3 +103,5 @@ def buffers_preserved(module: nn.Module | None) -> Iterator[None]:
             for buffer, version, value in before:
                 if buffer._version != version:
                     buffer.copy_(value)
+                elif not torch.equal(buffer, value):
+                    buffer.data.copy_(value)  # batch norm writes its statistics past the version counter, and so does this

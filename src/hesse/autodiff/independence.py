@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 
 from hesse.autodiff.blocks import pull_block
-from hesse.autodiff.recording import Recording, nodes
+from hesse.autodiff.recording import Recording, inside_vmap, nodes
 from hesse.core import random
 from hesse.core.batching import separating_masks, slices
-from hesse.core.errors import MixedSamplesError, NonFiniteError, StructureError
+from hesse.core.errors import MixedSamplesError, NonFiniteError, StructureError, UnsupportedError
 
 _MIXING = {"BatchNorm": "batch normalization in train mode", "CudnnBatchNorm": "batch normalization in train mode"}
 
@@ -45,21 +45,30 @@ def require_independent_rows(recording: Recording, asked: str, chunk: int) -> in
 
     Raises:
         MixedSamplesError: a row depends on another row, with the pair and, where it is known, the op.
+        UnsupportedError: inside `torch.func.vmap`, where no value can be looked at.
 
     Cost: about log2(n) backward passes for n rows.
     """
     size = batch_size(recording, asked)
+    if inside_vmap():
+        raise UnsupportedError(
+            asked,
+            "structure='batched' inside torch.func.vmap, where the independence of rows cannot be proved",
+            "let vmap run over the rows as well, or call hesse outside of it",
+        )
     masks = separating_masks(size).to(recording.in_space.device)
     generator = random.make_generator()
     noise = [random.normal(y.shape, y.dtype, y.device, generator) for y in recording.outputs]
     for part in slices(len(masks), chunk):
         mask = masks[part]
         cotangents = [u * mask.reshape(*mask.shape, *[1] * (u.ndim - 1)) for u in noise]
-        for name, grad in zip(recording.in_space.names, pull_block(recording, list(cotangents)), strict=True):
-            reached = (grad.detach() != 0).flatten(2).any(2)
+        for name, grad in zip(recording.in_space.names, pull_block(recording, cotangents), strict=True):
+            reached = (grad.detach() != 0).unsqueeze(-1).flatten(2).any(2)
             if bool((reached & ~mask).any()):
                 if bool(torch.isnan(grad).any()):
-                    raise NonFiniteError(asked, f"NaN in the derivative with respect to '{name or 'x'}'")
+                    raise NonFiniteError(
+                        asked, f"NaN in the derivative with respect to '{name or 'x'}'", "look for the op that makes it"
+                    )
                 _refuse(recording, asked, reached & ~mask, mask)
     return size
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from hesse.autodiff.attention import differentiable_attention
+from hesse.autodiff.blocks import pull_block
 from hesse.autodiff.cuts import diagnose
-from hesse.autodiff.recording import Function, Recording, nodes, record
+from hesse.autodiff.recording import Function, Recording, inside_functorch, nodes, record
 from hesse.core import random
 from hesse.core.errors import DetachedError, HolomorphyError, UnsupportedError
 from hesse.core.space import Space
@@ -37,7 +40,8 @@ class JacobianOperator(LinearOperator):
 
     ``J.T @ u`` is one backward pass through the kept graph. ``J @ v`` runs the function once in forward mode; functions whose
     ops have no forward mode, or whose forward and reverse derivatives disagree (dropout drawn anew, PyTorch's own errors),
-    are differentiated twice in reverse mode instead, on the kept graph. The choice is made, and checked, at the first product.
+    are differentiated twice in reverse mode instead, on the kept graph. The choice is made at the first product, by a check on
+    random vectors.
     """
 
     def __init__(self, recording: Recording) -> None:
@@ -48,56 +52,53 @@ class JacobianOperator(LinearOperator):
 
     def mv(self, v: Tree) -> Tree:
         tangents = cast_leaves(self.in_space, v, "tangent")
-        if self._forward_works is not False:
-            try:
-                result = self._push(tangents)
-            except (RuntimeError, NotImplementedError):
-                if self._forward_works:
-                    raise
-                result = None
-            if self._forward_works is None:
-                self._forward_works = result is not None and self._agrees(tangents, result)
-            if self._forward_works and result is not None:
-                return self.out_space.rebuild(result)
-        return self.out_space.rebuild(self._push_by_double_reverse(tangents))
+        if self._forward_works is None:
+            self._forward_works = self.recording.functorch or self._forward_is_right()
+        push = self._push_by_double_reverse
+        if self._forward_works:
+            push = self._push_inside_transform if inside_functorch() else self._push
+        return self.out_space.rebuild(push(tangents))
+
+    def _forward_is_right(self) -> bool:
+        devices = [self.in_space.device] if self.in_space.device.type == "cuda" else []
+        try:
+            with temporarily_clear_interpreter_stack(), torch.random.fork_rng(devices):
+                return forward_agrees(self.recording, self._push)
+        except RuntimeError:
+            return False
+
+    def _push_inside_transform(self, tangents: list[Tensor]) -> list[Tensor]:
+        r = self.recording
+        try:
+            with differentiable_attention():
+                run = torch.func.jvp(lambda *xs: tuple(r.outputs_at(xs)), tuple(r.inputs), tuple(tangents))
+            return list(run[1])
+        except RuntimeError as error:
+            raise UnsupportedError(
+                "J @ v inside a torch.func transform needs forward mode.",
+                str(error).splitlines()[0],
+                "apply the operator outside of the transform",
+            ) from error
 
     def _push(self, tangents: list[Tensor]) -> list[Tensor]:
         r = self.recording
-        if r.functorch:
-            return list(torch.func.jvp(lambda *xs: tuple(r.outputs_at(xs)), tuple(r.inputs), tuple(tangents))[1])
-        with differentiable_attention(), torch.set_grad_enabled(r.attached), fwd.dual_level():
+        with differentiable_attention(), torch.set_grad_enabled(r.follows(tangents)), fwd.dual_level():
             primals = r.inputs if r.attached else [leaf.detach() for leaf in r.inputs]
             duals = [fwd.make_dual(p, t) for p, t in zip(primals, tangents, strict=True)]
             outputs = r.outputs_at(duals)
             pairs = [fwd.unpack_dual(y) for y in outputs]
             return [torch.zeros_like(y) if p.tangent is None else p.tangent for y, p in zip(outputs, pairs, strict=True)]
 
-    def _agrees(self, tangents: list[Tensor], pushed: list[Tensor]) -> bool:
-        """Whether <u, J v> from forward mode equals <J^T u, v> from the kept graph, for one random u."""
-        r = self.recording
-        if r.functorch:
-            return True
-        generator = random.make_generator()
-        cotangents = [random.normal(y.shape, y.dtype, y.device, generator) for y in r.outputs]
-        pulled = r.pull(cotangents)
-        return same_pairing(cotangents, pushed, pulled, tangents)
-
     def _push_by_double_reverse(self, tangents: list[Tensor]) -> list[Tensor]:
         """J v as the derivative of ``u -> J^T u``, which is linear (Townsend 2017, "A new trick for calculating Jacobian
         vector products")."""
         r = self.recording
-        if r.functorch:
-            raise UnsupportedError(
-                "J @ v inside a torch.func transform needs forward mode.",
-                "an op without forward mode",
-                "apply the operator outside of the transform",
-            )
         if self._double is None:
-            dummies = [torch.zeros_like(y).requires_grad_() for y in r.outputs]
-            used = [(y, u) for y, u in zip(r.outputs, dummies, strict=True) if y.requires_grad]
-            if not used:
-                return [torch.zeros_like(y) for y in r.outputs]
-            with torch.enable_grad():
+            with temporarily_clear_interpreter_stack(), torch.enable_grad():
+                dummies = [torch.zeros_like(y).requires_grad_() for y in r.outputs]
+                used = [(y, u) for y, u in zip(r.outputs, dummies, strict=True) if y.requires_grad]
+                if not used:
+                    return [torch.zeros_like(y) for y in r.outputs]
                 pulled = torch.autograd.grad(
                     [y for y, _ in used],
                     r.inputs,
@@ -107,7 +108,7 @@ class JacobianOperator(LinearOperator):
                     allow_unused=True,
                     materialize_grads=True,
                 )
-            self._double = (dummies, list(pulled))
+                self._double = (dummies, list(pulled))
         dummies, pulled = self._double
         pairs = [(g, t) for g, t in zip(pulled, tangents, strict=True) if g.requires_grad]
         if not pairs:
@@ -117,7 +118,7 @@ class JacobianOperator(LinearOperator):
             dummies,
             [t for _, t in pairs],
             retain_graph=True,
-            create_graph=r.attached,
+            create_graph=r.follows(tangents),
             allow_unused=True,
             materialize_grads=True,
         )
@@ -137,7 +138,8 @@ class _Transposed(LinearOperator):
         self._small = recording.functorch or recording.graph_bytes() < SMALL_GRAPH_BYTES
 
     def _pull(self, parts: list[Tensor], *, batched: bool) -> Tree:
-        pulled = self.jacobian.recording.pull([_conjugate(part) for part in parts], batched=batched)
+        pull = pull_block if batched else Recording.pull
+        pulled = pull(self.jacobian.recording, [_conjugate(part) for part in parts])
         return self.out_space.rebuild([_conjugate(part) for part in pulled])
 
     def mv(self, v: Tree) -> Tree:
@@ -161,13 +163,21 @@ def cast_leaves(space: Space, v: Tree, what: str, batch_ndim: int = 0) -> list[T
     return [part.to(dtype) for part, dtype in zip(space.check(v, what, batch_ndim), space.dtypes, strict=True)]
 
 
-def same_pairing(u: list[Tensor], Jv: list[Tensor], JTu: list[Tensor], v: list[Tensor]) -> bool:
-    """Whether ``<u, J v> = <J^T u, v>`` to rounding, in PyTorch's convention for complex numbers."""
-    left, scale = _pair(u, Jv)
-    right, other = _pair(JTu, v)
-    eps = max(torch.finfo(t.dtype).eps for t in [*u, *v])
+def forward_agrees(recording: Recording, push: Callable[[list[Tensor]], list[Tensor]]) -> bool:
+    """Whether ``<u, J v> = <J^T u, v>`` to rounding for random u and v (PyTorch's convention for complex numbers).
+
+    Args:
+        recording: gives J^T u from its kept graph.
+        push: gives J v by forward mode.
+    """
+    generator = random.make_generator()
+    u = [random.normal(y.shape, y.dtype, y.device, generator) for y in recording.outputs]
+    v = [random.normal(x.shape, x.dtype, x.device, generator) for x in recording.inputs]
+    with torch.no_grad():
+        left, scale = _pair(u, push(v))
+        right, other = _pair(recording.pull(u), v)
     size = sum(t.numel() for t in [*u, *v])
-    slack = 64 * eps * max(scale, other) * max(1.0, size**0.25)
+    slack = 64 * recording.rounding() * max(scale, other) * max(1.0, size**0.25)
     return bool(abs(left - right) <= slack) or left == right
 
 
@@ -219,12 +229,14 @@ def require_one_field(recording: Recording, asked: str) -> None:
     remedy = "differentiate x -> torch.view_as_real(f(torch.view_as_complex(x))), a function between real spaces"
     if kinds == {True, False}:
         raise HolomorphyError(asked, "real and complex leaves together, between which no derivative is linear over C", remedy)
+    if recording.functorch:
+        return
     generator = random.make_generator()
     cotangents = [random.normal(y.shape, y.dtype, y.device, generator) for y in recording.outputs]
     straight, turned = recording.pull(cotangents), recording.pull([1j * u for u in cotangents])
     for name, a, b in zip(recording.in_space.names, straight, turned, strict=True):
         eps = torch.finfo(a.dtype).eps
-        if not recording.functorch and bool(((1j * a - b).abs().max() if a.numel() else 0) > 1e3 * eps * (a.norm() + b.norm())):
+        if bool(((1j * a - b).abs().max() if a.numel() else 0) > 1e3 * eps * (a.norm() + b.norm())):
             raise HolomorphyError(asked, f"f is not holomorphic in '{name or 'x'}' at this point", remedy)
 
 
@@ -244,7 +256,7 @@ def linearize(f: Function, x: Any) -> Linearization:
         HolomorphyError: a complex function that is not holomorphic. NonFiniteError: NaN in x.
 
     Cost: one forward pass; then one backward pass for each ``J.T @ u``, and one forward pass in forward mode (about
-    1 gradient) for each ``J @ v``, with one backward pass more at the first, which checks it.
+    1 gradient) for each ``J @ v``; the first one takes a product and a backward pass more, which check it.
     """
     asked = "linearize(f, x) differentiates a function of floating-point tensors."
     recording = record(f, x, asked)

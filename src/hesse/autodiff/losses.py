@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.core.errors import DataError, MixedSamplesError, NonScalarError, StructureError
+from hesse.autodiff.model import Model, select_rows
+from hesse.autodiff.recording import nodes
+from hesse.core import tree
+from hesse.core.errors import DataError, MixedSamplesError, NonScalarError, StructureError, UnsupportedError
 from hesse.rules.losses import SampleLoss, known_loss
 
 
@@ -62,12 +65,12 @@ def _sample_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: A
         raise StructureError(
             asked, f"{found} for {count} samples", "return a tensor whose first axis is the batch (output=lambda o: o.logits)"
         )
-    rows = [_scalar(loss(output[i : i + 1], _row(target, i)), asked) for i in range(count)]
+    rows = [_scalar(loss(output[i : i + 1], _sample(target, i)), asked) for i in range(count)]
     terms = torch.stack(rows)
-    twice = torch.arange(count).repeat(2 if count == 1 else 1).to(output.device)
+    twice = torch.arange(count).repeat(2 if count == 1 else 1)
     with torch.no_grad():
-        whole = _scalar(loss(output[twice], target[twice] if isinstance(target, Tensor) else target), asked)
-        total = terms[twice].sum()
+        whole = _scalar(loss(select_rows(output, twice), select_rows(target, twice)), asked)
+        total = select_rows(terms, twice).sum()
         slack = 64 * torch.finfo(whole.dtype).eps * float(terms.abs().sum() + 1e-30) * max(1, len(twice)) ** 0.5
         if abs(float(whole - total)) <= slack:
             return BatchLoss(terms, 1.0, additive=True)
@@ -80,8 +83,8 @@ def _sample_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: A
     )
 
 
-def _row(target: Any, i: int) -> Any:
-    return target[i : i + 1] if isinstance(target, Tensor) else target
+def _sample(target: Any, i: int) -> Any:
+    return tree.map_tree(lambda leaf: leaf[i : i + 1] if isinstance(leaf, Tensor) else leaf, target)
 
 
 def _scalar(value: Any, asked: str) -> Tensor:
@@ -92,9 +95,23 @@ def _scalar(value: Any, asked: str) -> Tensor:
     return value.reshape(())
 
 
-def batch_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, asked: str) -> Tensor:
-    """The loss of a batch as the user's callable gives it, checked to be a scalar."""
-    return _scalar(loss(output, target), asked)
+def batch_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, model: Model, asked: str) -> Tensor:
+    """The loss of a batch as the user's callable gives it.
+
+    Raises:
+        NonScalarError: it is no scalar. UnsupportedError: it reads the model's parameters past the model's output.
+    """
+    value = _scalar(loss(output, target), asked)
+    own = {id(parameter): name for name, parameter in model.own.items()}
+    for node in nodes([value.grad_fn]):
+        name = own.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise UnsupportedError(
+                asked,
+                f"the loss reads the parameter '{name}' itself, past the model's output",
+                "leave such penalties out of the loss, and add their derivatives to the result",
+            )
+    return value
 
 
 def batch_mass(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, count: int, asked: str) -> tuple[float, bool]:

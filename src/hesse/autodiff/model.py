@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,13 +37,14 @@ class Model:
         params: tree of the parameters to differentiate by, detached.
         key: the user's object, under which facts about its graphs are remembered.
         module: the module behind it, or None for a function.
-        output: picks the tensor out of what the model returns.
+        own: name -> the user's own parameter tensors.
     """
 
     call: Callable[[Tree, Any], Any]
     params: Tree
     key: Any
     module: nn.Module | None
+    own: Mapping[str, Tensor]
 
     @property
     def device(self) -> torch.device:
@@ -65,14 +68,16 @@ def as_model(model: Any, *, params: Selection = None, output: Callable[[Any], Te
     if isinstance(model, nn.Module):
         _refuse_modules(model)
         f, everything = functional(model)
-        key, module = model, model
+        key, module, own = model, model, dict(model.named_parameters())
     elif isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
         f, everything = model
+        own = {name: leaf for name, leaf in tree.named_leaves(everything) if isinstance(leaf, Tensor)}
         everything = tree.map_tree(lambda p: torch.as_tensor(p).detach(), everything)
         key = getattr(f, "module", f)
         module = key if isinstance(key, nn.Module) else None
         if module is not None:
             _refuse_modules(module)
+            own = {**own, **dict(module.named_parameters())}
     else:
         raise StructureError(
             "A model is an nn.Module or a pair (f, params).", type(model).__name__, "pass functional(module) or (f, params)"
@@ -82,11 +87,12 @@ def as_model(model: Any, *, params: Selection = None, output: Callable[[Any], Te
 
     def call(values: Tree, inputs: Any) -> Any:
         whole = values if chosen is everything else _merge(everything, frozen, values)
-        if isinstance(inputs, dict):
-            result = f(whole, **inputs)
-        else:
-            result = f(whole, *inputs) if isinstance(inputs, tuple) else f(whole, inputs)
-        return result if output is None else output(result)
+        with _without_compilation():
+            if isinstance(inputs, dict):
+                result = f(whole, **inputs)
+            else:
+                result = f(whole, *inputs) if isinstance(inputs, tuple) else f(whole, inputs)
+            return result if output is None else output(result)
 
     named = tree.named_leaves(chosen)
     if not named:
@@ -94,9 +100,14 @@ def as_model(model: Any, *, params: Selection = None, output: Callable[[Any], Te
     for name, leaf in named:
         if not (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
             raise LeafError("Parameters are floating-point tensors.", f"{leaf.dtype} at '{name}'", "leave it out by params=")
-        if bool(torch.isnan(leaf).any()):
+        if tree.has_nan(leaf):
             raise NonFiniteError("Parameters have to be finite.", f"NaN at '{name}'", "find where it came from first")
-    return Model(call, chosen, key, module)
+    return Model(call, chosen, key, module, own)
+
+
+def _without_compilation() -> AbstractContextManager[Any]:
+    """Compiled modules are run eagerly: their graph is one opaque node, with one derivative at most."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def _choose(everything: Tree, params: Selection) -> Tree:
@@ -205,7 +216,7 @@ def check_inputs(model: Model, inputs: Any, asked: str) -> None:
             raise DeviceError(
                 asked, f"input '{name}' on {leaf.device}, parameters on {model.device}", "move them to one device"
             )
-        if leaf.dtype.is_floating_point and bool(torch.isnan(leaf).any()):
+        if leaf.dtype.is_floating_point and tree.has_nan(leaf):
             row = int(torch.isnan(leaf).nonzero()[0, 0]) if leaf.ndim else 0
             raise NonFiniteError(asked, f"NaN in input '{name}', first in sample {row}", "clean the data")
 

@@ -1,6 +1,7 @@
 """The check of every new graph: the row of one sample against that sample differentiated plainly and alone.
 
-Shapes and masks cannot see a statistic of the batch that was detached; a run without the other samples can.
+Shapes and masks cannot see a statistic of the batch that was detached; a run without the other samples can. Nor can they see
+samples that data put in another order; a run on samples in another order can.
 """
 
 from __future__ import annotations
@@ -8,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hesse.autodiff.capture import Captured, Forward, plain_row, run_forward
-from hesse.autodiff.model import select_rows
+from hesse.autodiff.capture import Captured, Forward, close, plain_row, run_samples, same_output
 from hesse.core.errors import MixedSamplesError, NondeterministicError
 
 
@@ -20,19 +20,20 @@ def check_one_sample(forward: Forward, captured: Captured, cotangent: Tensor, as
     place, so that it meets the same draws.
 
     Raises:
-        MixedSamplesError: the sample's output or row depends on the other samples.
+        MixedSamplesError: a sample's output or the row depends on the other samples.
         NondeterministicError: the model gives another output when run again.
 
-    Cost: one forward and backward pass on one sample (one batch for models that draw random numbers).
+    Cost: one forward and backward pass on one sample (one batch for models that draw random numbers), and one forward pass on
+    the batch in another order.
     """
-    sample = forward.count // 2
+    sample = _telling_sample(cotangent, forward.count)
     copies = forward.count if forward.drew_random_numbers else 1
     place = sample if forward.drew_random_numbers else 0
-    alone = _run(forward, sample, copies, asked)
-    own = _share(forward.output, sample, forward.count)
-    other = _share(alone.output, place, copies)
-    if not _close(own, other):
+    alone = _run(forward, torch.full((copies,), sample), asked)
+    if not same_output(forward.output, sample, forward.count, alone.output, place, copies):
         _refuse(forward, sample, asked)
+    if not forward.drew_random_numbers:
+        _check_order(forward, asked)
     root = torch.zeros_like(alone.output).reshape(copies, -1)
     root[place] = cotangent.reshape(forward.count, -1)[sample]
     expected = plain_row(alone, root.reshape(alone.output.shape))
@@ -41,39 +42,44 @@ def check_one_sample(forward: Forward, captured: Captured, cotangent: Tensor, as
         found = torch.zeros_like(row)
         for form in captured.forms[name]:
             found = found + form.dense(slice(sample, sample + 1)).reshape(row.shape)
-        if not _close(found, row, scale):
+        if not close(found, row, scale):
             off = float((found - row).norm() / max(float(row.norm()), 1e-30))
             raise MixedSamplesError(
                 asked,
                 f"the row of sample {sample} for '{name}' differs by {off:.2g} from that sample alone: samples "
-                "influence each other through something detached from the graph",
+                "influence each other, which may be detached from the graph",
                 "use statistics of each sample only, or the batch quantities (loss_hessian, ggn) instead",
             )
 
 
-def _run(forward: Forward, sample: int, copies: int, asked: str) -> Forward:
-    inputs = select_rows(forward.inputs, torch.full((copies,), sample))
+def _telling_sample(cotangent: Tensor, count: int) -> int:
+    """A sample in the middle, unless its cotangent is zero (an ignored target): then the one with the largest."""
+    sizes = cotangent.reshape(count, -1).abs().sum(1)
+    return count // 2 if bool(sizes[count // 2] != 0) else int(sizes.argmax())
+
+
+def _check_order(forward: Forward, asked: str) -> None:
+    """The output of samples in another order has to be the output in that order."""
+    order = torch.arange(forward.count).roll(1)
+    other = _run(forward, order, asked).output.detach().reshape(forward.count, -1)
+    own = forward.output.detach().reshape(forward.count, -1)[order.to(other.device)]
+    if not close(own, other):
+        _refuse(forward, int(order[(own - other).abs().sum(1).argmax()]), asked)
+
+
+def _run(forward: Forward, samples: Tensor, asked: str) -> Forward:
     devices = [forward.model.device] if forward.model.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         if forward.drew_random_numbers:
             forward.restore_random_state()
-        return run_forward(forward.model, inputs, copies, asked)
-
-
-def _share(output: Tensor, sample: int, count: int) -> Tensor:
-    return output.detach().reshape(count, -1)[sample]
-
-
-def _close(first: Tensor, second: Tensor, scale: float = 0.0) -> bool:
-    eps = torch.finfo(first.dtype).eps
-    size = max(float(first.norm()), float(second.norm()), 1e-3 * scale)
-    return bool(float((first - second).norm()) <= 4 * eps**0.5 * size) or bool(torch.equal(first, second))
+        return run_samples(forward, samples, asked)
 
 
 def _refuse(forward: Forward, sample: int, asked: str) -> None:
-    again = _run(forward, sample, 1, asked)
-    twice = _run(forward, sample, 1, asked)
-    if not forward.drew_random_numbers and not _close(_share(again.output, 0, 1), _share(twice.output, 0, 1)):
+    alone = torch.tensor([sample])
+    first, second = _run(forward, alone, asked).output, _run(forward, alone, asked).output
+    same = same_output(first, 0, 1, second, 0, 1) or bool(torch.isnan(first).any())
+    if not forward.drew_random_numbers and not same:
         raise NondeterministicError(asked, "the same sample gave two outputs", "fix the randomness, or call model.eval()")
     names = [
         f"'{name}' ({type(part).__name__})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,10 +42,19 @@ class PlannedMeeting:
 
 @dataclass(frozen=True)
 class Plan:
-    """All meetings of a graph, or the reason why there is no plan and samples are run one by one."""
+    """All meetings of a graph, or the reason why there is no plan and samples are run one by one.
+
+    Attributes:
+        meetings: the meetings.
+        movers: nodes that pick places along the samples' axis by an index, with that axis; `moves_samples` looks at the index.
+        reason: why there is no plan.
+        is_sure: whether every meeting was seen alive, in one layout only; a plan that is not sure is not remembered.
+    """
 
     meetings: tuple[PlannedMeeting, ...]
+    movers: tuple[tuple[int, SampleAxis], ...] = ()
     reason: str = ""
+    is_sure: bool = True
 
 
 def make_plan(walk: Walk, output_shape: torch.Size, tracked: dict[int, str], count: int, run: Run, asked: str) -> Plan:
@@ -67,7 +76,7 @@ def make_plan(walk: Walk, output_shape: torch.Size, tracked: dict[int, str], cou
     probe = Walk.of(root)
     output = sample_axis(output_shape, root.shape, count, fewer)
     if not same_program(walk, probe) or not isinstance(output, SampleAxis):
-        return Plan((), "the program changes with the number of samples")
+        return Plan((), reason="the program changes with the number of samples")
     leads = _leads_to(walk, tracked)
     axes: dict[tuple[int, int], SampleAxis | bool | None] = {}
     for i, (node, other) in enumerate(zip(walk.nodes, probe.nodes, strict=True)):
@@ -77,8 +86,9 @@ def make_plan(walk: Walk, output_shape: torch.Size, tracked: dict[int, str], cou
     plain = _weight_like(walk, leads, axes, used)
     found, reason = _meetings(walk, leads, axes, used, plain)
     if reason:
-        return Plan((), reason)
-    return Plan(tuple(_probe(found, probe, root, output, fewer, asked)))
+        return Plan((), reason=reason)
+    movers = tuple(_movers(walk, leads, axes, plain))
+    return _probe(Plan(tuple(found), movers), probe, root, output, fewer, asked)
 
 
 def _leads_to(walk: Walk, tracked: dict[int, str]) -> list[frozenset[int]]:
@@ -110,7 +120,7 @@ def _parents_first(walk: Walk) -> list[int]:
 def _used_outputs(walk: Walk) -> list[tuple[int, ...]]:
     used: list[set[int]] = [set() for _ in walk.nodes]
     if used:
-        used[0].add(0)
+        used[0].add(walk.slot)
     for node in walk.nodes:
         for parent, slot in node.next_functions:
             if parent is not None:
@@ -144,38 +154,114 @@ def _meetings(walk: Walk, leads: Any, axes: Any, used: Any, plain: list[bool]) -
     return found, ""
 
 
-def _probe(
-    found: list[PlannedMeeting], probe: Walk, root: Tensor, output: SampleAxis, fewer: int, asked: str
-) -> list[PlannedMeeting]:
-    edges = [(m.node, slot) for m in found for slot in m.outputs]
-    if not edges:
-        return []
-    noise = random.normal(root.shape, root.dtype, root.device, random.make_generator())
-    cotangents: list[list[Tensor]] = []
-    for sample in range(fewer):
-        rows = output.rows(noise).clone()
-        rows[[s for s in range(fewer) if s != sample]] = 0
-        grads = torch.autograd.grad(
-            root,
-            [GradientEdge(probe.nodes[i], slot) for i, slot in edges],
-            output.unrows(rows),
-            retain_graph=True,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        cotangents.append(list(grads))
-    by_edge = {edge: [row[k] for row in cotangents] for k, edge in enumerate(edges)}
-    result = []
-    for m in found:
+def _probe(plan: Plan, probe: Walk, root: Tensor, output: SampleAxis, fewer: int, asked: str) -> Plan:
+    """Find out how samples are merged with other axes, from the cotangents of single samples."""
+    edges = sorted({(m.node, slot) for m in plan.meetings for slot in m.outputs})
+    noise = output.rows(random.normal(root.shape, root.dtype, root.device, random.make_generator()))
+    seen: dict[tuple[int, int], list[Tensor]] = {edge: [] for edge in edges}
+    for sample in range(fewer if edges else 0):
+        rows = torch.zeros_like(noise)
+        rows[sample] = noise[sample]
+        grads = _towards(root, probe, edges, output.unrows(rows))
+        for (i, slot), grad in zip(edges, grads, strict=True):
+            meta = node_outputs(probe.nodes[i])[slot]
+            seen[i, slot].append(root.new_zeros(tuple(meta.shape)) if grad is None else grad)
+    meetings, is_sure = [], True
+    for m in plan.meetings:
         where = []
         for slot, guess in zip(m.outputs, m.where, strict=True):
-            split = split_axis(guess, by_edge[m.node, slot])
-            if split is None:
+            split = split_axis(guess, seen[m.node, slot])
+            if split.is_mixed:
                 raise MixedSamplesError(
                     asked,
                     f"samples influence each other after {probe.nodes[m.node].name()} (position {m.node} of the graph)",
                     "use statistics of each sample only, or the batch quantities (loss_hessian, ggn) instead",
                 )
-            where.append(split)
-        result.append(PlannedMeeting(m.node, m.outputs, tuple(where), m.index, m.weight, m.slot, m.shape, m.params))
-    return result
+            if not split.axes:
+                return Plan((), reason=f"samples change places after {probe.nodes[m.node].name()}")
+            where.append(split.axes[0])
+            is_sure = is_sure and split.is_alive and len(split.axes) == 1
+        meetings.append(replace(m, where=tuple(where)))
+    return replace(plan, meetings=tuple(meetings), is_sure=is_sure)
+
+
+def _towards(root: Tensor, walk: Walk, edges: list[tuple[int, int]], cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    targets = [GradientEdge(walk.nodes[i], slot) for i, slot in edges]
+    return torch.autograd.grad(root, targets, cotangent, retain_graph=True, allow_unused=True)
+
+
+def keeps_samples_apart(plan: Plan, walk: Walk, root: Tensor, count: int) -> bool:
+    """Whether the cotangents of a random half of the samples stay in the places that the plan gives to that half.
+
+    The probe sees a few samples only; samples that data put in another order (sorted by length, say) may be in order there.
+
+    Cost: one backward pass without weight gradients.
+    """
+    edges = sorted({(m.node, slot) for m in plan.meetings for slot in m.outputs})
+    where = {(m.node, slot): axis for m in plan.meetings for slot, axis in zip(m.outputs, m.where, strict=True)}
+    if not edges or count == 1:
+        return True
+    generator = random.make_generator()
+    kept = torch.randperm(count, generator=generator)[: count // 2].to(root.device)
+    noise = random.normal(root.shape, root.dtype, root.device, generator).reshape(count, -1)
+    half = torch.zeros_like(noise)
+    half[kept] = noise[kept]
+    others = torch.ones(count, dtype=torch.bool, device=root.device)
+    others[kept] = False
+    grads = _towards(root, walk, edges, half.reshape(root.shape))
+    return not any(
+        grad is not None and bool(where[edge].rows(grad)[others].any()) for edge, grad in zip(edges, grads, strict=True)
+    )
+
+
+_INTO = {  # an index says where samples go
+    "IndexAddBackward0", "IndexCopyBackward0", "IndexFillBackward0", "IndexPutBackward0", "MaskedScatterBackward0",
+    "ScatterAddBackward0", "ScatterBackward0", "ScatterReduceBackward0",
+}  # fmt: skip
+_OUT_OF = {  # an index, or an order, says where samples come from
+    "EmbeddingBackward0", "GatherBackward0", "IndexBackward0", "IndexSelectBackward0", "KthvalueBackward0",
+    "MedianBackward1", "SortBackward0", "SortBackward1", "TakeBackward0", "TopkBackward0",
+}  # fmt: skip
+
+
+def _movers(walk: Walk, leads: Any, axes: Any, plain: list[bool]) -> list[tuple[int, SampleAxis]]:
+    """Nodes that may take samples to other places by an index, which is data and may differ from call to call."""
+    found = []
+    for i, node in enumerate(walk.nodes):
+        if node.name() not in _INTO | _OUT_OF or plain[i] or not leads[i]:
+            continue
+        sources = [(walk.position[parent], slot) for parent, slot in node.next_functions if parent is not None]
+        sources = [(j, slot) for j, slot in sources if leads[j] and not plain[j]]
+        if sources:
+            axis = axes[i, 0] if node.name() in _INTO else axes[sources[0]]
+            found.append((i, axis))
+    return found
+
+
+def moves_samples(plan: Plan, walk: Walk, count: int) -> str:
+    """The node, if there is one, that takes samples of this batch to other places; "" if they stay."""
+    return next((walk.nodes[i].name() for i, axis in plan.movers if not _stays(walk.nodes[i], axis, count)), "")
+
+
+def _stays(node: Any, where: SampleAxis, count: int) -> bool:
+    is_first = where.is_plain and where.axis == 0
+    if hasattr(node, "_saved_indices") and isinstance(node._saved_indices, tuple):  # one index for each axis
+        indices = node._saved_indices
+        index = indices[where.axis] if where.axis < len(indices) else None
+        return index is None or (is_first and _counts_up(index, count))
+    if not hasattr(node, "_saved_dim"):
+        return False
+    parent, slot = next((parent, slot) for parent, slot in node.next_functions if parent is not None)
+    dim, ndim = node._saved_dim, len(node_outputs(parent)[slot].shape)
+    if (dim - (1 << 64) if dim >= 1 << 63 else dim) % ndim != where.axis:
+        return True
+    index = getattr(node, "_saved_index", None)
+    return is_first and isinstance(index, Tensor) and _counts_up(index, count)
+
+
+def _counts_up(index: Tensor, count: int) -> bool:
+    """Whether an index names sample n at place n."""
+    if index.dtype == torch.bool or index.ndim == 0 or index.shape[0] != count:
+        return False
+    order = torch.arange(count, device=index.device).reshape(-1, *(1,) * (index.ndim - 1))
+    return bool((index == order).all())

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 
+from hesse.autodiff.attention import differentiable_attention
 from hesse.core import tree
-from hesse.core.errors import DeviceError, LeafError, NonFiniteError, StructureError
+from hesse.core.errors import DeviceError, LeafError, NonFiniteError, StructureError, UnsupportedError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 
@@ -68,11 +69,22 @@ class Recording:
             self.inputs,
             [u for _, u in pairs],
             retain_graph=True,
-            create_graph=self.attached,
+            create_graph=self.follows([u for _, u in pairs]),
             allow_unused=True,
             is_grads_batched=batched,
         )
-        return [_zeros(x, count) if g is None else g for x, g in zip(self.inputs, grads, strict=True)]
+        return [_zeros(x, count) if g is None else dense(g) for x, g in zip(self.inputs, grads, strict=True)]
+
+    def follows(self, vectors: Sequence[Tensor]) -> bool:
+        """Whether a product with these vectors is to be differentiable itself, by them or by something upstream."""
+        return torch.is_grad_enabled() and (self.attached or any(v.requires_grad for v in vectors))
+
+    def rounding(self) -> float:
+        """The coarsest machine epsilon among the values between x and ``f(x)``."""
+        roots = [y.grad_fn for y in self.outputs if y.grad_fn is not None]
+        dtypes = {meta.dtype for node in nodes(roots) for meta in node_outputs(node)}
+        dtypes.update(self.in_space.dtypes, self.out_space.dtypes)
+        return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
 
     def outputs_at(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """The leaves of the value at another point, given by its leaves."""
@@ -102,6 +114,12 @@ def inside_functorch() -> bool:
     return peek_interpreter_stack() is not None
 
 
+def inside_vmap() -> bool:
+    """Whether one of the `torch.func` transforms around the caller is `vmap`."""
+    stack = get_interpreter_stack() or []
+    return any(interpreter.key() == TransformType.Vmap for interpreter in stack)
+
+
 def as_variables(x: Tree, asked: str) -> tuple[list[Tensor], Space]:
     """The leaves of `x` as tensors that can be differentiated, and their space.
 
@@ -125,10 +143,10 @@ def as_variables(x: Tree, asked: str) -> tuple[list[Tensor], Space]:
     if len(set(space.devices)) > 1:
         places = ", ".join(f"'{n or 'x'}' on {d}" for n, d in zip(space.names, space.devices, strict=True))
         raise DeviceError(asked, places, "move all leaves to one device")
-    tensors = [torch.as_tensor(leaf) for _, leaf in named]
+    tensors = [_as_tensor(leaf) for _, leaf in named]
     if not inside_functorch():
         for name, leaf in zip(space.names, tensors, strict=True):
-            if leaf.device.type != "meta" and bool(torch.isnan(leaf).any()):
+            if leaf.device.type != "meta" and tree.has_nan(leaf):
                 raise NonFiniteError(asked, f"NaN in the input at '{name or 'x'}'", "clean the input first")
     return tensors, space
 
@@ -140,23 +158,52 @@ def record(f: Function, x: Tree, asked: str) -> Recording:
         f: any function of a tree, returning a tree of tensors.
         x: the point.
         asked: what is asked of hesse, for error messages.
+
+    Raises:
+        StructureError: f is no function (an already computed loss, say), or changes x in place.
+        UnsupportedError: inside `torch.inference_mode`, where no graph can be recorded.
+        LeafError, DeviceError, NonFiniteError: as `as_variables` and `output_leaves`.
     """
+    if not callable(f):
+        raise StructureError(
+            asked,
+            f"{'an already computed tensor' if isinstance(f, Tensor) else type(f).__name__} in the place of the function",
+            "pass the function that computes it, and the point: (lambda p: loss(p), params)",
+        )
+    if torch.is_inference_mode_enabled():
+        raise UnsupportedError(asked, "torch.inference_mode is on, in which nothing can be differentiated", "use torch.no_grad")
     tensors, in_space = as_variables(x, asked)
     if inside_functorch():
         return _record_functorch(f, tensors, in_space, asked)
     follow = torch.is_grad_enabled()
-    with torch.enable_grad():
-        linked = [follow and leaf.requires_grad for leaf in tensors]
-        inputs = [
-            leaf.view_as(leaf) if link else leaf.detach().requires_grad_() for leaf, link in zip(tensors, linked, strict=True)
-        ]
+    linked = [follow and leaf.requires_grad for leaf in tensors]
+    with torch.enable_grad(), differentiable_attention():
+        inputs = [leaf.view_as(leaf) if link else _variable(leaf) for leaf, link in zip(tensors, linked, strict=True)]
+        versions = [leaf._version for leaf in inputs]
         point = in_space.rebuild(inputs)
         value = f(point)
+    for name, leaf, version in zip(in_space.names, inputs, versions, strict=True):
+        if leaf._version != version:
+            raise StructureError(asked, f"the function changed '{name or 'x'}' in place", "let it work on a copy: x.clone()")
     outputs, out_space = output_leaves(value, asked)
     attached = any(linked) or (follow and _has_foreign_leaf(outputs, inputs))
     if not attached:
         value = tree.map_tree(lambda y: y.detach() if isinstance(y, Tensor) else y, value)
     return Recording(f, point, inputs, outputs, value, in_space, out_space, attached, functorch=False)
+
+
+def dense(part: Tensor) -> Tensor:
+    """A gradient with all of its elements (an embedding may give a sparse one)."""
+    return part if part.layout == torch.strided else part.to_dense()
+
+
+def _as_tensor(leaf: Any) -> Tensor:
+    return leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf)
+
+
+def _variable(leaf: Tensor) -> Tensor:
+    own = leaf.clone() if leaf.is_inference() else leaf.detach()  # an inference tensor can be read, but not recorded
+    return own.requires_grad_()
 
 
 def _record_functorch(f: Function, tensors: list[Tensor], in_space: Space, asked: str) -> Recording:
@@ -187,7 +234,7 @@ def output_leaves(value: Tree, asked: str) -> tuple[list[Tensor], Space]:
     for name, dtype in zip(space.names, space.dtypes, strict=True):
         if not (dtype.is_floating_point or dtype.is_complex):
             raise LeafError(asked, f"the function returned {dtype} at '{name or 'its value'}'", "return floating-point tensors")
-    return [torch.as_tensor(leaf) for leaf in tree.leaves(value)], space
+    return [_as_tensor(leaf) for leaf in tree.leaves(value)], space
 
 
 def nodes(roots: Sequence[Any]) -> Iterator[Any]:

@@ -54,6 +54,11 @@ def capture_rows(model: Model, loss: Loss, batch: Any, asked: str) -> Rows:
     inputs, targets = split_batch(batch, asked, target_needed=loss is not None)
     count = sample_count(inputs, targets if loss is not None else None, asked)
     check_inputs(model, inputs, asked)
+    for name, leaf in tree.named_leaves(model.params):
+        if leaf.is_complex():
+            raise UnsupportedError(
+                asked, f"complex parameter '{name}'", "hold it as real numbers: torch.view_as_complex(p) inside the model"
+            )
     forward = run_forward(model, inputs, count, asked)
     output = forward.output
     if not output.requires_grad:
@@ -88,7 +93,7 @@ def _take_apart(loss: Callable[[Any, Any], Tensor], forward: Forward, targets: A
     with torch.enable_grad():
         output = forward.output.detach().requires_grad_()
         if known_loss(loss) is None:
-            _require_connected(lambda: batch_loss(loss, output, targets, asked), output, asked)
+            _require_connected(lambda: batch_loss(loss, output, targets, forward.model, asked), output, asked)
         taken = loss_by_sample(loss, output, targets, forward.count, asked)
         if not taken.contributions.requires_grad:
             return taken, torch.zeros_like(output)
@@ -116,6 +121,10 @@ def _refuse_detached(forward: Forward, asked: str) -> None:
 
 
 def _unit_cotangents(output: Tensor, count: int) -> list[Tensor]:
+    if output.is_complex():
+        raise UnsupportedError(
+            "The output Jacobian needs a real output.", f"{output.dtype}", "output=lambda o: torch.view_as_real(o)"
+        )
     if output.shape[0] != count:
         raise UnsupportedError(
             "The output Jacobian needs an output whose first axis is the batch.",

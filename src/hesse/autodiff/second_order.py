@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.attention import differentiable_attention
+from hesse.autodiff.blocks import pull_block
 from hesse.autodiff.linearize import SMALL_GRAPH_BYTES, cast_leaves, require_connected
-from hesse.autodiff.recording import Function, Recording, record
-from hesse.core.errors import HolomorphyError, NonScalarError, StructureError
+from hesse.autodiff.recording import Function, Recording, dense, record
+from hesse.core import random
+from hesse.core.errors import HolomorphyError, NonScalarError
+from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
 
@@ -45,7 +48,7 @@ class HessianOperator(LinearOperator):
 
     def pull_block(self, parts: Sequence[Tensor | None]) -> Tree:
         """``H v`` for all v along the leading axis, in one batched pass; None stands for a zero leaf."""
-        return self.in_space.rebuild(self._gradient.pull(parts, batched=True))
+        return self.in_space.rebuild(pull_block(self._gradient, parts))
 
     def transpose(self) -> LinearOperator:
         return self
@@ -77,30 +80,50 @@ def gradient_recording(recording: Recording) -> Recording:
                 allow_unused=True,
                 materialize_grads=True,
             )
+            parts = [dense(g) for g in grads]
     else:
-        grads = tuple(torch.zeros_like(leaf) for leaf in recording.inputs)
-    return Recording(
-        recording.f, recording.x, recording.inputs, list(grads), None, space, space, recording.attached, functorch=False
-    )
+        parts = [torch.zeros_like(leaf) for leaf in recording.inputs]
+    return replace(recording, outputs=parts, value=None, out_space=space)
+
+
+def with_directional_derivative(recording: Recording) -> Recording:
+    """The function ``x -> (f(x), J(x) v)`` for one random v, recorded: what f's value and its second derivatives depend on."""
+    generator = random.make_generator()
+    v = [random.normal(x.shape, x.dtype, x.device, generator) for x in recording.inputs]
+    if recording.functorch:
+
+        def both(x: Any) -> Any:
+            leaves = tuple(recording.in_space.check(x, "x"))
+            value, slope = torch.func.jvp(lambda *xs: tuple(recording.outputs_at(xs)), leaves, tuple(v))[:2]
+            return [*value, *slope]
+
+        return record(both, recording.x, "structure='batched'")
+    slopes = _slopes(recording, v)
+    outputs = [*recording.outputs, *slopes]
+    return replace(recording, outputs=outputs, out_space=Space.of(outputs))
+
+
+def _slopes(recording: Recording, v: list[Tensor]) -> list[Tensor]:
+    """J v, differentiable by x, from reverse mode applied twice."""
+    used = [y for y in recording.outputs if y.requires_grad]
+    if not used:
+        return []
+    with torch.enable_grad():
+        u = [torch.zeros_like(y).requires_grad_() for y in used]
+        options: dict[str, Any] = {"create_graph": True, "allow_unused": True, "materialize_grads": True}
+        pulled = torch.autograd.grad(used, recording.inputs, u, **options)
+        pairs = [(g, t) for g, t in zip(pulled, v, strict=True) if g.requires_grad]
+        return list(torch.autograd.grad([g for g, _ in pairs], u, [t for _, t in pairs], **options)) if pairs else []
 
 
 def record_scalar(f: Function, x: Any, asked: str) -> Recording:
     """Record ``f(x)`` for two derivatives, refusing what is not a real scalar.
 
     Raises:
-        StructureError: f is no function (an already computed loss, say).
         NonScalarError: the value has more than one element.
         HolomorphyError: complex leaves.
     """
-    if not callable(f):
-        kind = "an already computed tensor" if isinstance(f, Tensor) else f"{type(f).__name__}"
-        raise StructureError(
-            asked,
-            f"{kind} in the place of the function",
-            "pass the function that computes it, and the point: hessian(lambda p: loss(p), params)",
-        )
-    with differentiable_attention():
-        recording = record(f, x, asked)
+    recording = record(f, x, asked)
     if recording.out_space.dim != 1:
         shapes = [tuple(shape) for shape in recording.out_space.shapes]
         raise NonScalarError(

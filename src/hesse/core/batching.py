@@ -39,9 +39,9 @@ def separating_masks(total: int) -> Tensor:
     from math import comb
 
     if total <= 1:
-        return torch.ones(total, total, dtype=torch.bool)
+        return torch.ones(total, total, dtype=torch.bool, device="cpu")
     passes = next(p for p in range(1, 2 + 2 * total) if comb(p, p // 2) >= total)
-    masks = torch.zeros(passes, total, dtype=torch.bool)
+    masks = torch.zeros(passes, total, dtype=torch.bool, device="cpu")
     for item, word in enumerate(islice(combinations(range(passes), passes // 2), total)):
         masks[list(word), item] = True
     return masks

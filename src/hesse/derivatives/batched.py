@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.autodiff.blocks import chunk_for, pull_block, push_block
+from hesse.autodiff.blocks import chunk_for, joined, pull_block, push_block
 from hesse.autodiff.independence import batch_size, require_independent_rows
 from hesse.autodiff.recording import Recording
 from hesse.core.batching import slices
 from hesse.core.memory import Budget
+from hesse.derivatives.forward import Mode, Table, by_forward_mode
 
 
-def row_jacobians(recording: Recording, mode: str, memory: Budget | None, asked: str) -> list[list[Tensor]]:
+def row_jacobians(recording: Recording, mode: Mode, memory: Budget | None, asked: str) -> Table:
     """``[n, *m, *d]`` for every pair of an output leaf ``[n, *m]`` and an input leaf ``[n, *d]``, after proving independence.
 
     Cost: min(m, d) passes, and about log2(n) backward passes for the proof.
@@ -22,16 +23,20 @@ def row_jacobians(recording: Recording, mode: str, memory: Budget | None, asked:
     result = 2 * size * m * d * recording.in_space.dtype.itemsize
     chunk = chunk_for(recording, m + d, result, memory, "a batched Jacobian")
     require_independent_rows(recording, asked, chunk)
+    table = None
     if mode == "forward" or (mode == "auto" and d < m):
-        try:
-            return _forward(recording, size, chunk)
-        except (RuntimeError, NotImplementedError):
-            if mode == "forward":
-                raise
-    return _reverse(recording, size, chunk)
+        table = by_forward_mode(recording, mode, lambda: _forward(recording, size, chunk), _product, asked)
+    return _reverse(recording, size, chunk) if table is None else table
 
 
-def _reverse(recording: Recording, size: int, chunk: int) -> list[list[Tensor]]:
+def _product(block: Tensor, tangent: Tensor) -> Tensor:
+    """``[n, *m]``: each row's Jacobian ``[n, *m, *d]`` times its row of the tangent ``[n, *d]``."""
+    out = block.shape[: block.ndim - tangent.ndim + 1]
+    size, width = tangent.shape[0], tangent[0].numel()
+    return (block.reshape(size, -1, width) @ tangent.reshape(size, width, 1)).reshape(out)
+
+
+def _reverse(recording: Recording, size: int, chunk: int) -> Table:
     table = []
     for index, output in enumerate(recording.outputs):
         pieces = []
@@ -39,13 +44,13 @@ def _reverse(recording: Recording, size: int, chunk: int) -> list[list[Tensor]]:
             only: list[Tensor | None] = [None] * len(recording.outputs)
             only[index] = same_unit_in_every_row(output, columns)
             pieces.append(pull_block(recording, only))
-        joined = [torch.cat(group).movedim(0, 1) for group in zip(*pieces, strict=True)]
+        rows = [g.movedim(0, 1) for g in joined(pieces, recording.inputs)]
         shape = output.shape
-        table.append([(g.conj().resolve_conj() if g.is_complex() else g).reshape(shape + g.shape[2:]) for g in joined])
+        table.append([(g.conj().resolve_conj() if g.is_complex() else g).reshape(shape + g.shape[2:]) for g in rows])
     return table
 
 
-def _forward(recording: Recording, size: int, chunk: int) -> list[list[Tensor]]:
+def _forward(recording: Recording, size: int, chunk: int) -> Table:
     columns: list[list[Tensor]] = []
     for index, leaf in enumerate(recording.inputs):
         pieces = []
@@ -55,9 +60,9 @@ def _forward(recording: Recording, size: int, chunk: int) -> list[list[Tensor]]:
                 unit if i == index else other.new_zeros(unit.shape[0], *other.shape) for i, other in enumerate(recording.inputs)
             ]
             pieces.append(push_block(recording, block))
-        columns.append([torch.cat(group).movedim(0, -1) for group in zip(*pieces, strict=True)])
+        columns.append([g.movedim(0, -1) for g in joined(pieces, recording.outputs)])
     return [
-        [columns[j][i].reshape(output.shape + leaf.shape[1:]) for j, leaf in enumerate(recording.inputs)]
+        [columns[j][i].reshape(output.shape + leaf.shape[1:]).to(leaf.dtype) for j, leaf in enumerate(recording.inputs)]
         for i, output in enumerate(recording.outputs)
     ]
 
@@ -66,7 +71,7 @@ def same_unit_in_every_row(leaf: Tensor, columns: slice) -> Tensor:
     """``[k, n, *d]``: for each of the given positions, the unit vector of a row, the same in all n rows."""
     count, size = columns.stop - columns.start, leaf.shape[0]
     block = torch.zeros(count, size, leaf.numel() // size, dtype=leaf.dtype, device=leaf.device)
-    block[torch.arange(count), :, torch.arange(columns.start, columns.stop)] = 1
+    block.diagonal(columns.start, 0, 2).fill_(1)
     return block.reshape(count, *leaf.shape)
 
 

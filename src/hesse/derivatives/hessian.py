@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
-from hesse.autodiff.attention import differentiable_attention
-from hesse.autodiff.blocks import chunk_for, pull_block, unit_blocks
-from hesse.autodiff.independence import require_independent_rows
+from hesse.autodiff.blocks import chunk_for, joined, pull_block, unit_blocks
+from hesse.autodiff.independence import batch_size, require_independent_rows
 from hesse.autodiff.linearize import require_connected
 from hesse.autodiff.recording import Function, Recording, record
-from hesse.autodiff.second_order import HessianOperator, gradient_recording, record_scalar
+from hesse.autodiff.second_order import (
+    HessianOperator,
+    gradient_recording,
+    record_scalar,
+    with_directional_derivative,
+)
 from hesse.core.batching import slices
 from hesse.core.errors import HolomorphyError, NonScalarError
 from hesse.core.memory import Budget
@@ -63,8 +66,8 @@ def hessian(
         NonScalarError: more than one number. StructureError: an already computed tensor instead of a function.
         MixedSamplesError: structure="batched" and the rows are not independent. Others as `jacobian`.
 
-    Cost: one gradient, then one product of 1 to 2 gradients a column (batched: a column of all rows at once), which share
-    passes while the memory budget and the cache allow.
+    Cost: one gradient, then one product of 1 to 2 gradients a column (batched: a column of all rows at once, and about log2(n)
+    products for the proof), which share passes while the memory budget and the cache allow.
     """
     one_of("structure", structure, ("auto", "dense", "batched"))
     layout = layout or ("batched" if structure == "batched" else "dense")
@@ -87,9 +90,9 @@ def hessian(
     pieces: list[list[list[Tensor]]] = [[] for _ in recording.inputs]
     for index, _, block in unit_blocks(recording.inputs, chunk, "Hessian rows"):
         only = [u if i == index else None for i, u in enumerate(block)]
-        pieces[index].append(pull_block(gradient, list(only)))
+        pieces[index].append(pull_block(gradient, only))
     table = [
-        [torch.cat(group).reshape(leaf.shape + group[0].shape[1:]) for group in zip(*parts, strict=True)]
+        [g.reshape(leaf.shape + g.shape[1:]) for g in joined(parts, recording.inputs)]
         for leaf, parts in zip(recording.inputs, pieces, strict=True)
     ]
     return HessianResult(recording.value, space.rebuild([space.rebuild(row) for row in table]))
@@ -113,7 +116,8 @@ def laplacian(
     Raises:
         As `hessian`.
 
-    Cost: one gradient, then 1 to 2 gradients a coordinate (batched: a coordinate of a row, for all rows at once).
+    Cost: one gradient, then 1 to 2 gradients a coordinate (batched: a coordinate of a row, for all rows at once, and about
+    log2(n) products for the proof).
     """
     one_of("structure", structure, ("auto", "dense", "batched"))
     if structure == "batched":
@@ -125,29 +129,29 @@ def laplacian(
                 only: list[Tensor | None] = [None] * len(recording.inputs)
                 unit = same_unit_in_every_row(leaf, columns)
                 only[index] = unit
-                terms.append((pull_block(gradient, only)[index] * unit).flatten(2).sum((0, 2)))
-        return LaplacianResult(recording.value, torch.stack(terms).sum(0))
+                terms.append((pull_block(gradient, only)[index] * unit).unsqueeze(-1).flatten(2).sum((0, 2)))
+        return LaplacianResult(recording.value, sum(terms, recording.outputs[0].new_zeros(size)))
     recording = record_scalar(f, x, _LAPLACIAN)
     gradient = gradient_recording(recording)
     chunk = chunk_for(gradient, recording.in_space.dim, 0, memory, "a Laplacian")
     terms = []
     for index, _, block in unit_blocks(recording.inputs, chunk, "Laplacian"):
         only = [u if i == index else None for i, u in enumerate(block)]
-        terms.append((pull_block(gradient, list(only))[index] * block[index]).sum())
-    return LaplacianResult(recording.value, torch.stack(terms).sum())
+        terms.append((pull_block(gradient, only)[index] * block[index]).sum())
+    return LaplacianResult(recording.value, sum(terms, recording.outputs[0].new_zeros(())))
 
 
 def _record_rows(f: Function, x: Any, memory: Budget | None, asked: str) -> tuple[Recording, int, int]:
-    with differentiable_attention():
-        recording = record(f, x, asked)
+    recording = record(f, x, asked)
     if any(dtype.is_complex for dtype in (*recording.in_space.dtypes, *recording.out_space.dtypes)):
         raise HolomorphyError(asked, "complex numbers", "pass real and imaginary parts (torch.view_as_real) as real inputs")
     require_connected(recording, asked)
     chunk = chunk_for(recording, recording.in_space.dim, 0, memory, "a batched Hessian")
-    size = require_independent_rows(recording, asked, chunk)
+    size = batch_size(recording, asked)
     if recording.out_space.dim != size:
         shapes = [tuple(shape) for shape in recording.out_space.shapes]
         raise NonScalarError(asked, f"values of shape {shapes} for {size} rows", "return one number a row: [n] or [n, 1]")
+    require_independent_rows(with_directional_derivative(recording), asked, chunk)
     return recording, size, chunk
 
 
@@ -160,6 +164,6 @@ def _row_hessians(recording: Recording, size: int, chunk: int) -> list[list[Tens
             only: list[Tensor | None] = [None] * len(recording.inputs)
             only[index] = same_unit_in_every_row(leaf, columns)
             pieces.append(pull_block(gradient, only))
-        joined = [torch.cat(group).movedim(0, 1) for group in zip(*pieces, strict=True)]
-        table.append([g.reshape(leaf.shape + g.shape[2:]) for g in joined])
+        rows = [g.movedim(0, 1) for g in joined(pieces, recording.inputs)]
+        table.append([g.reshape(leaf.shape + g.shape[2:]) for g in rows])
     return table

@@ -7,16 +7,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hesse.autodiff.blocks import chunk_for, pull_block, push_block, unit_blocks
-from hesse.autodiff.linearize import JacobianOperator, require_connected, require_one_field, same_pairing
+from hesse.autodiff.blocks import chunk_for, joined, pull_block, push_block, unit_blocks
+from hesse.autodiff.linearize import JacobianOperator, require_connected, require_one_field
 from hesse.autodiff.recording import Function, Recording, record
-from hesse.core import random
-from hesse.core.errors import StructureError, UnsupportedError
+from hesse.core.errors import StructureError
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree, map_tree
 from hesse.derivatives.batched import row_jacobians, spread
+from hesse.derivatives.forward import Mode, Table, by_forward_mode
 
-Mode = Literal["auto", "forward", "reverse"]
 _ASKED = "jacobian(f, x) differentiates a function of floating-point tensors."
 
 
@@ -88,10 +87,10 @@ def jacobian(
 def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
     """Refuse an option that is not among those allowed."""
     if given not in allowed:
-        raise StructureError(f"{name} is one of {', '.join(map(repr, allowed))}.", repr(given))
+        raise StructureError(f"{name} is one of {', '.join(map(repr, allowed))}.", repr(given), "pass one of these")
 
 
-def _table(recording: Recording, structure: str, layout: str, mode: Mode, memory: Budget | None) -> list[list[Tensor]]:
+def _table(recording: Recording, structure: str, layout: str, mode: Mode, memory: Budget | None) -> Table:
     """One tensor for each pair of an output leaf and an input leaf."""
     if structure != "batched" and layout == "dense":
         return _dense(recording, mode, memory)
@@ -101,55 +100,42 @@ def _table(recording: Recording, structure: str, layout: str, mode: Mode, memory
     return [[spread(b, y.ndim) for b in row] for row, y in zip(blocks, recording.outputs, strict=True)]
 
 
-def _dense(recording: Recording, mode: Mode, memory: Budget | None) -> list[list[Tensor]]:
+def _dense(recording: Recording, mode: Mode, memory: Budget | None) -> Table:
     rows, columns = recording.out_space.dim, recording.in_space.dim
-    if mode == "reverse" or (mode == "auto" and rows <= columns):
-        return _by_rows(recording, memory)
-    try:
-        table = _by_columns(recording, memory)
-    except (RuntimeError, NotImplementedError) as error:
-        if mode == "forward":
-            raise UnsupportedError(
-                _ASKED, f"the function cannot run in forward mode: {str(error).splitlines()[0]}", "use mode='reverse'"
-            ) from error
-        return _by_rows(recording, memory)
-    if recording.functorch or _pairing_holds(recording, table):
-        return table
-    if mode == "forward":
-        raise UnsupportedError(
-            _ASKED,
-            "forward mode disagrees with reverse mode (a function that is not deterministic, or an op whose forward "
-            "derivative is wrong)",
-            "use mode='reverse'",
-        )
-    return _by_rows(recording, memory)
+    table = None
+    if mode == "forward" or (mode == "auto" and columns < rows):
+        table = by_forward_mode(recording, mode, lambda: _by_columns(recording, memory), _product, _ASKED)
+    return _by_rows(recording, memory) if table is None else table
 
 
-def _by_rows(recording: Recording, memory: Budget | None) -> list[list[Tensor]]:
+def _product(block: Tensor, tangent: Tensor) -> Tensor:
+    return torch.tensordot(block, tangent, tangent.ndim)
+
+
+def _by_rows(recording: Recording, memory: Budget | None) -> Table:
     chunk = chunk_for(recording, recording.out_space.dim, _result_bytes(recording), memory, "a dense Jacobian")
     pieces: list[list[list[Tensor]]] = [[] for _ in recording.outputs]
     for index, _, block in unit_blocks(recording.outputs, chunk, "Jacobian rows"):
         only = [u if i == index else None for i, u in enumerate(block)]
-        pieces[index].append(pull_block(recording, list(only)))
+        pieces[index].append(pull_block(recording, only))
     table = []
     for output, parts in zip(recording.outputs, pieces, strict=True):
-        joined = (
-            [torch.cat(group) for group in zip(*parts, strict=True)]
-            if parts
-            else [leaf.new_zeros(0, *leaf.shape) for leaf in recording.inputs]
-        )
-        table.append([_conj(g).reshape(output.shape + g.shape[1:]) for g in joined])
+        rows = joined(parts, recording.inputs)
+        table.append([_conj(g).reshape(output.shape + g.shape[1:]) for g in rows])
     return table
 
 
-def _by_columns(recording: Recording, memory: Budget | None) -> list[list[Tensor]]:
+def _by_columns(recording: Recording, memory: Budget | None) -> Table:
     chunk = chunk_for(recording, recording.in_space.dim, _result_bytes(recording), memory, "a dense Jacobian")
     pieces: list[list[list[Tensor]]] = [[] for _ in recording.inputs]
     for index, _, block in unit_blocks(recording.inputs, chunk, "Jacobian columns"):
         pieces[index].append(push_block(recording, block))
-    columns = [[torch.cat(group) for group in zip(*parts, strict=True)] for parts in pieces]
+    columns = [joined(parts, recording.outputs) for parts in pieces]
     return [
-        [columns[j][i].movedim(0, -1).reshape(output.shape + leaf.shape) for j, leaf in enumerate(recording.inputs)]
+        [
+            column[i].movedim(0, -1).reshape(output.shape + leaf.shape).to(leaf.dtype)
+            for column, leaf in zip(columns, recording.inputs, strict=True)
+        ]
         for i, output in enumerate(recording.outputs)
     ]
 
@@ -160,14 +146,6 @@ def _result_bytes(recording: Recording) -> int:
 
 def _conj(part: Tensor) -> Tensor:
     return part.conj().resolve_conj() if part.is_complex() else part
-
-
-def _pairing_holds(recording: Recording, table: list[list[Tensor]]) -> bool:
-    generator = random.make_generator()
-    u = [random.normal(y.shape, y.dtype, y.device, generator) for y in recording.outputs]
-    v = [random.normal(x.shape, x.dtype, x.device, generator) for x in recording.inputs]
-    Jv = [torch.stack([torch.tensordot(block, t, t.ndim) for block, t in zip(row, v, strict=True)]).sum(0) for row in table]
-    return same_pairing(u, Jv, recording.pull(u), v)
 
 
 def _is_complex_of_real(recording: Recording) -> bool:

@@ -26,7 +26,7 @@ def sub(meeting: Meeting) -> Form | None:
 def mul(meeting: Meeting) -> Form | None:
     """``self * other``."""
     z = meeting.saved("other" if meeting.index == 0 else "self")
-    return Dense(meeting.sum_to_weight(meeting.g * (z.conj() if z.is_complex() else z)))
+    return Dense(meeting.sum_to_weight(meeting.g * z))
 
 
 @layer_rules.register("ExpandBackward0")

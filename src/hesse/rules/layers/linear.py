@@ -5,6 +5,7 @@ Forward ``y = beta * bias + alpha * (left @ right)``; the row of the right facto
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hesse.rules.forms import Contract, Dense, Form
@@ -28,7 +29,10 @@ def mm(meeting: Meeting) -> Form | None:
 def _factor(meeting: Meeting, is_right: bool, other: str, scale: float) -> Form | None:
     if meeting.where.axis != (0 if is_right else 1):
         return None
-    z, g = meeting.where.rows(meeting.saved(other)), meeting.where.rows(meeting.g)
+    data = meeting.saved(other)
+    if data.layout != torch.strided:
+        return None
+    z, g = meeting.where.rows(data), meeting.where.rows(meeting.g)
     g = g if scale == 1 else g * scale
     if is_right:
         return Contract(_one_group(z), _one_group(g))

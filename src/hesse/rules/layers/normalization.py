@@ -26,7 +26,7 @@ def group_norm(meeting: Meeting) -> Form | None:
     if meeting.where.axis != 0 or not meeting.where.is_plain:
         return None
     if meeting.index == 2:
-        return Dense(meeting.g.flatten(2).sum(2))
+        return Dense(_sum_positions(meeting.g))
     image, groups = meeting.saved("input"), meeting.saved("group")
     grouped = image.reshape(image.shape[0], groups, -1)
     z = (grouped - meeting.saved("result1").unsqueeze(-1)) * meeting.saved("result2").unsqueeze(-1)
@@ -39,7 +39,7 @@ def batch_norm(meeting: Meeting) -> Form | None:
     if meeting.saved("training") or meeting.where.axis != 0 or not meeting.where.is_plain:
         return None
     if meeting.index == 2:
-        return Dense(meeting.g.flatten(2).sum(2))
+        return Dense(_sum_positions(meeting.g))
     image = meeting.saved("input")
     shape = (1, -1) + (1,) * (image.ndim - 2)
     scale = (meeting.saved("running_var") + meeting.saved("eps")).rsqrt()
@@ -48,4 +48,8 @@ def batch_norm(meeting: Meeting) -> Form | None:
 
 
 def _by_channel(g: Tensor, z: Tensor) -> Form:
-    return Dense((g * z).flatten(2).sum(2))
+    return Dense(_sum_positions(g * z))
+
+
+def _sum_positions(product: Tensor) -> Tensor:
+    return product.reshape(*product.shape[:2], -1).sum(2)

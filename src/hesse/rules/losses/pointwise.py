@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hesse.core.errors import DataError
 from hesse.rules.losses.known import SampleLoss, is_legacy, loss_rules, mass_by_reduction
 
 
@@ -23,9 +24,11 @@ def _pointwise(function: Callable[..., Tensor], allowed: set[str]) -> Callable[[
             return None
 
         def contributions(output: Tensor, target: Tensor) -> Tensor:
+            _refuse_broadcast(output, target)
             return function(output, target, reduction="none", **given)
 
         def mass(output: Tensor, target: Tensor) -> float:
+            _refuse_broadcast(output, target)
             if reduction == "batchmean":
                 return float(output.shape[0])
             return float(torch.broadcast_shapes(output.shape, target.shape).numel())
@@ -34,6 +37,15 @@ def _pointwise(function: Callable[..., Tensor], allowed: set[str]) -> Callable[[
         return SampleLoss(contributions, mass_by_reduction(mean, mass), mean != "mean")
 
     return rule
+
+
+def _refuse_broadcast(output: Tensor, target: Tensor) -> None:
+    if output.ndim != target.ndim or output.shape[:1] != target.shape[:1]:
+        raise DataError(
+            "A loss compares the output of every sample with the target of that sample.",
+            f"an output of shape {tuple(output.shape)} and a target of shape {tuple(target.shape)}, which broadcasting mixes",
+            "give both the same shape",
+        )
 
 
 loss_rules.register(nn.MSELoss, F.mse_loss)(_pointwise(F.mse_loss, set()))
