@@ -1,0 +1,97 @@
+"""A report as files: one HTML page that needs nothing beside itself, and the same numbers as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from hesse.report import writing
+from hesse.report.panel import PanelResult, look_up
+from hesse.report.pictures import data_uri, inline_svg
+from hesse.report.report import Report
+
+_STATUS = {"good": ("✓", "confirmed"), "note": ("●", "measured"), "bad": ("✗", "wrong"), "refused": ("!", "refused")}
+
+
+def write_files(report: Report, folder: str | Path) -> tuple[Path, Path]:
+    """Write ``report.html`` and ``report.json`` into a folder, which is made if need be; returns both paths."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    page, numbers = folder / "report.html", folder / "report.json"
+    page.write_text(to_html(report), encoding="utf-8")
+    numbers.write_text(json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    return page, numbers
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The report as plain dicts, lists, numbers and texts; numbers that are not finite become None."""
+    panels = {
+        result.panel.key: {
+            "title": result.title,
+            "status": result.view.status,
+            "headline": result.view.headline,
+            "cost": {"gradients": result.cost.gradients, "seconds": result.cost.seconds},
+            "numbers": result.numbers,
+        }
+        for result in report.results
+    }
+    return _finite({"about": report.about, "panels": panels})
+
+
+def to_html(report: Report) -> str:
+    """The report as one page: inline style, inline drawings, no script, no network."""
+    environment = Environment(
+        loader=PackageLoader("hesse.report"), autoescape=select_autoescape(default=True), undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )
+    environment.globals.update(
+        write_seconds=writing.write_seconds, write_gradients=writing.write_gradients, data_uri=data_uri, status=_STATUS,
+        drawing=_drawing, about=_about_number, number=_number, fact=_fact, look_up=look_up, enumerate=enumerate,
+    )
+    return environment.get_template("report.html").render(report=report)
+
+
+def _drawing(result: PanelResult, index: int) -> Markup:
+    drawing = result.view.drawings[index]
+    description = f"{drawing.title}. {drawing.caption}"
+    return Markup(inline_svg(drawing.figure, f"{result.panel.key}-{index}", description))
+
+
+def _about_number(report: Report, path: str, style: str) -> Markup:
+    value = look_up(report.about, path)
+    shown = writing.write_seconds(value) if style == "seconds" else writing.write(value, style)
+    return _data(f"about.{path}", value, shown)
+
+
+def _number(result: PanelResult, path: str, style: str) -> Markup:
+    """One number of a panel, with its exact value and its place in the JSON for programs that read the page."""
+    value = look_up(result.numbers, path)
+    text = writing.write(value, style)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return Markup("{}").format(text)
+    return _data(f"panels.{result.panel.key}.numbers.{path}", value, text)
+
+
+def _fact(result: PanelResult, path: str, style: str, error_path: str) -> Markup:
+    value, error = look_up(result.numbers, path), look_up(result.numbers, error_path) if error_path else None
+    if value is None or error is None:
+        return _number(result, path, style)
+    return _data(f"panels.{result.panel.key}.numbers.{path}", value, writing.write_with_error(value, error))
+
+
+def _data(path: str, value: Any, text: str) -> Markup:
+    exact = json.dumps(_finite(value))
+    return Markup('<data value="{}" data-path="{}">{}</data>').format(exact, path, text)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

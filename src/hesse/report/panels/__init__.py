@@ -1,0 +1,8 @@
+"""The panels of the report: one file each; `PANELS` lists them in the order of the page."""
+
+from hesse.report.panel import Panel
+from hesse.report.panels import check, curvature, layers, samples
+
+PANELS: dict[str, Panel] = {
+    panel.key: panel for panel in (check.PANEL, samples.PANEL, layers.PANEL, curvature.PANEL)
+}

@@ -1,0 +1,150 @@
+"""TARGET: ``path.py:function`` or ``module:function``, a function of no arguments that returns (model, loss, data)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from hesse.core.errors import TargetError
+from hesse.report.user_code import user_code
+
+_ASKED = "TARGET is path.py:function or module:function; the function returns (model, loss, data)."
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a TARGET gave.
+
+    Attributes:
+        name: TARGET as it was written.
+        model: a module, or a pair (f, params).
+        loss: ``loss(output, target)``.
+        data: one batch (inputs, targets), or an iterable of batches.
+    """
+
+    name: str
+    model: Any
+    loss: Any
+    data: Any
+
+
+def load_target(name: str) -> Target:
+    """Find the function, call it, and check that it gave a triple.
+
+    Raises:
+        TargetError: no such file, module or function, or something else than a triple.
+        UserCodeError: the file or the function raised.
+    """
+    arguments = sys.argv
+    sys.argv = [name.rpartition(":")[0] or name]  # a script must not read hesse's own arguments as its own
+    try:
+        function = find_function(name)
+        with user_code(f"calling {getattr(function, '__name__', name)}()"):
+            returned = function()
+    finally:
+        sys.argv = arguments
+    return check_triple(name, returned)
+
+
+def find_function(name: str) -> Callable[[], Any]:
+    """The function that TARGET names; its file or module is run, as Python would run an import."""
+    place, colon, attribute = name.rpartition(":")
+    if not colon or os.sep in attribute:  # no function named; the second: a drive letter's colon
+        place, attribute = name, ""
+    if not place:
+        raise TargetError(_ASKED, f"'{name}' names no file or module", "write path.py:function")
+    module = _load_file(name, place) if _looks_like_path(place) else _load_module(name, place)
+    found = getattr(module, attribute, None) if attribute else None
+    if found is None:
+        what = f"{place} has no '{attribute}'" if attribute else f"no function in '{name}'"
+        raise TargetError(_ASKED, what, _candidates(place, module))
+    if not callable(found):
+        raise TargetError(_ASKED, f"{attribute} is a {type(found).__name__}, not a function", _candidates(place, module))
+    try:
+        inspect.signature(found).bind()
+    except TypeError as error:
+        remedy = f"give its arguments default values, or add a function of no arguments that calls {attribute}"
+        raise TargetError("TARGET's function is called without arguments.", f"{attribute}: {error}", remedy) from error
+    except ValueError:
+        pass  # a built-in without a signature: calling it will tell
+    return found
+
+
+def check_triple(name: str, returned: Any) -> Target:
+    """The triple as a `Target`, or a `TargetError` that says what came instead."""
+    if not (isinstance(returned, (tuple, list)) and len(returned) == 3):
+        raise TargetError(_ASKED, f"{name} returned {_describe(returned)}", "return (model, loss, data) in this order")
+    model, loss, data = returned
+    if isinstance(model, list):
+        model = tuple(model)
+    is_pair = isinstance(model, tuple) and len(model) == 2 and callable(model[0])
+    if isinstance(model, type) or not (isinstance(model, nn.Module) or is_pair):
+        remedy = "return an nn.Module, or a pair (f, params) with f(params, *inputs), as the first of the three"
+        raise TargetError(_ASKED, f"the model that {name} returned is {_describe(model)}", remedy)
+    if isinstance(loss, type) or not callable(loss):
+        remedy = f"return {loss.__name__}(), not the class" if isinstance(loss, type) else "return loss(output, target)"
+        raise TargetError(_ASKED, f"the loss that {name} returned is {_describe(loss)}", remedy)
+    return Target(name, model, loss, data)
+
+
+def _looks_like_path(place: str) -> bool:
+    return place.endswith(".py") or os.sep in place or os.path.isfile(place)
+
+
+def _load_file(name: str, path: str) -> ModuleType:
+    if not os.path.isfile(path):
+        raise TargetError(_ASKED, f"no file {os.path.abspath(path)} (from '{name}')", "check the path")
+    folder, stem = os.path.dirname(os.path.abspath(path)), os.path.splitext(os.path.basename(path))[0]
+    module_name = f"_hesse_target_{stem}" if stem in sys.modules else stem
+    spec = importlib.util.spec_from_file_location(module_name, path)
+    if spec is None or spec.loader is None:
+        raise TargetError(_ASKED, f"{path} is no Python file", "pass a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module  # as an import does: dataclasses and pickles look there
+    sys.path.insert(0, folder)  # as running the file does: it may import its neighbors
+    with user_code(f"running {path}"):
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[module_name]
+            raise
+    return module
+
+
+def _load_module(name: str, module_name: str) -> ModuleType:
+    sys.path.insert(0, os.getcwd())
+    with user_code(f"importing {module_name}"):
+        try:
+            return importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            missing = error.name or ""
+            if module_name != missing and not module_name.startswith(missing + "."):
+                raise  # the module is there; something that it imports is not
+    raise TargetError(
+        _ASKED, f"no module '{missing}' (from '{name}')",
+        "check the name; modules are looked for in this folder and among the installed packages",
+    )
+
+
+def _candidates(place: str, module: ModuleType) -> str:
+    own = [
+        name for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    ]
+    return f"use one of its functions: {', '.join(f'{place}:{f}' for f in own[:8])}" if own else "add such a function"
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        kinds = ", ".join(type(item).__name__ for item in value[:5])
+        return f"a {type(value).__name__} of {len(value)} ({kinds}{', ...' if len(value) > 5 else ''})"
+    return f"the class {value.__name__}" if isinstance(value, type) else f"a {type(value).__name__}"
