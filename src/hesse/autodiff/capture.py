@@ -237,7 +237,7 @@ def _zeros(meta: Any) -> Tensor:
 
 def _deliver(walk: Walk, m: PlannedMeeting, form: Form, path: str, names: dict[int, str], to: _Collector) -> None:
     """Bring a form from the weight-like tensor back to the parameters behind it."""
-    node = walk.nodes[m.weight]
+    node, slot = walk.nodes[m.weight], m.slot
     viewed = False
     while not hasattr(node, "variable"):
         name = node.name()
@@ -249,13 +249,11 @@ def _deliver(walk: Walk, m: PlannedMeeting, form: Form, path: str, names: dict[i
             viewed = True  # the same elements in the same order, of which no axis can be transposed any more
         elif name not in _CASTS:
             break
-        node = node.next_functions[0][0]
+        node, slot = node.next_functions[0]
     if hasattr(node, "variable"):
         to.put(names[id(node.variable)], form, path)
         return
-    edge = GradientEdge(walk.nodes[m.weight], m.slot)
-    if node is not walk.nodes[m.weight]:
-        edge = GradientEdge(node, 0)
+    edge = GradientEdge(node, slot)
     leaves = [walk.nodes[i].variable for i in m.params]
     shape = node_outputs(edge.node)[edge.output_nr].shape
     rows = form.dense().reshape(-1, *shape)
@@ -278,7 +276,11 @@ def _pull_back(edge: GradientEdge, leaves: list[Tensor], rows: Tensor) -> list[T
 def capture_one_by_one(forward: Forward, cotangent: Tensor, reason: str, asked: str) -> Captured:
     """The exact path for programs whose graph changes with the batch: every sample is run alone.
 
-    Cost: n forward and backward passes on one sample each.
+    Raises:
+        MixedSamplesError: the samples' outputs, or the sum of their rows, are not those of the batch.
+        UnsupportedError: the model draws random numbers.
+
+    Cost: n forward and backward passes on one sample each, and a backward pass on the batch.
     """
     if forward.drew_random_numbers:
         raise UnsupportedError(
@@ -299,7 +301,15 @@ def capture_one_by_one(forward: Forward, cotangent: Tensor, reason: str, asked: 
             )
         for name, grad in plain_row(alone, shares[sample].reshape(alone.output.shape)).items():
             rows[name].append(grad)
+    whole = plain_row(forward, cotangent)
+    scale = max((float(grad.norm()) for grad in whole.values()), default=0.0)
     for name, parts in rows.items():
+        if not close(torch.stack(parts).sum(0), whole[name], scale):
+            raise MixedSamplesError(
+                asked,
+                f"{reason}, and the gradient of the batch by '{name}' is not the sum of the samples' own",
+                "use operations on each sample only (model.eval() for normalization), or loss_hessian and ggn",
+            )
         collector.put(name, Dense(torch.stack(parts)), "sample by sample")
     return collector.finish()
 

@@ -79,10 +79,13 @@ def capture_rows(model: Model, loss: Loss, batch: Any, asked: str) -> Rows:
         if taken is not None and loss is not None:
             _check_loss(loss, forward, targets, taken[0], asked)
         try:
-            check_one_sample(forward, captured[0], cotangents[0], asked)
+            wrong = check_one_sample(forward, captured[0], cotangents[0], asked)
         except BaseException:
             forget(forward)
             raise
+        if wrong:
+            forget(forward)
+            captured = [capture_one_by_one(forward, u, wrong, asked) for u in cotangents]
     shape = torch.Size((count,)) if loss is not None else output.shape
     mass, additive = (taken[0].mass, taken[0].additive) if taken is not None else (1.0, True)
     return Rows(captured, count, shape, output.dtype, output.device, mass, additive)

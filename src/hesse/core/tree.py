@@ -91,13 +91,26 @@ def flatten(tree: Tree) -> tuple[list[Any], Structure]:
     return [leaf for leaf in leaves if is_variable(leaf)], Structure(spec, static)
 
 
+def _is_flat(tree: Tree) -> bool:
+    """Whether a tree is a dict of tensors: the parameters of most models, for which pytree's walk is not needed."""
+    return type(tree) is dict and all(isinstance(leaf, torch.Tensor) for leaf in tree.values())
+
+
 def leaves(tree: Tree) -> list[Any]:
     """The variable leaves in insertion order."""
+    if isinstance(tree, torch.Tensor):
+        return [tree]
+    if _is_flat(tree):
+        return list(tree.values())
     return [leaf for leaf in pytree.tree_leaves(_lay_open(tree)) if is_variable(leaf)]
 
 
 def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
     """``(path, leaf)`` of every variable leaf; the path of a bare leaf is the empty string."""
+    if isinstance(tree, torch.Tensor):
+        return [("", tree)]
+    if _is_flat(tree):
+        return [(str(key), leaf) for key, leaf in tree.items()]
     return [(".".join(path), leaf) for path, leaf in _walk(_lay_open(tree), ()) if is_variable(leaf)]
 
 
