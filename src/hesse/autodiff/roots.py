@@ -148,8 +148,9 @@ def _check_loss(loss: Callable[[Any, Any], Tensor], forward: Forward, targets: A
     if not isinstance(value, Tensor) or value.numel() != 1:
         return
     whole = float(value)
-    total = float(taken.contributions.detach().sum()) / taken.mass
-    if abs(whole - total) > 1e-3 * (abs(whole) + abs(total)) + 1e-6:
+    terms = taken.contributions.detach().double()
+    total, size = float(terms.sum()) / taken.mass, float(terms.abs().sum()) / taken.mass
+    if abs(whole - total) > max(1e-3, 8 * torch.finfo(value.dtype).eps) * size + 1e-6:
         raise MixedSamplesError(
             asked, f"a batch loss of {whole:.6g} where its samples add up to {total:.6g}", "report this loss"
         )
