@@ -1,0 +1,120 @@
+"""BackPACK: its first-order extensions per sample, its `hessianfree` functions for products.
+
+The loss is a sum for the per-sample quantities, so that rows are gradients of unreduced losses, as elsewhere.
+A layer without an extension is refused: BackPACK itself only warns and leaves its parameters out.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from backpack import backpack, extend
+from backpack.extensions import BatchGrad, BatchL2Grad, SumGradSquared
+from backpack.hessianfree.ggnvp import ggn_vector_product
+from backpack.hessianfree.hvp import hessian_vector_product
+from torch import Tensor, autograd, nn, stack
+
+from benchmarks.libraries import Task, per_sample
+from benchmarks.models import Problem
+
+DISTRIBUTION = "backpack-for-pytorch"
+
+
+def _extended(extension: type, field: str, finish: Callable[[dict[str, Tensor]], Any]) -> Callable[[Problem], Task]:
+    def prepare(problem: Problem) -> Task:
+        model, loss = extend(copy.deepcopy(problem.model)), extend(nn.CrossEntropyLoss(reduction="sum"))
+
+        def run() -> Any:
+            for param in model.parameters():
+                param.grad = None
+            with backpack(extension()):
+                loss(model(problem.inputs), problem.targets).backward()
+            _refuse_missing(model, field)
+            result = finish({name: getattr(param, field) for name, param in model.named_parameters()})
+            for param in model.parameters():
+                delattr(param, field)
+            return result
+
+        return Task(run)
+
+    return prepare
+
+
+def _refuse_missing(model: nn.Module, field: str) -> None:
+    layers = [layer for layer in model.modules() if any(not hasattr(p, field) for p in layer.parameters(False))]
+    if layers:
+        raise NotImplementedError(f"no {field} for {', '.join(sorted({type(layer).__name__ for layer in layers}))}")
+
+
+def _total_norms(squared: Mapping[str, Tensor]) -> Tensor:
+    return stack(list(squared.values())).sum(0).sqrt()
+
+
+def _loss(problem: Problem) -> tuple[Tensor, Tensor]:
+    output = problem.model(problem.inputs)
+    return problem.loss(output, problem.targets), output
+
+
+def _vectors(problem: Problem) -> list[list[Tensor]]:
+    return [list(columns) for columns in zip(*problem.vectors.values(), strict=True)]
+
+
+def _named(problem: Problem) -> Callable[[Any], dict[str, Tensor]]:
+    return lambda product: dict(zip(problem.params, product, strict=True))
+
+
+def _named_block(problem: Problem) -> Callable[[Any], dict[str, Tensor]]:
+    return lambda products: dict(zip(problem.params, map(stack, zip(*products, strict=True)), strict=True))
+
+
+def _hvp_first(problem: Problem) -> Task:
+    params, v = list(problem.model.parameters()), list(problem.vector.values())
+    return Task(lambda: hessian_vector_product(_loss(problem)[0], params, v), _named(problem))
+
+
+def _hvp(problem: Problem) -> Callable[[list[Tensor]], Any]:
+    params, loss = list(problem.model.parameters()), _loss(problem)[0]
+    gradient = autograd.grad(loss, params, create_graph=True)
+    return lambda v: hessian_vector_product(loss, params, v, grad_params=gradient)
+
+
+def _hvp_kept(problem: Problem) -> Task:
+    product, v = _hvp(problem), list(problem.vector.values())
+    return Task(lambda: product(v), _named(problem))
+
+
+def _hvp_block(problem: Problem) -> Task:
+    product, vectors = _hvp(problem), _vectors(problem)
+    return Task(lambda: [product(v) for v in vectors], _named_block(problem))
+
+
+def _ggn_first(problem: Problem) -> Task:
+    v = list(problem.vector.values())
+    return Task(lambda: ggn_vector_product(*_loss(problem), problem.model, v), _named(problem))
+
+
+def _ggn_kept(problem: Problem) -> Task:
+    loss, output = _loss(problem)
+    v = list(problem.vector.values())
+    return Task(lambda: ggn_vector_product(loss, output, problem.model, v), _named(problem))
+
+
+def _ggn_block(problem: Problem) -> Task:
+    (loss, output), vectors = _loss(problem), _vectors(problem)
+    return Task(lambda: [ggn_vector_product(loss, output, problem.model, v) for v in vectors], _named_block(problem))
+
+
+TASKS: dict[str, Callable[[Any], Task]] = {
+    "dense": _extended(BatchGrad, "grad_batch", lambda rows: rows),
+    "norms": _extended(BatchL2Grad, "batch_l2", _total_norms),
+    "squares": _extended(SumGradSquared, "sum_grad_squared", lambda sums: sums),
+    "gram": _extended(BatchGrad, "grad_batch", per_sample.gram),
+    "hvp_first": _hvp_first,
+    "hvp_kept": _hvp_kept,
+    "hvp_block": _hvp_block,
+    "ggn_first": _ggn_first,
+    "ggn_kept": _ggn_kept,
+    "ggn_block": _ggn_block,
+}

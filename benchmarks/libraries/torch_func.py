@@ -1,0 +1,112 @@
+"""torch.func: `vmap(grad)` per sample, `jvp`, `vjp` and their compositions, as its documentation has them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
+
+from benchmarks.libraries import Task, per_sample
+from benchmarks.models import Problem, SmallFunctions
+
+DISTRIBUTION = "torch"
+
+Params = dict[str, Tensor]
+
+
+def _params(problem: Problem) -> Params:
+    return {name: param.detach() for name, param in problem.params.items()}
+
+
+def _rows(problem: Problem) -> Callable[[], Params]:
+    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return problem.loss(functional_call(problem.model, params, (x[None],)), y[None])
+
+    gradients, params = vmap(grad(loss), in_dims=(None, 0, 0)), _params(problem)
+    return lambda: gradients(params, problem.inputs, problem.targets)
+
+
+def _from_rows(contract: Callable[[Params], Any]) -> Callable[[Problem], Task]:
+    def prepare(problem: Problem) -> Task:
+        rows = _rows(problem)
+        return Task(lambda: contract(rows()))
+
+    return prepare
+
+
+def _output(problem: Problem) -> Callable[[Params], Tensor]:
+    return lambda params: functional_call(problem.model, params, (problem.inputs,))
+
+
+def _gradient(problem: Problem) -> Callable[[Params], Params]:
+    output = _output(problem)
+    return grad(lambda params: problem.loss(output(params), problem.targets))
+
+
+def _hvp_first(problem: Problem) -> Task:
+    gradient, params, v = _gradient(problem), _params(problem), problem.vector
+    return Task(lambda: jvp(gradient, (params,), (v,))[1])
+
+
+def _hvp_kept(problem: Problem) -> Task:
+    _, pull = vjp(_gradient(problem), _params(problem))  # the Hessian is its own transpose
+    v = problem.vector
+    return Task(lambda: pull(v)[0])
+
+
+def _hvp_block(problem: Problem) -> Task:
+    _, pull = vjp(_gradient(problem), _params(problem))
+    return Task(lambda: vmap(pull)(problem.vectors)[0])
+
+
+def _ggn_product(problem: Problem, params: Params, v: Params, pull: Callable[..., Any] | None) -> Params:
+    output = _output(problem)
+    y, Jv = jvp(output, (params,), (v,))
+    _, HJv = jvp(grad(lambda y: problem.loss(y, problem.targets)), (y,), (Jv,))
+    pull = pull or vjp(output, params)[1]
+    return pull(HJv)[0]
+
+
+def _ggn_first(problem: Problem) -> Task:
+    params, v = _params(problem), problem.vector
+    return Task(lambda: _ggn_product(problem, params, v, None))
+
+
+def _ggn_kept(problem: Problem) -> Task:
+    params, v = _params(problem), problem.vector
+    _, pull = vjp(_output(problem), params)
+    return Task(lambda: _ggn_product(problem, params, v, pull))
+
+
+def _ggn_block(problem: Problem) -> Task:
+    params = _params(problem)
+    _, pull = vjp(_output(problem), params)
+    return Task(lambda: vmap(lambda v: _ggn_product(problem, params, v, pull))(problem.vectors))
+
+
+def _jacobian(small: SmallFunctions) -> Task:
+    jacobian = jacrev(small.f)
+    return Task(lambda: jacobian(small.x))
+
+
+def _hessian(small: SmallFunctions) -> Task:
+    second = hessian(small.g)
+    return Task(lambda: second(small.x))
+
+
+TASKS: dict[str, Callable[[Any], Task]] = {
+    "dense": _from_rows(lambda rows: rows),
+    "norms": _from_rows(per_sample.norms),
+    "squares": _from_rows(per_sample.squares),
+    "gram": _from_rows(per_sample.gram),
+    "hvp_first": _hvp_first,
+    "hvp_kept": _hvp_kept,
+    "hvp_block": _hvp_block,
+    "ggn_first": _ggn_first,
+    "ggn_kept": _ggn_kept,
+    "ggn_block": _ggn_block,
+    "jacobian": _jacobian,
+    "hessian": _hessian,
+}

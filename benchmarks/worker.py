@@ -1,0 +1,90 @@
+"""Measures one library on one model, in the interpreter and the process that it is started in.
+
+``python -m benchmarks.worker '{"library": ..., "model": ..., "quantities": [...], ...}'`` prints a line of
+JSON when it starts a quantity and one when it is done, so that what was measured outlives a crash.
+``"library": null`` writes the references instead.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from benchmarks.measure import Budget, peak_growth, timing
+from benchmarks.models import Problem, SmallFunctions, make_functions, make_problem
+from benchmarks.quantities import FUNCTIONS, TOLERANCE, as_blocks, relative_error
+from benchmarks.reference import references
+
+
+def main(job: dict[str, Any]) -> None:
+    """Do the job described in the module's docstring."""
+    torch.set_num_threads(job["threads"])
+    problem = make_functions() if job["model"] == FUNCTIONS else make_problem(job["model"])
+    if job["library"] is None:
+        torch.save(references(problem, job["quantities"]), job["reference"])
+        return
+    try:
+        library = importlib.import_module(f"benchmarks.libraries.{job['library']}")
+    except Exception as error:  # whatever goes wrong while a peer is imported belongs into the table
+        _say(event="library", reason=f"cannot be imported: {_first_line(error)}")
+        return
+    version = importlib.metadata.version(library.DISTRIBUTION)
+    _say(event="library", version=version, torch=torch.__version__, threads=torch.get_num_threads())
+    for quantity in job["quantities"]:
+        if quantity not in library.TASKS:
+            _say(event="result", quantity=quantity, status="absent")
+            continue
+        _say(event="start", quantity=quantity)
+        reference = torch.load(job["reference"], mmap=True)[quantity]
+        try:
+            found = _measure(library.TASKS[quantity], quantity, problem, reference, Budget(**job["budget"]))
+        except Exception as error:  # a peer's refusal, in whatever type it comes
+            found = {"status": "refused", "reason": _first_line(error)}
+        _say(event="result", quantity=quantity, **found)
+
+
+def _measure(
+    prepare: Callable[[Any], Any],
+    quantity: str,
+    problem: Problem | SmallFunctions,
+    reference: dict[str, torch.Tensor],
+    budget: Budget,
+) -> dict[str, Any]:
+    run, read = prepare(problem)
+    shapes = {n: tuple(p.shape) for n, p in problem.params.items()} if isinstance(problem, Problem) else {}
+    error = relative_error(as_blocks(quantity, read(run()), shapes), reference)
+    del reference
+    if not error < TOLERANCE:
+        return {"status": "wrong", "error": error}
+    gradient = _unit(problem, quantity)
+    gradient()
+    timed = timing(run, gradient, budget)
+    memory, unit_memory = peak_growth(run), peak_growth(gradient)
+    return {"status": "ok", "error": error, **asdict(timed), "memory": memory, "gradient_memory": unit_memory}
+
+
+def _unit(problem: Problem | SmallFunctions, quantity: str) -> Callable[[], Any]:
+    if isinstance(problem, Problem):
+        return problem.gradient
+    function = problem.f if quantity == "jacobian" else problem.g
+    return lambda: problem.gradient_of(function)
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300]
+
+
+def _say(**message: Any) -> None:
+    print(json.dumps(message), flush=True)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))
