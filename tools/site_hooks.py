@@ -71,8 +71,8 @@ def help_text(path: list[str]) -> str:
     from hesse.cli import main
 
     command: click.Command = main
-    context = click.Context(command, info_name="hesse", terminal_width=80)
+    context = click.Context(command, info_name="hesse", terminal_width=80, **command.context_settings)
     for name in path:
         command = command.commands[name]  # pyright: ignore[reportAttributeAccessIssue]
-        context = click.Context(command, info_name=name, parent=context, terminal_width=80)
+        context = click.Context(command, info_name=name, parent=context, terminal_width=80, **command.context_settings)
     return f"```text\n{command.get_help(context)}\n```"

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def classifier(dtype: torch.dtype = torch.float32) -> nn.Module:
-    """224 parameters: images ``[N, 1, 6, 5]`` to scores of 3 classes."""
+    """187 parameters: images ``[N, 1, 6, 5]`` to scores of 3 classes."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(48, 3))

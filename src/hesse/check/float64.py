@@ -40,7 +40,7 @@ class Float64Loss:
             raise UnsupportedError(
                 "Derivatives are checked on a copy of the model in float64.",
                 f"the copy raised {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
-                "let the model take dtypes from its inputs and parameters, never from constants",
+                "let constants in the model take their dtype from its inputs or parameters",
             ) from error
         self._home = {name: leaf.detach().clone() for name, leaf in replica.leaves.items()}
         everything = torch.cat([value.abs().flatten() for value in self._home.values()])

@@ -45,7 +45,8 @@ class _RichSink:
                 "hesse.progress() draws its bars with rich.", "rich is not installed", "pip install 'hesse[report]'"
             ) from error
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bars = Progress(*columns, console=Console(stderr=True), transient=True)
+        console = Console(stderr=True)
+        self.bars = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
         self.tasks: dict[int, Any] = {}
 
     def start(self, label: str, total: int | None) -> int:

@@ -76,6 +76,11 @@ class Case:
         return index, (select_rows(self.batch[0], index), select_rows(self.batch[1], index))
 
     @property
+    def tensors(self) -> int:
+        """How many parameter tensors are differentiated."""
+        return len(tree.leaves(as_model(self.model).params))
+
+    @property
     def labels(self) -> Tensor | None:
         """Integer class labels ``[N]`` of the batch on the CPU, or None where the targets are no such thing."""
         targets = self.batch[1]

@@ -98,7 +98,7 @@ def _run(panel: Panel, case: Case) -> PanelResult:
         numbers = {
             "error": {"kind": type(error).__name__, "asked": error.asked, "found": error.found, "remedy": error.remedy}
         }
-        view = View(status="refused", headline=error.asked)
+        view = View(status="refused", headline=f"Refused. {error.asked}")
     seconds = time.perf_counter() - began
     return PanelResult(
         panel=panel, numbers=numbers, notes=tuple(numbers.get("notes", ())), view=view or panel.show(case, numbers),

@@ -8,16 +8,18 @@ from hesse.report.case import Case
 from hesse.report.panel import Column, Drawing, Fact, Numbers, Panel, Table, View
 from hesse.report.style import BLUE, MUTED, ORANGE
 
-_MOST_SAMPLES = 16
+_SAMPLES = (4, 16)  # at least, at most
+_WORK = 320  # samples times parameter tensors that are worth the wait
 _DIRECTIONS = 2
 
 
 def measure(case: Case) -> Numbers:
     """Check every parameter along random directions.
 
-    Cost: see `hesse.check.parameters.check_parameters`, on at most 16 samples.
+    Cost: see `hesse.check.parameters.check_parameters`, on 4 to 16 samples, the fewer the more parameters.
     """
-    index, batch = case.some_samples(_MOST_SAMPLES)
+    least, most = _SAMPLES
+    index, batch = case.some_samples(min(max(_WORK // case.tensors, least), most))
     found = check_parameters(case.model, case.loss, batch, directions=_DIRECTIONS, generator=case.generator())
     notes = []
     if len(index) < case.samples:
