@@ -25,7 +25,7 @@ def render(report: dict[str, Any]) -> str:
     machine = report["machine"]
     head = (
         f"{report['date']}; {machine['processor']}, {machine['cores']} cores, {machine['system']}, "
-        f"Python {machine['python']}; {report['threads']} threads, float32, {report['mode']} run, "
+        f"Python {machine['python']}; {report['threads']} thread(s) of torch, float32, {report['mode']} run, "
         f"load average at its start {machine['load']:.1f}."
     )
     versions = ", ".join(

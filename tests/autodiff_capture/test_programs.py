@@ -12,7 +12,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import hesse
-from hesse.core.errors import DataError, DetachedError, DeviceError, HesseError, MixedSamplesError, NonFiniteError, UnsupportedError
+from hesse.core.errors import (
+    DataError,
+    DetachedError,
+    DeviceError,
+    HesseError,
+    MixedSamplesError,
+    NonFiniteError,
+    UnsupportedError,
+)
 
 
 class Doubled(torch.autograd.Function):
@@ -33,7 +41,11 @@ class Program(nn.Module):
     def __init__(self, use: Callable[[Program, Tensor], Tensor]) -> None:
         super().__init__()
         self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 3)
-        self.W, self.low, self.v = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 2)), nn.Parameter(torch.randn(4))
+        self.W, self.low, self.v = (
+            nn.Parameter(torch.randn(4, 4)),
+            nn.Parameter(torch.randn(4, 2)),
+            nn.Parameter(torch.randn(4)),
+        )
         self.use = use
 
     def forward(self, x: Tensor) -> Tensor:

@@ -40,7 +40,10 @@ def test_cells():
     assert row(text, "per-sample gradient norms") == "| per-sample gradient norms | **1.23** (3.0 MiB) | 12 (16 MiB) |"
     assert row(text, "Gram matrix") == "| Gram matrix of the per-sample gradients | - | **2.00** |"
     assert "One gradient takes 10 ms and grows the process by 1.0 MiB" in text
-    assert "Some CPU, 2 cores, Linux, Python 3.11.7; 2 threads, float32, quick run, load average at its start 0.2" in text
+    assert (
+        "Some CPU, 2 cores, Linux, Python 3.11.7; 2 thread(s) of torch, float32, quick run, load average at its start 0.2"
+        in text
+    )
     assert "`import hesse` takes 20 ms beyond the 1500 ms of `import torch`" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def test_laws(name: str, parts: int) -> None:
         model = nn.Sequential(nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Flatten(), nn.Linear(12, 4)).double()
         x, y = torch.randn(7, 2, 5, dtype=torch.float64), torch.randint(0, 4, (7,))
     cuts = [0, 7] if parts == 1 else [0, 1, 5, 7]
-    batches = [(x[a:b], y[a:b]) for a, b in zip(cuts, cuts[1:], strict=False)]
+    batches = [(x[a:b], y[a:b]) for a, b in pairwise(cuts)]
     data = batches[0] if parts == 1 else batches
     A = make(model, nn.CrossEntropyLoss(), data, **options)
     assert_operator_laws(A)

@@ -74,7 +74,7 @@ def _compare(J: hesse.ParameterJacobian, rows: Tensor) -> dict[str, float]:
 
 
 def _check(seed: int) -> str:
-    """"" if the case is right, else what is wrong with it."""
+    """What is wrong with a case; empty if it is right."""
     network, drawn, loss, inputs, targets = _case(seed)
     what = f"seed {seed}, N={len(targets)}: {drawn.label}, before={len(network.before)}, loss {loss.label}"
     try:

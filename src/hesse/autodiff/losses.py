@@ -65,22 +65,50 @@ def _sample_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: A
         raise StructureError(
             asked, f"{found} for {count} samples", "return a tensor whose first axis is the batch (output=lambda o: o.logits)"
         )
-    rows = [_scalar(loss(output[i : i + 1], _sample(target, i)), asked) for i in range(count)]
-    terms = torch.stack(rows)
-    twice = torch.arange(count).repeat(2 if count == 1 else 1)
-    with torch.no_grad():
-        whole = _scalar(loss(select_rows(output, twice), select_rows(target, twice)), asked)
-        total = select_rows(terms, twice).sum()
-        slack = 64 * torch.finfo(whole.dtype).eps * float(terms.abs().sum() + 1e-30) * max(1, len(twice)) ** 0.5
-        if abs(float(whole - total)) <= slack:
-            return BatchLoss(terms, 1.0, additive=True)
-        if abs(float(whole * len(twice) - total)) <= slack * 2:
-            return BatchLoss(terms, float(count), additive=False)
-    raise MixedSamplesError(
-        asked,
-        f"a loss of {float(whole):.6g} for the batch, neither the sum of its samples ({float(total):.6g}) nor their mean",
-        "use a loss that adds or averages over samples (hesse knows the normalizers of PyTorch's own losses)",
-    )
+    terms = _terms(loss, output, target, asked)
+    with torch.enable_grad():
+        for scale in (1.0, 0.9):  # elsewhere too where both fit (terms or slopes that cancel), in the domain of any loss
+            is_sum, is_mean, found = _reductions(loss, output.detach() * scale, target, count, asked)
+            if is_sum != is_mean:
+                break
+    if not (is_sum or is_mean):
+        raise MixedSamplesError(
+            asked,
+            f"{found}, neither the sum of its samples nor their mean",
+            "use a loss that adds or averages over samples (hesse knows the normalizers of PyTorch's own losses)",
+        )
+    return BatchLoss(terms, 1.0, additive=True) if not is_mean else BatchLoss(terms, float(count), additive=False)
+
+
+def _terms(loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any, asked: str) -> Tensor:
+    return torch.stack([_scalar(loss(output[i : i + 1], _sample(target, i)), asked) for i in range(len(output))])
+
+
+def _reductions(
+    loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any, count: int, asked: str
+) -> tuple[bool, bool, str]:
+    """Whether value and slope of the batch loss are those of the samples' sum, of their mean; and what was found."""
+    output.requires_grad_()
+    twice = torch.arange(count).repeat(2 if count == 1 else 1)  # one sample alone cannot tell a sum from a mean
+    terms = select_rows(_terms(loss, output, target, asked), twice)
+    whole = _scalar(loss(select_rows(output, twice), select_rows(target, twice)), asked)
+    total = terms.sum()
+    slopes = [_slope(value, output) for value in (whole, total)]
+    eps = 64 * torch.finfo(whole.dtype).eps * len(twice) ** 0.5
+    slack = eps * float(terms.detach().abs().sum()), eps * float(slopes[1].norm())
+
+    def fits(divisor: int) -> bool:
+        off = abs(float(whole.detach() * divisor - total.detach())), float((slopes[0] * divisor - slopes[1]).norm())
+        return off[0] <= 2 * slack[0] + 1e-30 and off[1] <= 2 * slack[1] + 1e-30
+
+    found = f"a loss of {whole.item():.6g} for the batch where its samples add up to {total.item():.6g}"
+    return fits(1), fits(len(twice)), found
+
+
+def _slope(value: Tensor, output: Tensor) -> Tensor:
+    if not value.requires_grad:
+        return torch.zeros_like(output)
+    return torch.autograd.grad(value, output, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
 
 
 def _sample(target: Any, i: int) -> Any:

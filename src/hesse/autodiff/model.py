@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hesse.autodiff.functional import functional
+from hesse.autodiff.weight_norm import PlainWeightNorm, has_weight_norm
 from hesse.core import tree
 from hesse.core.errors import (
     DataError,
@@ -83,11 +84,11 @@ def as_model(model: Any, *, params: Selection = None, output: Callable[[Any], Te
             "A model is an nn.Module or a pair (f, params).", type(model).__name__, "pass functional(module) or (f, params)"
         )
     chosen = _choose(everything, params)
-    frozen = dict(tree.named_leaves(everything))
+    frozen, has_norm = dict(tree.named_leaves(everything)), has_weight_norm(module)
 
     def call(values: Tree, inputs: Any) -> Any:
         whole = values if chosen is everything else _merge(everything, frozen, values)
-        with _without_compilation():
+        with _without_compilation(), PlainWeightNorm() if has_norm else nullcontext():
             if isinstance(inputs, dict):
                 result = f(whole, **inputs)
             else:
@@ -222,5 +223,24 @@ def check_inputs(model: Model, inputs: Any, asked: str) -> None:
 
 
 def select_rows(value: Any, rows: Tensor) -> Any:
-    """The given samples of a tree of inputs or targets."""
-    return tree.map_tree(lambda leaf: leaf[rows.to(leaf.device)] if isinstance(leaf, Tensor) else leaf, value)
+    """The given samples of a tree of inputs or targets, laid out in memory as they were (ops choose their kernels by that)."""
+    return tree.map_tree(lambda leaf: _take(leaf, rows.to(leaf.device)) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def _take(leaf: Tensor, rows: Tensor) -> Tensor:
+    taken = leaf[rows]
+    if leaf.layout != torch.strided or leaf.is_contiguous():
+        return taken
+    order = sorted(range(leaf.ndim), key=lambda axis: (leaf.stride(axis), leaf.shape[axis]))
+    strides, extent, old_extent = [0] * leaf.ndim, 1, 1
+    for axis in order:  # from the innermost axis outwards, with the same gaps between
+        if leaf.stride(axis) == 0:
+            continue
+        if leaf.stride(axis) < old_extent:
+            return taken
+        strides[axis] = extent + leaf.stride(axis) - old_extent
+        extent += strides[axis] * (taken.shape[axis] - 1)
+        old_extent += leaf.stride(axis) * (leaf.shape[axis] - 1)
+    distinct = [size if stride else min(size, 1) for size, stride in zip(taken.shape, strides, strict=True)]
+    laid_out = torch.empty_strided(distinct, strides, dtype=leaf.dtype, device=leaf.device)
+    return laid_out.copy_(taken[tuple(slice(size) for size in distinct)]).expand(taken.shape)
