@@ -141,6 +141,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "low-rank update": (lambda: Free(_lora, a=L(), up=P(OUT, 2), down=P(2, 5)), X),
     "view after transpose": (lambda: Free(lambda s, x: F.linear(x[:, :2], s.w.t().view(2, 3).t()), w=P(1, 6)), X),
     "split weights": (lambda: Free(lambda s, x: F.linear(x, s.w.split([3, 6])[1][3:]), w=P(9, 5)), X),
+    "second part of split weights": (lambda: Free(lambda s, x: F.linear(x, s.w.split([OUT, OUT])[1]), w=P(2 * OUT, 5)), X),
     "flat parameters": (lambda: Free(lambda s, x: F.linear(x, s.w[:15].view(3, 5), s.w[15:]), w=P(18)), X),
     "scalar parameters": (lambda: Free(lambda s, x: x[:, :OUT] * s.w + s.v, w=P(), v=P()), X),
     "permuted weight": (lambda: Free(lambda s, x: torch.einsum("ni,aoi->no", x, s.w.permute(1, 2, 0)), w=P(5, 2, OUT)), X),

@@ -90,9 +90,12 @@ def test_gram_with_another_batch(net: Net, batch: Any, rows: Tensor) -> None:
         J.gram(jacobian(net, batch, params=["head.bias"]))
 
 
-def test_gram_of_sequences_of_different_lengths(batch: Any) -> None:
+@pytest.mark.parametrize("lengths", [(3, 7), (1, 7), (7, 1), (1, 1)])
+def test_gram_of_sequences_of_different_lengths(lengths: tuple[int, int]) -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, C), nn.Flatten(1)).double()
-    tokens = [torch.randint(0, 5, (n, t), generator=torch.Generator().manual_seed(t)) for n, t in ((4, 3), (5, 7))]
+    tokens = [
+        torch.randint(0, 5, (n, t), generator=torch.Generator().manual_seed(t)) for n, t in zip((4, 5), lengths, strict=True)
+    ]
     total: Callable[[Any, Any], Tensor] = lambda output, target: output.sin().sum()  # noqa: E731
     J, K = (hesse.parameter_jacobian(model, total, (x, torch.zeros(len(x)))) for x in tokens)
     first, second = (oracle.loss_rows(model, total, x, torch.zeros(len(x))) for x in tokens)

@@ -39,6 +39,17 @@ def test_rows_equal_a_loop_over_samples(name: str) -> None:
         _require(model, inputs, targets, J)
 
 
+MOVING = {"boolean routing", "routing past the parameters", "packed sequences", "sorted inside", "flipped and back"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", MODELS)
+def test_only_models_that_move_samples_are_run_one_by_one(name: str) -> None:
+    model, inputs = make(name, 6)
+    J = hesse.parameter_jacobian(model, _squares, (inputs, torch.ones(6, OUT, dtype=torch.float64)))
+    assert ("sample by sample" in J.paths.values()) == (name in MOVING)
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", MODELS)
 def test_a_second_call_with_other_data_and_parameters_is_right(name: str) -> None:
@@ -92,6 +103,21 @@ def test_a_graph_that_changes_between_calls_is_planned_anew() -> None:
     for shape in shapes:
         model.shape = shape
         _require(model, x, y, hesse.parameter_jacobian(model, _squares, (x, y)))
+
+
+def test_samples_that_data_put_in_order_once_and_not_the_next_time() -> None:
+    model, x = make("sorted inside", 6)
+    y = torch.randn(6, OUT, dtype=torch.float64)
+    for inputs in (x[x[:, 0].argsort()], x, x.flip(0)):
+        _require(model, inputs, y, hesse.parameter_jacobian(model, _squares, (inputs, y)))
+
+
+def test_outputs_in_another_order_are_refused_though_the_middle_one_stays() -> None:
+    model = Free(lambda s, x: s.a(x[x[:, 0].argsort()]), a=L()).double()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    x[:, 0] = torch.tensor([5.0, 1.0, 2.0, 3.0, 4.0, 0.0])
+    with pytest.raises(MixedSamplesError, match=r"sample [05] depends"):
+        hesse.parameter_jacobian(model, _squares, (x, torch.ones(6, OUT, dtype=torch.float64)))
 
 
 def test_a_head_of_zeros_hides_no_layout() -> None:
