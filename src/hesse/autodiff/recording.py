@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 
 from hesse.autodiff.attention import differentiable_attention
+from hesse.autodiff.weight_norm import with_plain_weight_norm
 from hesse.core import tree
 from hesse.core.errors import DeviceError, LeafError, NonFiniteError, StructureError, UnsupportedError
 from hesse.core.space import Space
@@ -161,7 +162,7 @@ def record(f: Function, x: Tree, asked: str) -> Recording:
 
     Raises:
         StructureError: f is no function (an already computed loss, say), or changes x in place.
-        UnsupportedError: inside `torch.inference_mode`, where no graph can be recorded.
+        UnsupportedError: inside `torch.inference_mode`, where no graph can be recorded; reentrant checkpointing.
         LeafError, DeviceError, NonFiniteError: as `as_variables` and `output_leaves`.
     """
     if not callable(f):
@@ -186,6 +187,15 @@ def record(f: Function, x: Tree, asked: str) -> Recording:
         if leaf._version != version:
             raise StructureError(asked, f"the function changed '{name or 'x'}' in place", "let it work on a copy: x.clone()")
     outputs, out_space = output_leaves(value, asked)
+    ops = {node.name() for node in nodes([y.grad_fn for y in outputs if y.grad_fn is not None])}
+    if "CheckpointFunctionBackward" in ops:
+        raise UnsupportedError(
+            asked,
+            "reentrant checkpointing (CheckpointFunctionBackward), which hides its inputs from the graph",
+            "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
+        )
+    if "WeightNormInterfaceBackward0" in ops:
+        return record(with_plain_weight_norm(f), x, asked)
     attached = any(linked) or (follow and _has_foreign_leaf(outputs, inputs))
     if not attached:
         value = tree.map_tree(lambda y: y.detach() if isinstance(y, Tensor) else y, value)

@@ -27,6 +27,16 @@ class PlainWeightNorm(TorchFunctionMode):
         return _plain(*args, **(kwargs or {}))
 
 
+def with_plain_weight_norm(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, its weight normalization computed by plain ops."""
+
+    def plain(*args: Any) -> Any:
+        with PlainWeightNorm():
+            return f(*args)
+
+    return plain
+
+
 def _plain(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> torch.Tensor:
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
