@@ -7,8 +7,7 @@ path: its node alone is called once a sample. Every new graph is checked once ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -19,15 +18,12 @@ from torch.autograd.graph import GradientEdge
 from hesse.autodiff.functional import buffers_preserved
 from hesse.autodiff.layout import Walk
 from hesse.autodiff.model import Model, select_rows
-from hesse.autodiff.plan import Plan, PlannedMeeting, keeps_samples_apart, make_plan, moves_samples
-from hesse.autodiff.recording import node_outputs
+from hesse.autodiff.plan import Plan, keeps_samples_apart, make_plan, moves_samples
+from hesse.autodiff.uses import Captured, Collector, deliver, form_of
 from hesse.core import tree
 from hesse.core.errors import HesseError, MixedSamplesError, StructureError, UnsupportedError
-from hesse.rules.forms import Contract, Dense, Form
-from hesse.rules.layers import Meeting, layer_rules
+from hesse.rules.forms import Dense
 
-_CASTS = {"ToCopyBackward0"}
-_VIEWS = {"ViewBackward0", "UnsafeViewBackward0", "ReshapeAliasBackward0"}
 _PLANS_OF_A_MODEL = 64
 _plans: WeakKeyDictionary[Any, dict[Any, Plan]] = WeakKeyDictionary()
 
@@ -49,34 +45,6 @@ class Forward:
         torch.set_rng_state(self.random_state[0])
         if len(self.random_state) > 1:
             torch.cuda.set_rng_state(self.random_state[1], self.model.device)
-
-
-@dataclass(frozen=True, eq=False)
-class Captured:
-    """What one root (one cotangent of the output) gives: for each parameter its forms, which add up, and their paths.
-
-    Attributes:
-        forms: name -> forms; none for a parameter that is not used.
-        paths: name -> "rule", "masked", "pulled back", "sample by sample" or "unused" (joined by + for several uses).
-    """
-
-    forms: dict[str, list[Form]]
-    paths: dict[str, str]
-
-
-@dataclass
-class _Collector:
-    forms: dict[str, list[Form]]
-    paths: dict[str, list[str]] = field(default_factory=dict)
-
-    def put(self, name: str, form: Form, path: str) -> None:
-        self.forms[name].append(form)
-        paths = self.paths.setdefault(name, [])
-        if path not in paths:
-            paths.append(path)
-
-    def finish(self) -> Captured:
-        return Captured(self.forms, {name: "+".join(self.paths.get(name, ["unused"])) for name in self.forms})
 
 
 def run_forward(model: Model, inputs: Any, count: int, asked: str) -> Forward:
@@ -176,7 +144,7 @@ def capture(forward: Forward, walk: Walk, plan: Plan, cotangent: Tensor) -> Capt
 
     Cost: one backward pass without the weight gradients; a masked meeting adds n times its node's own backward.
     """
-    collector = _Collector({name: [] for name in forward.leaves})
+    collector = Collector({name: [] for name in forward.leaves})
     names = {id(leaf): name for name, leaf in forward.leaves.items()}
     if not plan.meetings:
         return collector.finish()
@@ -193,84 +161,9 @@ def capture(forward: Forward, walk: Walk, plan: Plan, cotangent: Tensor) -> Capt
         for m in plan.meetings:
             cotangents = [found[m.node, slot] for slot in m.outputs]
             if any(g is not None for g in cotangents):
-                form, path = _form(walk, m, cotangents, forward.count)
-                _deliver(walk, m, form, path, names, collector)
+                form, path = form_of(walk, m, cotangents, forward.count)
+                deliver(walk, m, form, path, names, collector)
     return collector.finish()
-
-
-def _form(walk: Walk, m: PlannedMeeting, cotangents: Sequence[Tensor | None], count: int) -> tuple[Form, str]:
-    node = walk.nodes[m.node]
-    rule = layer_rules.get(node.name())
-    if rule is not None and m.outputs == (0,) and cotangents[0] is not None and not cotangents[0].is_complex():
-        form = rule(Meeting(node, m.index, cotangents[0], m.where[0], m.shape))
-        if form is not None:
-            return form, "rule"
-    return Dense(_masked(node, m, cotangents, count)), "masked"
-
-
-def _masked(node: Any, m: PlannedMeeting, cotangents: Sequence[Tensor | None], count: int) -> Tensor:
-    is_python = hasattr(node, "apply")  # a custom Function, whose backward expects zeros where the engine has no gradient
-    backward = node.apply if is_python else node
-    metas = node_outputs(node)
-    by_sample = [None if g is None else w.rows(g) for g, w in zip(cotangents, m.where, strict=True)]
-    rows = []
-    for sample in range(count):
-        given: list[Tensor | None] = [_zeros(meta) if is_python else None for meta in metas]
-        for slot, g, where in zip(m.outputs, by_sample, m.where, strict=True):
-            if g is not None:
-                alone = torch.zeros_like(g)
-                alone[sample] = g[sample]
-                given[slot] = where.unrows(alone)
-        results = backward(*given)
-        result = results[m.index] if isinstance(results, tuple) else results
-        if result is None:
-            like = next(g for g in cotangents if g is not None)
-            rows.append(like.new_zeros(m.shape))
-        else:
-            rows.append(result.to_dense().sum_to_size(m.shape) if result.is_sparse else result.sum_to_size(m.shape))
-    return torch.stack(rows)
-
-
-def _zeros(meta: Any) -> Tensor:
-    return torch.zeros(tuple(meta.shape), dtype=meta.dtype, device=meta.device)
-
-
-def _deliver(walk: Walk, m: PlannedMeeting, form: Form, path: str, names: dict[int, str], to: _Collector) -> None:
-    """Bring a form from the weight-like tensor back to the parameters behind it."""
-    node, slot = walk.nodes[m.weight], m.slot
-    viewed = False
-    while not hasattr(node, "variable"):
-        name = node.name()
-        if name == "TBackward0" and isinstance(form, Contract) and not viewed:
-            form = form.transposed()
-        elif name == "TBackward0" and isinstance(form, Dense) and not viewed:
-            form = Dense(form.rows.mT)
-        elif name in _VIEWS and isinstance(form, (Contract, Dense)):
-            viewed = True  # the same elements in the same order, of which no axis can be transposed any more
-        elif name not in _CASTS:
-            break
-        node, slot = node.next_functions[0]
-    if hasattr(node, "variable"):
-        to.put(names[id(node.variable)], form, path)
-        return
-    edge = GradientEdge(node, slot)
-    leaves = [walk.nodes[i].variable for i in m.params]
-    shape = node_outputs(edge.node)[edge.output_nr].shape
-    rows = form.dense().reshape(-1, *shape)
-    for leaf, pulled in zip(leaves, _pull_back(edge, leaves, rows), strict=True):
-        to.put(names[id(leaf)], Dense(pulled), "pulled back" if path == "rule" else path)
-
-
-def _pull_back(edge: GradientEdge, leaves: list[Tensor], rows: Tensor) -> list[Tensor]:
-    def pull(cotangent: Tensor, batched: bool) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad([edge], leaves, [cotangent], retain_graph=True, allow_unused=True, is_grads_batched=batched)
-
-    try:
-        pulled = pull(rows, True)
-    except RuntimeError:
-        by_row = [pull(row, False) for row in rows]
-        pulled = [None if parts[0] is None else torch.stack(list(parts)) for parts in zip(*by_row, strict=True)]  # pyright: ignore[reportArgumentType]
-    return [rows.new_zeros(len(rows), *leaf.shape) if p is None else p for p, leaf in zip(pulled, leaves, strict=True)]
 
 
 def capture_one_by_one(forward: Forward, cotangent: Tensor, reason: str, asked: str) -> Captured:
@@ -288,7 +181,7 @@ def capture_one_by_one(forward: Forward, cotangent: Tensor, reason: str, asked: 
             f"{reason}, so that samples have to be run one by one, and the model draws random numbers",
             "call model.eval(), or make the model's operations the same for every batch size",
         )
-    collector = _Collector({name: [] for name in forward.leaves})
+    collector = Collector({name: [] for name in forward.leaves})
     rows: dict[str, list[Tensor]] = {name: [] for name in forward.leaves}
     shares = cotangent.reshape(forward.count, -1)
     for sample in range(forward.count):
@@ -334,7 +227,5 @@ def plain_row(forward: Forward, cotangent: Tensor) -> dict[str, Tensor]:
     leaves = list(forward.leaves.values())
     if not forward.output.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in forward.leaves.items()}
-    grads = torch.autograd.grad(
-        forward.output, leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-    )
+    grads = torch.autograd.grad(forward.output, leaves, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True)
     return {name: grad.to_dense() if grad.is_sparse else grad for name, grad in zip(forward.leaves, grads, strict=True)}
