@@ -77,7 +77,7 @@ def test_selected_samples_keep_values_and_layout(name: str) -> None:
 
 def _walk(function: Callable[[Tensor, Tensor], Tensor], count: int = 5) -> Walk:
     w = torch.ones(4, 3, requires_grad=True)
-    return Walk.of(function(torch.ones(count, 4), w))
+    return Walk.of(function(torch.ones(count, 4), w), {"w": w})
 
 
 def test_signatures_tell_programs_apart() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,9 +35,16 @@ def linear(rng: random.Random) -> Drawn:
 
 
 def bilinear(rng: random.Random) -> Drawn:
-    options = draw_options(nn.Bilinear, rng, {"in1_features": 3, "in2_features": 4, "out_features": 2})
-    extra = (3,) if rng.random() < 0.5 else ()
-    return Drawn(nn.Bilinear(**options), describe("Bilinear", options), [(*extra, 3), (*extra, 4)])
+    options = draw_options(nn.Bilinear, rng, {"in1_features": 3, "in2_features": 4, "out_features": rng.choice([1, 2])})
+    extra = tuple(rng.choice([1, 2, 3]) for _ in range(rng.choice([0, 1, 2])))
+    first = not extra or rng.random() < 0.5
+
+    def call(layer: nn.Module, *inputs: Tensor) -> Tensor:
+        result = layer(*[x if first else x.transpose(0, 1) for x in inputs])
+        return result if first else result.transpose(0, 1)
+
+    label = describe("Bilinear", {**options, "extra": extra, "samples first": first})
+    return Drawn(nn.Bilinear(**options), label, [(*extra, 3), (*extra, 4)], call)
 
 
 def convolution(rng: random.Random) -> Drawn:
@@ -62,32 +70,123 @@ def convolution(rng: random.Random) -> Drawn:
 
 
 def embedding(rng: random.Random) -> Drawn:
+    scaled = rng.random() < 0.3
     given = {
         "num_embeddings": 6, "embedding_dim": 3, "padding_idx": rng.choice([None, 0, 2, -1]),
-        "max_norm": 1.0 if rng.random() < 0.08 else None, "scale_grad_by_freq": rng.random() < 0.08,
+        "max_norm": 1.0 if rng.random() < 0.08 else None, "scale_grad_by_freq": scaled,
+        "sparse": not scaled and rng.random() < 0.3,  # PyTorch has no sparse gradient scaled by frequency
     }  # fmt: skip
     options = draw_options(nn.Embedding, rng, given)
-    shape = tuple(rng.choice([2, 4]) for _ in range(rng.choice([0, 1, 2])))
-    refused = "max_norm" if given["max_norm"] else "scale_grad_by_freq" if given["scale_grad_by_freq"] else ""
+    shape = tuple(rng.choice([2, 4, 7]) for _ in range(rng.choice([0, 1, 2])))
+    refused = "max_norm" if given["max_norm"] else ""
     return Drawn(nn.Embedding(**options), describe("Embedding", options), [shape], tokens=6, refused=refused)
+
+
+class Bag(nn.Module):
+    """A bag of embeddings of the first tokens of a sample, with weights of a given kind."""
+
+    def __init__(self, options: dict[str, Any], sizes: str, weights: str) -> None:
+        super().__init__()
+        self.bag, self.sizes, self.weights = nn.EmbeddingBag(**options), sizes, weights
+        learned = {"by token": options["num_embeddings"], "by place": 7}
+        if weights in learned:
+            self.factors = nn.Parameter(torch.empty(learned[weights]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        given = self._weights(tokens)
+        if self.sizes == "rows":
+            return self.bag(tokens, per_sample_weights=given)
+        most = tokens.shape[1]
+        lengths = tokens[:, 0] * 3 % (most + 1) if self.sizes == "of many lengths" else torch.full((len(tokens),), most)
+        inside = torch.arange(most) < lengths.unsqueeze(1)
+        offsets = F.pad(lengths.cumsum(0), (1, 0))
+        offsets = offsets if self.bag.include_last_offset else offsets[:-1]
+        return self.bag(tokens[inside], offsets, None if given is None else given[inside])
+
+    def _weights(self, tokens: Tensor) -> Tensor | None:
+        if self.weights == "constant":
+            return torch.linspace(-0.5, 2.0, 7, dtype=torch.float64).expand_as(tokens)
+        if self.weights == "by token":
+            return self.factors[tokens]
+        return self.factors.expand_as(tokens) if self.weights == "by place" else None
 
 
 def embedding_bag(rng: random.Random) -> Drawn:
     mode = rng.choice(["sum", "mean", "max"])
+    sizes = rng.choice(["rows", "of one length", "of many lengths"])
+    weights = rng.choice(["", "constant", "by token", "by place"]) if mode == "sum" else ""
+    one_by_one = sizes != "rows" and weights.startswith("by")  # picked by a mask: each sample alone, whose rows have to add up
+    scaled = mode != "max" and not one_by_one and rng.random() < 0.25
     given = {
         "num_embeddings": 5, "embedding_dim": 3, "padding_idx": rng.choice([None, 0, 2, -1]), "mode": mode,
-        "max_norm": 1.0 if rng.random() < 0.08 else None, "include_last_offset": False,
-        "scale_grad_by_freq": mode != "max" and rng.random() < 0.08, "sparse": mode != "max" and rng.random() < 0.3,
+        "max_norm": 1.0 if rng.random() < 0.08 else None, "include_last_offset": sizes != "rows" and rng.random() < 0.5,
+        "scale_grad_by_freq": scaled, "sparse": mode != "max" and not scaled and rng.random() < 0.3,
     }  # fmt: skip
     options = draw_options(nn.EmbeddingBag, rng, given)
-    refused = "max_norm" if given["max_norm"] else "scale_grad_by_freq" if given["scale_grad_by_freq"] else ""
-    weighted = mode == "sum" and rng.random() < 0.5
+    label = describe("EmbeddingBag", {**options, "bags": sizes, "weights": weights})
+    return Drawn(Bag(options, sizes, weights), label, [(7,)], tokens=5, refused="max_norm" if given["max_norm"] else "")
 
-    def call(layer: nn.Module, tokens: Tensor) -> Tensor:
-        weights = torch.linspace(0.5, 2.0, tokens.numel() // len(tokens), dtype=torch.float64).expand_as(tokens)
-        return layer(tokens, per_sample_weights=weights) if weighted else layer(tokens)
 
-    return Drawn(nn.EmbeddingBag(**options), describe("EmbeddingBag", options), [(7,)], call, 5, refused)
+class Weights(nn.Module):
+    """Parameters that a function of them and of the inputs uses."""
+
+    def __init__(self, function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.function = function
+        self.weights = nn.ParameterList(torch.empty(shape) for shape in shapes)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs, *self.weights)
+
+
+PRODUCTS: dict[str, tuple[Callable[..., Tensor], tuple[tuple[int, ...], ...]]] = {
+    **{
+        equation: (partial(torch.einsum, equation), (shape,))
+        for equation, shape in {
+            "ngk,gkp->ngp": (3, 4, 2), "ngk,pgk->np": (2, 3, 4), "ngk,kp->ngp": (4, 2), "ngk,gk->ngk": (3, 4),
+            "ngk,p->npkg": (2,), "ngk,pk->npg": (2, 4),
+        }.items()
+    },
+    "bmm": (lambda x, w: torch.bmm(x.transpose(0, 1), w).transpose(0, 1), ((3, 4, 2),)),
+    "bmm, weight first": (lambda x, w: torch.bmm(w, x.permute(1, 2, 0)).permute(2, 0, 1), ((3, 2, 4),)),
+    "baddbmm": (lambda x, v, w: torch.baddbmm(v, x.transpose(0, 1), w, beta=0.5, alpha=2.0).transpose(0, 1),
+                ((3, 1, 2), (3, 4, 2))),
+    "addbmm": (lambda x, v, w: torch.addbmm(v, x.transpose(0, 1), w, beta=0.5, alpha=2.0), ((2,), (3, 4, 2))),
+    "matmul": (torch.matmul, ((4, 2),)),
+    "matmul of a vector": (lambda x, w: torch.matmul(x, w), ((4,),)),
+    "matmul of many": (lambda x, w: torch.matmul(x.unsqueeze(2), w), ((3, 4, 2),)),
+    "addmv": (lambda x, v, w: torch.addmv(v, x[:, 0], w, beta=0.5, alpha=2.0).unsqueeze(1), ((1,), (4,))),
+    "quotient": (lambda x, v, w: v / (x.square() + 1) + x / (w.square() + 1), ((3, 1), (4,))),
+    "choice": (lambda x, v, w: torch.where(x > 0, v, w), ((3, 1), (4,))),
+    "repeated": (lambda x, w: torch.cat([x, w.repeat(len(x), 1, 2)], 2), ((3, 2),)),
+    "products of inputs": (lambda x, w: torch.einsum("nga,oab,ngb->ngo", x, w, x), ((2, 4, 4),)),
+}  # fmt: skip
+
+
+def product(rng: random.Random) -> Drawn:
+    name = rng.choice(sorted(PRODUCTS))
+    function, shapes = PRODUCTS[name]
+    return Drawn(Weights(function, *shapes), name, [(3, 4)])
+
+
+LOOKUPS: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
+    "W[i]": (lambda i, w: w[i], (5, 3)),
+    "W[i] of a vector": (lambda i, w: w[i], (5,)),
+    "W[i] of matrices": (lambda i, w: w[i], (5, 2, 3)),
+    "W[-i]": (lambda i, w: w[-i], (5, 3)),
+    "W[i, j]": (lambda i, w: w[i, i.flip(1)], (5, 5)),
+    "W[:, i]": (lambda i, w: w[:, i].transpose(0, 1), (3, 5)),
+    "index_select": (lambda i, w: w.index_select(0, i.flatten()).reshape(*i.shape, 3), (5, 3)),
+    "gather": (lambda i, w: w.gather(0, i.flatten()).reshape(i.shape), (5,)),
+    "gather of rows": (lambda i, w: w.gather(0, i), (5, 6)),
+    "take": (lambda i, w: w.take(i), (5,)),
+}  # fmt: skip
+
+
+def lookup(rng: random.Random) -> Drawn:
+    name = rng.choice(sorted(LOOKUPS))
+    function, shape = LOOKUPS[name]
+    return Drawn(Weights(function, shape), name, [(rng.choice([1, 2, 6]),)], tokens=5)
 
 
 def normalization(rng: random.Random) -> Drawn:
@@ -191,5 +290,5 @@ def cell(rng: random.Random) -> Drawn:
 
 FAMILIES = (
     linear, bilinear, convolution, convolution, embedding, embedding_bag, normalization, normalization, prelu, attention,
-    transformer, recurrent, cell,
+    transformer, recurrent, cell, product, lookup,
 )  # fmt: skip

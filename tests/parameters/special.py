@@ -178,6 +178,12 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Any]] = {
     "convolution": (_conv, (3, 6, 6)),
     "group norm without positions": (lambda: _sequential(L(5, 4), nn.GroupNorm(2, 4), L(4)), X),
     "batch norm without positions": (lambda: _sequential(L(5, 4), nn.BatchNorm1d(4), L(4)), X),
+    "bilinear": (lambda: nn.Bilinear(5, 4, OUT), ((5,), (4,))),
+    "one layer a group": (lambda: Free(lambda s, x: torch.einsum("nga,gao->no", x, s.w), w=P(2, 5, OUT)), (2, 5)),
+    "quotients": (lambda: Free(lambda s, x: s.v / (x[:, :OUT] ** 2 + s.w**2 + 1), w=P(1), v=P(OUT)), X),
+    "weights of a bag": (lambda: Free(lambda s, i: s.e(i, per_sample_weights=s.w[i].softmax(1)),
+                                      e=nn.EmbeddingBag(4, OUT, mode="sum"), w=P(4)), ("tokens", 7)),
+    "PReLU": (lambda: _sequential(L(5, 4), nn.PReLU(4), L(4)), X),
     "residual": (lambda: Free(lambda s, x: s.b(x + s.a(x) * s.gate), a=L(5, 5), b=L(), gate=P(1)), X),
     "output used twice": (lambda: Free(lambda s, x: (lambda h: h * h.exp())(s.a(x)), a=L()), X),
 }  # fmt: skip

@@ -58,9 +58,9 @@ def test_layouts_agree(case: tuple[nn.Module, Tensor, Tensor]) -> None:
         assert torch.allclose(J.norms(per="parameter")[name], part.flatten(1).norm(dim=1), atol=1e-13)
         start += p.numel()
     assert torch.allclose(J.in_space.ravel(J.mean()), rows.mean(0), atol=1e-13)
-    assert J.paths["unused"] == "unused" and J.paths["mix"] == "pulled back" and J.mass == 6.0
+    assert J.paths["unused"] == "unused" and J.paths["mix"] == "chained" and J.mass == 6.0
     with pytest.raises(StructureError, match="parameter"):
-        J.norms(per="layer")  # pyright: ignore[reportArgumentType]
+        J.norms(per="row")  # pyright: ignore[reportArgumentType]
 
 
 def test_out_is_written_and_checked(case: tuple[nn.Module, Tensor, Tensor]) -> None:
@@ -141,4 +141,4 @@ def test_a_budget_too_small_says_what_would_do(case: tuple[nn.Module, Tensor, Te
 def test_repr(case: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, x, y = case
     J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), (x, y))
-    assert repr(J) == "ParameterJacobian(6 x 54 of the loss by 4 parameters; paths: pulled back, rule, unused)"
+    assert repr(J) == "ParameterJacobian(6 x 54 of the loss by 4 parameters; paths: chained, rule, unused)"

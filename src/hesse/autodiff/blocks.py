@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from hesse.autodiff.attention import differentiable_attention
+from hesse.autodiff.fused import differentiable_attention
 from hesse.autodiff.recording import Recording
 from hesse.core.batching import slices
 from hesse.core.memory import Budget, chunk_size, current_budget

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from hesse.autodiff.capture import random_state
+from hesse.autodiff.forward import random_state
 from hesse.autodiff.functional import buffers_preserved
 from hesse.autodiff.model import Model
 from hesse.core.errors import NondeterministicError

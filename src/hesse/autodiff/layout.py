@@ -6,69 +6,106 @@ merged with other axes, a probe with the cotangent of one sample alone tells sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 
-from hesse.autodiff.recording import node_outputs, nodes
+from hesse.autodiff.recording import node_outputs
 from hesse.rules.layers import SampleAxis
 
 
 @dataclass(frozen=True)
 class Walk:
-    """The nodes of a graph in a fixed order, their positions, and which output of the first node the graph is of."""
+    """The nodes of a graph in a fixed order, depth first from its root.
+
+    Attributes:
+        nodes: the nodes.
+        edges: for each node, position and output of what each of its inputs comes from; None for constants, and empty for a
+            parameter, past which the walk does not go.
+        leaves: the nodes that stand for parameters -> their names.
+        slot: which output of the first node the graph is of.
+    """
 
     nodes: tuple[Any, ...]
-    position: dict[Any, int]
+    edges: tuple[tuple[tuple[int, int] | None, ...], ...]
+    leaves: dict[Any, str]
     slot: int = 0
 
     @classmethod
-    def of(cls, root: Tensor) -> Walk:
-        """The graph behind a tensor."""
-        found = tuple(nodes([root.grad_fn]))
-        return cls(found, {node: i for i, node in enumerate(found)}, root.output_nr)
+    def of(cls, root: Tensor, params: dict[str, Tensor]) -> Walk:
+        """The graph between a tensor and the parameters."""
+        leaves = {get_gradient_edge(leaf).node: name for name, leaf in params.items()}
+        found: dict[Any, tuple[Any, ...]] = {}
+        pending = [root.grad_fn]
+        while pending:
+            node = pending.pop()
+            if node is None or node in found:
+                continue
+            found[node] = parents = () if node in leaves else node.next_functions
+            pending.extend(parent for parent, _ in reversed(parents))
+        position = {node: i for i, node in enumerate(found)}
+        edges = tuple(
+            tuple(None if parent is None else (position[parent], slot) for parent, slot in parents)
+            for parents in found.values()
+        )
+        return cls(tuple(found), edges, leaves, root.output_nr)
 
-    def edges(self, node: Any) -> tuple[tuple[int, int] | None, ...]:
-        """Position and output of what each input of a node comes from; None for constants."""
-        return tuple((self.position[parent], slot) if parent is not None else None for parent, slot in node.next_functions)
+    @property
+    def tracked(self) -> dict[int, str]:
+        """Positions of the parameters' nodes -> names, of those that are used."""
+        return {i: self.leaves[node] for i, node in enumerate(self.nodes) if node in self.leaves}
 
-    def signature(self) -> tuple[Any, ...]:
-        """Names, shapes, edges and options: equal for graphs of the same program on data of the same shapes."""
-        rows: list[Any] = [self.slot]
+    def rounding(self) -> float:
+        """The coarsest machine epsilon among the floating-point tensors of the graph."""
+        dtypes = {meta.dtype for node in self.nodes for meta in node_outputs(node)}
+        return max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex), default=0.0)
+
+    def signature(self, size: Callable[[int], int] = int) -> tuple[Any, ...]:
+        """Names, shapes, edges and options: equal for graphs of the same program on data of the same shapes.
+
+        Args:
+            size: applied to every length and whole number among them (`rounded`: equal for shapes that are nearly the same).
+        """
+        rows: list[Any] = [self.slot, self.edges]
         for node in self.nodes:
-            shapes = tuple(tuple(meta.shape) for meta in node_outputs(node))
-            rows.append((node.name(), shapes, self.edges(node), _options(node)))
+            rows.append((node.name(), tuple(tuple(map(size, meta.shape)) for meta in node_outputs(node)), _options(node, size)))
         return tuple(rows)
 
 
-def _options(node: Any) -> tuple[Any, ...]:
+def rounded(length: int) -> int:
+    """A length, rounded up to a power of two from 9 on."""
+    return length if -8 <= length <= 8 else 1 << (length - 1).bit_length() if length > 0 else -rounded(-length)
+
+
+def _options(node: Any, size: Callable[[int], int]) -> tuple[Any, ...]:
     """What a node keeps besides tensors and floats: axes, flags, sizes, which two runs of one program may differ in."""
     if type(node) not in _option_names:
         names = dir(type(node))
-        _option_names[type(node)] = tuple(
-            name for name in names if name.startswith("_saved_") and f"_raw{name}" not in names
-        )
-    return tuple(_hashable(getattr(node, name)) for name in _option_names[type(node)])
+        _option_names[type(node)] = tuple(name for name in names if name.startswith("_saved_") and f"_raw{name}" not in names)
+    return tuple(_hashable(getattr(node, name), size) for name in _option_names[type(node)])
 
 
 _option_names: dict[type, tuple[str, ...]] = {}
 
 
-def _hashable(value: Any) -> Any:
+def _hashable(value: Any, size: Callable[[int], int]) -> Any:
     if isinstance(value, (list, tuple)):
-        return tuple(_hashable(item) for item in value)
-    return value if value is None or isinstance(value, (bool, int, str)) else None
+        return tuple(_hashable(item, size) for item in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return size(value)
+    return value if isinstance(value, (bool, str)) else None
 
 
 def same_program(first: Walk, second: Walk) -> bool:
     """Whether two graphs differ in nothing but shapes."""
     if len(first.nodes) != len(second.nodes) or first.slot != second.slot:
         return False
-    pairs = zip(first.nodes, second.nodes, strict=True)
-    return all(a.name() == b.name() and first.edges(a) == second.edges(b) for a, b in pairs)
+    names = all(a.name() == b.name() for a, b in zip(first.nodes, second.nodes, strict=True))
+    return names and first.edges == second.edges and first.tracked == second.tracked
 
 
 def sample_axis(shape: Sequence[int], other: Sequence[int], count: int, other_count: int) -> SampleAxis | bool | None:

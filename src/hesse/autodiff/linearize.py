@@ -10,9 +10,9 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from hesse.autodiff.attention import differentiable_attention
 from hesse.autodiff.blocks import pull_block
 from hesse.autodiff.cuts import diagnose
+from hesse.autodiff.fused import differentiable_attention
 from hesse.autodiff.recording import Function, Recording, inside_functorch, nodes, record
 from hesse.core import random
 from hesse.core.errors import DetachedError, HolomorphyError, UnsupportedError

@@ -9,7 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from hesse.autodiff.capture import Captured, Forward, close, plain_row, run_samples, same_output
+from hesse.autodiff.alone import close, plain_row, same_output
+from hesse.autodiff.deliver import Captured
+from hesse.autodiff.forward import Forward, run_samples
 from hesse.core.errors import MixedSamplesError, NondeterministicError
 
 
@@ -33,10 +35,11 @@ def check_one_sample(forward: Forward, captured: Captured, cotangent: Tensor, as
     copies = forward.count if forward.drew_random_numbers else 1
     place = sample if forward.drew_random_numbers else 0
     alone = _run(forward, torch.full((copies,), sample), asked)
-    if not same_output(forward.output, sample, forward.count, alone.output, place, copies):
+    eps = forward.walk.rounding()
+    if not same_output(forward.output, sample, forward.count, alone.output, place, copies, eps):
         _refuse(forward, sample, asked)
     if not forward.drew_random_numbers:
-        _check_order(forward, asked)
+        _check_order(forward, eps, asked)
     root = torch.zeros_like(alone.output).reshape(copies, -1)
     root[place] = cotangent.reshape(forward.count, -1)[sample]
     expected = plain_row(alone, root.reshape(alone.output.shape))
@@ -45,7 +48,7 @@ def check_one_sample(forward: Forward, captured: Captured, cotangent: Tensor, as
         found = torch.zeros_like(row)
         for form in captured.forms[name]:
             found = found + form.dense(slice(sample, sample + 1)).reshape(row.shape)
-        if not close(found, row, scale):
+        if not close(found, row, scale, eps):
             off = float((found - row).norm() / max(float(row.norm()), 1e-30))
             return f"the row of sample {sample} for '{name}' differs by {off:.2g} from that sample alone"
     return ""
@@ -57,12 +60,12 @@ def _telling_sample(cotangent: Tensor, count: int) -> int:
     return count // 2 if bool(sizes[count // 2] != 0) else int(sizes.argmax())
 
 
-def _check_order(forward: Forward, asked: str) -> None:
+def _check_order(forward: Forward, eps: float, asked: str) -> None:
     """The output of samples in another order has to be the output in that order."""
     order = torch.arange(forward.count).roll(1)
     other = _run(forward, order, asked).output.detach().reshape(forward.count, -1)
     own = forward.output.detach().reshape(forward.count, -1)[order.to(other.device)]
-    if not close(own, other):
+    if not close(own, other, eps=eps):
         _refuse(forward, int(order[(own - other).abs().sum(1).argmax()]), asked)
 
 

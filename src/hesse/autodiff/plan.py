@@ -17,7 +17,7 @@ from hesse.core.batching import separating_masks
 from hesse.core.errors import MixedSamplesError
 from hesse.rules.layers import SampleAxis
 
-Run = Callable[[Tensor], Tensor]
+Run = Callable[[Tensor], tuple[Tensor, Walk]]
 
 
 @dataclass(frozen=True)
@@ -57,28 +57,43 @@ class Plan:
     reason: str = ""
     is_sure: bool = True
 
+    def resized(self, walk: Walk, count: int) -> Plan | None:
+        """The plan for the same program on data of other lengths; None where these do not tell how axes are merged."""
+        meetings = []
+        for m in self.meetings:
+            where = [_resized(w, walk, m.node, slot, count) for slot, w in zip(m.outputs, m.where, strict=True)]
+            shape = torch.Size(node_outputs(walk.nodes[m.weight])[m.slot].shape)
+            meetings.append(replace(m, where=tuple(where), shape=shape))
+        return None if any(None in m.where for m in meetings) else replace(self, meetings=tuple(meetings))
 
-def make_plan(walk: Walk, output_shape: torch.Size, tracked: dict[int, str], count: int, run: Run, asked: str) -> Plan:
+
+def _resized(where: SampleAxis, walk: Walk, node: int, slot: int, count: int) -> SampleAxis | None:
+    length = node_outputs(walk.nodes[node])[slot].shape[where.axis]
+    each = length // count
+    if length % count or (where.before > 1 and where.after > 1) or (where.is_plain and each > 1):
+        return None
+    return SampleAxis(where.axis, each, 1) if where.before > 1 else SampleAxis(where.axis, 1, each)
+
+
+def make_plan(walk: Walk, output_shape: torch.Size, count: int, run: Run, asked: str) -> Plan:
     """Find the meetings of a graph.
 
     Args:
         walk: the graph of the whole batch.
         output_shape: the shape of its output, in which samples come first where they are merged with other axes.
-        tracked: positions of the parameters' accumulation nodes -> names.
         count: number of samples.
-        run: runs the model on the samples with the given indices and returns its output.
+        run: runs the model on the samples with the given indices; its output, and the graph behind it.
         asked: for error messages.
 
     Raises:
         MixedSamplesError: a sample's cotangent reaches another sample.
     """
     fewer = 3 if count != 3 else 5
-    root = run(torch.arange(fewer) % count)
-    probe = Walk.of(root)
+    root, probe = run(torch.arange(fewer) % count)
     output = sample_axis(output_shape, root.shape, count, fewer)
     if not same_program(walk, probe) or not isinstance(output, SampleAxis):
         return Plan((), reason="the program changes with the number of samples")
-    leads = _leads_to(walk, tracked)
+    leads = _leads_to(walk)
     axes: dict[tuple[int, int], SampleAxis | bool | None] = {}
     for i, (node, other) in enumerate(zip(walk.nodes, probe.nodes, strict=True)):
         for slot, (a, b) in enumerate(zip(node_outputs(node), node_outputs(other), strict=True)):
@@ -92,12 +107,11 @@ def make_plan(walk: Walk, output_shape: torch.Size, tracked: dict[int, str], cou
     return _probe(Plan(tuple(found), movers), probe, root, output, fewer, asked)
 
 
-def _leads_to(walk: Walk, tracked: dict[int, str]) -> list[frozenset[int]]:
+def _leads_to(walk: Walk) -> list[frozenset[int]]:
     leads: dict[int, frozenset[int]] = {}
     for i in _parents_first(walk):
-        own = frozenset({i}) if i in tracked else frozenset()
-        node = walk.nodes[i]
-        leads[i] = own.union(*(leads[walk.position[p]] for p, _ in node.next_functions if p is not None))
+        own = frozenset({i}) if walk.nodes[i] in walk.leaves else frozenset()
+        leads[i] = own.union(*(leads[edge[0]] for edge in walk.edges[i] if edge is not None))
     return [leads[i] for i in range(len(walk.nodes))]
 
 
@@ -109,7 +123,7 @@ def _parents_first(walk: Walk) -> list[int]:
         i = pending[-1]
         if state[i] == 0:
             state[i] = 1
-            pending.extend(j for p, _ in walk.nodes[i].next_functions if p is not None and state[j := walk.position[p]] == 0)
+            pending.extend(edge[0] for edge in walk.edges[i] if edge is not None and state[edge[0]] == 0)
         else:
             pending.pop()
             if state[i] == 1:
@@ -122,17 +136,15 @@ def _used_outputs(walk: Walk) -> list[tuple[int, ...]]:
     used: list[set[int]] = [set() for _ in walk.nodes]
     if used:
         used[0].add(walk.slot)
-    for node in walk.nodes:
-        for parent, slot in node.next_functions:
-            if parent is not None:
-                used[walk.position[parent]].add(slot)
+    for j, slot in (edge for edges in walk.edges for edge in edges if edge is not None):
+        used[j].add(slot)
     return [tuple(sorted(slots)) for slots in used]
 
 
 def _weight_like(walk: Walk, leads: Any, axes: Any, used: Any) -> list[bool]:
     plain = [False] * len(walk.nodes)
     for i in _parents_first(walk):
-        parents = [walk.position[p] for p, _ in walk.nodes[i].next_functions if p is not None]
+        parents = [edge[0] for edge in walk.edges[i] if edge is not None]
         plain[i] = all(axes[i, slot] is None for slot in used[i]) and all(plain[j] or not leads[j] for j in parents)
     return plain
 
@@ -145,12 +157,13 @@ def _meetings(walk: Walk, leads: Any, axes: Any, used: Any, plain: list[bool]) -
         where = [axes[i, slot] for slot in used[i]]
         if any(axis is False for axis in where):
             return [], f"the shape of {node.name()} is not in proportion to the number of samples"
-        for index, (parent, slot) in enumerate(node.next_functions):
-            if parent is None or not plain[j := walk.position[parent]] or not leads[j]:
+        for index, edge in enumerate(walk.edges[i]):
+            if edge is None or not plain[edge[0]] or not leads[edge[0]]:
                 continue
             if any(axis is None for axis in where):
                 return [], f"{node.name()} joins samples and weights in a shape without samples"
-            shape = torch.Size(node_outputs(parent)[slot].shape)
+            j, slot = edge
+            shape = torch.Size(node_outputs(walk.nodes[j])[slot].shape)
             found.append(PlannedMeeting(i, used[i], tuple(where), index, j, slot, shape, tuple(sorted(leads[j]))))
     return found, ""
 
@@ -232,8 +245,7 @@ def _movers(walk: Walk, leads: Any, axes: Any, plain: list[bool]) -> list[tuple[
     for i, node in enumerate(walk.nodes):
         if node.name() not in _INTO | _OUT_OF or plain[i] or not leads[i]:
             continue
-        sources = [(walk.position[parent], slot) for parent, slot in node.next_functions if parent is not None]
-        sources = [(j, slot) for j, slot in sources if leads[j] and not plain[j]]
+        sources = [edge for edge in walk.edges[i] if edge is not None and leads[edge[0]] and not plain[edge[0]]]
         if sources:
             axis = axes[i, 0] if node.name() in _INTO else axes[sources[0]]
             found.append((i, axis))

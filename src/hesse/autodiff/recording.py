@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 
-from hesse.autodiff.attention import differentiable_attention
+from hesse.autodiff.fused import FUSED_RECURRENCES, differentiable_attention, with_plain_recurrences
 from hesse.autodiff.weight_norm import with_plain_weight_norm
 from hesse.core import tree
 from hesse.core.errors import DeviceError, LeafError, NonFiniteError, StructureError, UnsupportedError
@@ -196,6 +196,8 @@ def record(f: Function, x: Tree, asked: str) -> Recording:
         )
     if "WeightNormInterfaceBackward0" in ops:
         return record(with_plain_weight_norm(f), x, asked)
+    if ops & FUSED_RECURRENCES:
+        return record(with_plain_recurrences(f), x, asked)
     attached = any(linked) or (follow and _has_foreign_leaf(outputs, inputs))
     if not attached:
         value = tree.map_tree(lambda y: y.detach() if isinstance(y, Tensor) else y, value)

@@ -2,105 +2,167 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.capture import Captured, Forward, capture, capture_one_by_one, forget, plan_of, run_forward
+from hesse.autodiff.alone import capture_one_by_one
+from hesse.autodiff.capture import capture, forget, plan_of, stream
 from hesse.autodiff.cuts import diagnose
+from hesse.autodiff.deliver import Captured
+from hesse.autodiff.forward import Forward, run_forward
 from hesse.autodiff.layout import Walk
 from hesse.autodiff.losses import BatchLoss, batch_loss, loss_by_sample
 from hesse.autodiff.model import Model, check_inputs, sample_count, split_batch
 from hesse.autodiff.one_sample import check_one_sample
+from hesse.autodiff.plan import Plan
 from hesse.autodiff.recording import nodes
 from hesse.core import tree
 from hesse.core.errors import DetachedError, MixedSamplesError, StructureError, UnsupportedError
+from hesse.rules.forms import Form
 from hesse.rules.losses import known_loss
 
 Loss = Callable[[Any, Any], Tensor] | None
+Outputs = int | Sequence[int] | Tensor | None
+Take = Callable[[str, Sequence[Form]], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Rows:
-    """The forms of every row: one `Captured` for each root.
+    """The forms of every row, root by root: one root for a loss, one for each element of a sample's output otherwise.
 
     Attributes:
-        captured: one for a loss; for the output Jacobian one for each element of a sample's output.
+        captured: the forms of each root; None if they are captured anew whenever they are asked for.
+        stream: ``stream(root, take)`` captures the forms of one root and hands them over by parameter; returns the paths.
+        roots: number of roots.
         count: number of samples.
+        of: "loss" or "output".
         shape: of the rows: ``[n]`` for a loss, the shape of the output otherwise.
         dtype, device: of the output.
         mass: the loss's normalizer.
         additive: whether the losses of two batches add up.
+        attached: whether the forms are differentiable by the user's parameters.
+        reads: the tensors that stand for the parameters, which must not change while the forms are in use.
     """
 
-    captured: list[Captured]
+    captured: list[Captured] | None
+    stream: Callable[[int, Take], dict[str, str]]
+    roots: int
     count: int
+    of: str
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
     mass: float
     additive: bool
+    attached: bool
+    reads: tuple[Tensor, ...]
 
 
-def capture_rows(model: Model, loss: Loss, batch: Any, asked: str) -> Rows:
+@dataclass(frozen=True)
+class Asked:
+    """What rows are wanted, and how.
+
+    Attributes:
+        text: what was asked of hesse, for error messages.
+        outputs: which elements of a sample's output, for output Jacobians (see `chosen_cotangents`).
+        keep: whether all forms are captured at once and kept, or anew for every quantity.
+        attached: whether results are to be differentiable by the user's parameters.
+    """
+
+    text: str
+    outputs: Outputs = None
+    keep: bool = True
+    attached: bool = False
+
+
+def capture_rows(model: Model, loss: Loss, batch: Any, asked: Asked) -> Rows:
     """Run the model on a batch and capture the forms of every row of the parameter Jacobian.
 
     Cost: one forward pass and one backward pass without weight gradients (for the output Jacobian one an output element).
     The first call for a model and a shape runs the model on a few samples more, to plan and to check.
     """
-    inputs, targets = split_batch(batch, asked, target_needed=loss is not None)
-    count = sample_count(inputs, targets if loss is not None else None, asked)
-    check_inputs(model, inputs, asked)
+    inputs, targets = split_batch(batch, asked.text, target_needed=loss is not None)
+    count = sample_count(inputs, targets if loss is not None else None, asked.text)
+    check_inputs(model, inputs, asked.text)
     for name, leaf in tree.named_leaves(model.params):
         if leaf.is_complex():
             raise UnsupportedError(
-                asked, f"complex parameter '{name}'", "hold it as real numbers: torch.view_as_complex(p) inside the model"
+                asked.text, f"complex parameter '{name}'", "hold it as real numbers: torch.view_as_complex(p) inside the model"
             )
-    forward = run_forward(model, inputs, count, asked)
+    forward = run_forward(model, inputs, count, asked.text, attached=asked.attached)
     output = forward.output
     if not output.requires_grad:
-        _refuse_detached(forward, asked)
+        _refuse_detached(forward, asked.text)
     if output.ndim == 0 or output.numel() % count:
         raise StructureError(
-            asked, f"an output of shape {tuple(output.shape)} for {count} samples", "return one output a sample"
+            asked.text, f"an output of shape {tuple(output.shape)} for {count} samples", "return one output a sample"
         )
-    walk = Walk.of(output)
-    plan, is_new = plan_of(forward, walk, asked)
-    taken = None if loss is None else _take_apart(loss, forward, targets, asked)
-    cotangents = [taken[1]] if taken is not None else _unit_cotangents(output, count)
-    if plan.reason:
-        captured = [capture_one_by_one(forward, u, plan.reason, asked) for u in cotangents]
+    taken = None if loss is None else _take_apart(loss, forward, targets, asked.text)
+    if taken is not None:
+        cotangents, shape = [taken[1]], torch.Size((count,))
     else:
-        captured = [capture(forward, walk, plan, u) for u in cotangents]
+        cotangents, shape = chosen_cotangents(output, count, asked.outputs)
+    captured, walk, plan = _captured(forward, loss, targets, taken, cotangents, asked)
+
+    def again(root: int, take: Take) -> dict[str, str]:
+        return stream(forward, walk, plan, cotangents[root], take)
+
+    mass, additive = (taken[0].mass, taken[0].additive) if taken is not None else (1.0, True)
+    return Rows(
+        captured=captured,
+        stream=again,
+        roots=len(cotangents),
+        count=count,
+        of="output" if taken is None else "loss",
+        shape=shape,
+        dtype=output.dtype,
+        device=output.device,
+        mass=mass,
+        additive=additive,
+        attached=asked.attached,
+        reads=tuple(forward.leaves.values()),
+    )
+
+
+def _captured(
+    forward: Forward, loss: Loss, targets: Any, taken: Any, cotangents: list[Tensor], asked: Asked
+) -> tuple[list[Captured] | None, Walk, Plan]:
+    """The forms of all roots, unless they are not to be kept; checked if the graph is new."""
+    walk = forward.walk
+    plan, is_new = plan_of(forward, walk, asked.text)
+    if plan.reason:
+        captured = [capture_one_by_one(forward, u, plan.reason, asked.text) for u in cotangents]
+    else:
+        captured = [capture(forward, walk, plan, u) for u in (cotangents if asked.keep else cotangents[: int(is_new)])]
     if is_new:
         if taken is not None and loss is not None:
-            _check_loss(loss, forward, targets, taken[0], asked)
+            _check_loss(loss, forward, targets, taken[0], asked.text)
         try:
-            wrong = check_one_sample(forward, captured[0], cotangents[0], asked)
+            wrong = check_one_sample(forward, captured[0], cotangents[0], asked.text) if captured else ""
         except BaseException:
             forget(forward)
             raise
         if wrong:
             forget(forward)
-            captured = [capture_one_by_one(forward, u, wrong, asked) for u in cotangents]
-    shape = torch.Size((count,)) if loss is not None else output.shape
-    mass, additive = (taken[0].mass, taken[0].additive) if taken is not None else (1.0, True)
-    return Rows(captured, count, shape, output.dtype, output.device, mass, additive)
+            return [capture_one_by_one(forward, u, wrong, asked.text) for u in cotangents], walk, plan
+    return captured if asked.keep or plan.reason else None, walk, plan
 
 
 def _take_apart(loss: Callable[[Any, Any], Tensor], forward: Forward, targets: Any, asked: str) -> tuple[BatchLoss, Tensor]:
     """The contributions of the samples, and the cotangent of the output that belongs to their sum."""
     with torch.enable_grad():
-        output = forward.output.detach().requires_grad_()
+        output = forward.output if forward.attached else forward.output.detach().requires_grad_()
         if known_loss(loss) is None:
             _require_connected(lambda: batch_loss(loss, output, targets, forward.model, asked), output, asked)
         taken = loss_by_sample(loss, output, targets, forward.count, asked)
         if not taken.contributions.requires_grad:
             return taken, torch.zeros_like(output)
-        (cotangent,) = torch.autograd.grad(taken.contributions.sum(), output, allow_unused=True, materialize_grads=True)
+        options: dict[str, Any] = {"create_graph": forward.attached, "allow_unused": True, "materialize_grads": True}
+        (cotangent,) = torch.autograd.grad(taken.contributions.sum(), output, **options)
     return taken, cotangent
 
 
@@ -123,7 +185,19 @@ def _refuse_detached(forward: Forward, asked: str) -> None:
     raise DetachedError(asked, f"the output does not depend on the parameters through the graph: {diagnosis}", _MEND)
 
 
-def _unit_cotangents(output: Tensor, count: int) -> list[Tensor]:
+def chosen_cotangents(output: Tensor, count: int, outputs: Outputs) -> tuple[list[Tensor], torch.Size]:
+    """The cotangents that pick elements of every sample's output, and the shape of the rows.
+
+    Args:
+        output: ``[n, ...]``; a sample's elements are counted as in ``output[i].flatten()``.
+        count: n.
+        outputs: None: all, rows of the output's shape. An int: this one, rows ``[n]``. A list of k ints: rows ``[n, k]``. An
+            integer tensor ``[n]`` or ``[n, k]``: each sample's own.
+
+    Raises:
+        UnsupportedError: the output is complex, or its first axis is not the batch.
+        StructureError: `outputs` does not fit.
+    """
     if output.is_complex():
         raise UnsupportedError(
             "The output Jacobian needs a real output.", f"{output.dtype}", "output=lambda o: torch.view_as_real(o)"
@@ -135,8 +209,30 @@ def _unit_cotangents(output: Tensor, count: int) -> list[Tensor]:
             "pick or reshape it: output=lambda o: o.reshape(n, -1)",
         )
     width = output.numel() // count
-    units = torch.eye(width, dtype=output.dtype, device=output.device)
-    return [unit.expand(count, width).reshape(output.shape) for unit in units]
+    if outputs is None:
+        picks, shape = torch.arange(width).expand(count, width), output.shape
+    else:
+        given = torch.as_tensor(outputs).cpu()
+        own = isinstance(outputs, Tensor) and given.ndim > 0
+        picks = given.reshape(count, -1) if own and len(given) == count else given.reshape(-1).expand(count, given.numel())
+        is_whole = not (given.dtype.is_floating_point or given.dtype == torch.bool) and picks.numel() > 0
+        if (
+            not is_whole
+            or given.ndim > 1 + own
+            or (own and len(given) != count)
+            or not -width <= picks.min() <= picks.max() < width
+        ):
+            raise StructureError(
+                f"outputs= picks among the {width} elements of each of {count} outputs.",
+                f"{outputs!r}" if not isinstance(outputs, Tensor) else f"a tensor of shape {tuple(given.shape)}, {given.dtype}",
+                f"pass an int, a list of ints, or an integer tensor [{count}] or [{count}, k], of numbers below {width}",
+            )
+        shape = torch.Size((count,)) if given.ndim == int(own) else torch.Size((count, picks.shape[1]))
+    cotangents = []
+    for pick in picks.to(output.device).unbind(1):
+        unit = torch.zeros(count, width, dtype=output.dtype, device=output.device)
+        cotangents.append(unit.scatter_(1, (pick % width).unsqueeze(1), 1).reshape(output.shape))
+    return cotangents, shape
 
 
 def _check_loss(loss: Callable[[Any, Any], Tensor], forward: Forward, targets: Any, taken: BatchLoss, asked: str) -> None:

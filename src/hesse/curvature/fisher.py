@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hesse.autodiff.determinism import deterministic
 from hesse.autodiff.model import Model, Selection, as_model, split_batch
-from hesse.autodiff.roots import capture_rows
+from hesse.autodiff.roots import Asked, capture_rows
 from hesse.core.errors import StructureError
 from hesse.curvature.batch import BatchLoss, OfBatch, over_data
 from hesse.operators.algebra import Congruence
@@ -62,6 +62,6 @@ def _of_batch(model: Model, loss: BatchLoss, batch: Any, labels: str) -> OfBatch
         if labels == "predicted":
             with torch.no_grad():
                 targets = model.call(model.params, inputs).argmax(1)
-        rows = capture_rows(model, loss, (inputs, targets), _ASKED)
-    J = ParameterJacobian(rows, model.params)
+        rows = capture_rows(model, loss, (inputs, targets), Asked(_ASKED))
+    J = ParameterJacobian.of(rows, model.params)
     return OfBatch(Congruence(J) * (1.0 / J.mass if J.mass else 0.0), lambda: (J.mass, J.additive))

@@ -1,17 +1,18 @@
-"""`parameter_jacobian`: the derivative of every sample's loss (or output) by every parameter, as a structured operator."""
+"""The parameter Jacobian: the derivative of every sample's loss (or output) by every parameter, as a structured operator."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.model import Selection, as_model
-from hesse.autodiff.roots import Loss, Rows, capture_rows
+from hesse.autodiff.roots import Rows
 from hesse.core import tree
-from hesse.core.errors import DataError, StructureError
+from hesse.core.errors import StructureError
 from hesse.core.memory import Budget, chunk_size, current_budget
 from hesse.core.space import Space
 from hesse.core.tree import Tree
@@ -19,7 +20,34 @@ from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import column_squares_rule
 from hesse.operators.base import LinearOperator
 from hesse.parameters import contractions
-from hesse.parameters.contractions import Use
+from hesse.parameters.contractions import Moments, Use
+from hesse.parameters.contractions.moments import Approximation
+from hesse.parameters.selection import Names, chosen_names, chosen_samples
+from hesse.parameters.source import Kept, Selected, Source, source_of
+from hesse.parameters.writing import differentiable_rows, require_fit, write
+from hesse.rules.forms import Dense
+
+
+@dataclass(frozen=True, eq=False)
+class RowFacts:
+    """What is known of the rows besides their forms.
+
+    Attributes:
+        of: what they are the derivatives of, "loss" or "output".
+        shape: of the rows: ``[N]`` or ``[N, C]`` (any number of axes for outputs).
+        dtype, device: of the output.
+        mass: the loss's normalizer.
+        additive: whether the losses of two batches add up.
+        attached: whether results are differentiable by the user's parameters.
+    """
+
+    of: str
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    mass: float
+    additive: bool
+    attached: bool
 
 
 class ParameterJacobian(LinearOperator):
@@ -31,109 +59,208 @@ class ParameterJacobian(LinearOperator):
     Attributes:
         mass: the normalizer of the loss: the gradient of the batch loss is ``J.T @ ones / J.mass``.
         additive: whether the losses of two batches add up (reduction "sum") instead of averaging by mass.
-        paths: name -> how the rows of a parameter are represented ("rule", "masked", "pulled back", "sample by sample",
-            "unused").
     """
 
-    def __init__(self, rows: Rows, params: Tree, memory: Budget | None = None) -> None:
+    def __init__(self, source: Source, facts: RowFacts, params: Tree, memory: Budget | None = None) -> None:
         self.in_space = Space.of(params)
-        self.out_space = Space.of(torch.empty(rows.shape, dtype=rows.dtype, device=rows.device))
-        self.mass, self.additive, self.paths = rows.mass, rows.additive, dict(rows.captured[0].paths) if rows.captured else {}
-        self.memory, self.count = memory, rows.count
+        self.out_space = Space.of(torch.empty(facts.shape, dtype=facts.dtype, device=facts.device))
+        self.source, self.facts, self.memory, self.count = source, facts, memory, source.count
+        self.mass, self.additive = facts.mass, facts.additive
+        self.params = params
         self._dtypes = dict(zip(self.in_space.names, self.in_space.dtypes, strict=True))
         self._shapes = dict(zip(self.in_space.names, self.in_space.shapes, strict=True))
-        self._merged: list[dict[str, Use]] = [
-            {name: contractions.merge(forms, self._shapes[name]) for name, forms in root.forms.items() if forms}
-            for root in rows.captured
-        ]
 
-        read = contractions.tensors_in([use for uses in self._merged for use in uses.values()])
-        self._versions = [(tensor, tensor._version) for tensor in read if not tensor.is_inference()]
-
-    @property
-    def _uses(self) -> list[dict[str, Use]]:
-        """The uses of the parameters by root, which read the batch's own tensors."""
-        if any(tensor._version != version for tensor, version in self._versions):
-            raise DataError(
-                "A parameter Jacobian reads the batch that it was made from.",
-                "an input that was changed in place since then",
-                "ask for its quantities first, or make the Jacobian of a copy of the batch",
-            )
-        return self._merged
+    @classmethod
+    def of(cls, rows: Rows, params: Tree, memory: Budget | None = None) -> ParameterJacobian:
+        """The Jacobian behind captured rows."""
+        shapes = {name: leaf.shape for name, leaf in tree.named_leaves(params)}
+        facts = RowFacts(rows.of, rows.shape, rows.dtype, rows.device, rows.mass, rows.additive, rows.attached)
+        return cls(source_of(rows, shapes), facts, params, memory)
 
     @property
-    def is_of_loss(self) -> bool:
-        """Whether rows are gradients of losses (``[N]``) or outputs (``[N]``), rather than of vectors (``[N, C]``)."""
-        return len(self.out_space.shapes[0]) == 1
+    def paths(self) -> dict[str, str]:
+        """Name -> how the rows of a parameter were found.
 
-    def _by_root(self, quantity: Callable[[dict[str, Use]], Tensor]) -> Tensor:
-        """A quantity ``[N, ...]`` of each root, stacked to the shape of the rows."""
-        parts = [quantity(uses) for uses in self._uses]
-        stacked = torch.stack(parts, 1)
-        return stacked.reshape(*self.out_space.shapes[0], *stacked.shape[2:])
+        "rule": two factors a sample, or fewer numbers than the layer's output; "masked": the node's own backward, a call a
+        sample; "chained": the parameter's weight is a function of it, and rows are brought back a few at a time; "sample by
+        sample": every sample alone; "unused".
+        """
+        return self.source.paths
 
-    def _accumulator(self, *shape: int) -> Tensor:
+    def _zeros(self, *shape: int) -> Tensor:
         dtype = torch.float32 if self.out_space.dtype in (torch.float16, torch.bfloat16) else self.out_space.dtype
         return torch.zeros(shape, dtype=dtype, device=self.out_space.device)
 
-    def norms(self, per: Literal["parameter"] | None = None) -> Any:
-        """2-norms of the rows: ``[N]`` (``[N, C]``), or with ``per="parameter"`` a dict of them by name.
+    def _by_row(self, quantity: Callable[[str, Use], Tensor], group: Callable[[str], str]) -> dict[str, Tensor]:
+        """A number of every row and parameter, added up over groups of parameters: group -> the shape of the rows."""
+        parts = {group(name): [self._zeros(self.count) for _ in range(self.source.roots)] for name in self._shapes}
+
+        def take(root: int, name: str, use: Use) -> None:
+            own = parts[group(name)]
+            own[root] = own[root] + quantity(name, use).to(own[root].dtype)
+
+        self.source.visit(take)
+        return {key: torch.stack(roots, 1).reshape(self.out_space.shapes[0]) for key, roots in parts.items()}
+
+    def _by_parameter(self, quantity: Callable[[int, str, Use], Tensor]) -> Tree:
+        """A tensor of every parameter's size, added up over roots: a tree like the parameters."""
+        parts = {name: self._zeros(shape.numel()) for name, shape in self._shapes.items()}
+
+        def take(root: int, name: str, use: Use) -> None:
+            parts[name] = parts[name] + quantity(root, name, use).to(parts[name].dtype)
+
+        self.source.visit(take)
+        return self.in_space.rebuild([p.reshape(self._shapes[name]).to(self._dtypes[name]) for name, p in parts.items()])
+
+    def norms(self, per: Literal["parameter", "layer"] | None = None) -> Any:
+        """2-norms of the rows: ``[N]`` (``[N, C]``), or a dict of them by name of the parameter or of the layer.
+
+        Args:
+            per: "layer" takes the parameters of one module together; its name is the module's ("" for the model itself).
 
         Cost: no backward pass; contractions of the size of the layers' own.
         """
-        if per == "parameter":
-            return {name: self._norms([name]) for name in self._shapes}
-        if per is not None:
-            raise StructureError("norms(per=...) takes None or 'parameter'.", repr(per), "pass one of these")
-        return self._norms(list(self._shapes))
-
-    def _norms(self, names: list[str]) -> Tensor:
-        return self._by_root(lambda uses: self._squared(uses, names)).sqrt().to(self.out_space.dtype)
-
-    def _squared(self, uses: dict[str, Use], names: list[str]) -> Tensor:
-        total = self._accumulator(self.count)
-        for name in names:
-            if name in uses:
-                total = total + contractions.squared_norms(uses[name], self._shapes[name].numel()).to(total.dtype)
-        return total
+        groups: dict[Any, Callable[[str], str]] = {None: lambda name: "", "parameter": str, "layer": layer_of}
+        if per not in groups:
+            raise StructureError("norms(per=...) takes None, 'parameter' or 'layer'.", repr(per), "pass one of these")
+        squares = self._by_row(lambda name, use: contractions.squared_norms(use, self._shapes[name].numel()), groups[per])
+        found = {key: _root(square).to(self.out_space.dtype) for key, square in squares.items()}
+        return found[""] if per is None else found
 
     def sum_of_squares(self) -> Tree:
         """The squares of all rows, summed over samples (and outputs): the diagonal of JᵀJ, a tree like the parameters."""
-        parts = []
-        for name, shape in self._shapes.items():
-            total = self._accumulator(shape.numel())
-            for uses in self._uses:
-                if name in uses:
-                    total = total + contractions.summed_squares(uses[name], shape.numel())
-            parts.append(total.reshape(shape).to(self._dtypes[name]))
-        return self.in_space.rebuild(parts)
+        return self._by_parameter(lambda root, name, use: contractions.summed_squares(use, self._shapes[name].numel()))
 
     def mean(self) -> Tree:
         """The mean of all rows, a tree like the parameters (without the loss's normalizer: divide by `mass` for that)."""
-        ones = torch.ones(self.out_space.shapes[0], dtype=self.out_space.dtype, device=self.out_space.device)
-        return tree.map_tree(lambda leaf: leaf / self.out_space.dim, self.T.mv(ones))
+        return self.weighted_sum(self._ones() / self.out_space.dim)
+
+    def variance(self, *, correction: int = 1) -> Tree:
+        """The variance of the rows, elementwise: a tree like the parameters.
+
+        Args:
+            correction: the sum of squared distances from the mean is divided by (number of rows - correction), as in
+                `torch.var`.
+
+        Cost: the rows are formed a few at a time, twice as much work as `sum_of_squares` for layers without shared positions.
+        """
+        rows = self.out_space.dim
+        total = dict(tree.named_leaves(self.weighted_sum(self._ones())))
+        means = {name: leaf.flatten().to(self._zeros(0).dtype) / rows for name, leaf in total.items()}
+        used = dict.fromkeys(self._shapes, 0)
+
+        def distances(root: int, name: str, use: Use) -> Tensor:
+            used[name] += self.count
+            return contractions.squared_distances(use, means[name], self._shapes[name].numel())
+
+        found = dict(tree.named_leaves(self._by_parameter(distances)))
+        unused = {name: (rows - used[name]) * mean.square() for name, mean in means.items()}
+        parts = [leaf + unused[name].reshape(leaf.shape).to(leaf.dtype) for name, leaf in found.items()]
+        return self.in_space.rebuild([part / (rows - correction) if rows > correction else part * torch.nan for part in parts])
+
+    def _ones(self) -> Tensor:
+        return torch.ones(self.out_space.shapes[0], dtype=self.out_space.dtype, device=self.out_space.device)
+
+    def clipped_sum(
+        self, max_norm: float | dict[str, float], *, per_layer: bool = False, weights: Tensor | None = None
+    ) -> Tree:
+        """The sum of the rows, each scaled down to a norm of at most `max_norm`: a tree like the parameters.
+
+        Differentially private SGD adds noise to it (Abadi et al. 2016); the scaled rows are never formed.
+
+        Args:
+            max_norm: the bound C: a row of norm r is multiplied by ``min(1, C / r)``. With `per_layer` one bound for every
+                layer, or a dict by layer.
+            per_layer: whether the parts of a row that belong to different modules are clipped on their own.
+            weights: of the rows, of their shape; multiplied in after clipping.
+
+        Raises:
+            StructureError: a bound that is not positive, a dict without some layer, weights of another shape.
+
+        Cost: no backward pass; `norms` and one weighted sum.
+        """
+        norms = self.norms("layer") if per_layer else {"": self.norms()}
+        bounds = max_norm if isinstance(max_norm, dict) else dict.fromkeys(norms, max_norm)
+        if set(bounds) != set(norms) or not all(bound > 0 for bound in bounds.values()):
+            raise StructureError(
+                "clipped_sum(max_norm) takes a positive bound (with per_layer=True also one for every layer).",
+                f"{max_norm!r}" + (f" for the layers {list(norms)}" if isinstance(max_norm, dict) else ""),
+                "pass max_norm > 0, or {layer: bound} with per_layer=True",
+            )
+        weights = self._ones() if weights is None else self._check_weights(weights)
+        scales = {key: weights * (bounds[key] / norm).clamp(max=1).to(norm.dtype) for key, norm in norms.items()}
+        return self._weighted(lambda name: scales[layer_of(name) if per_layer else ""])
 
     def gram(self, other: ParameterJacobian | None = None) -> Tensor:
         """Inner products of rows: ``[N, M]``, for outputs ``[N, C, M, C]`` (the empirical tangent kernel; Jacot et al. 2018).
 
         Args:
             other: the Jacobian of another batch of the same model; by default this one.
+
+        Raises:
+            StructureError: `other` is by other parameters.
         """
         second = self if other is None else other
         if self.in_space != second.in_space:
             raise StructureError(
                 "gram(other) needs Jacobians by the same parameters.", f"{second.in_space}", "same model, same params="
             )
-        result = self._accumulator(self.count, len(self._uses), second.count, len(second._uses))
-        for i, uses in enumerate(self._uses):
-            for j, others in enumerate(second._uses):
-                if second is self and j < i:
-                    result[:, i, :, j] = result[:, j, :, i].mT
-                    continue
-                for name in (name for name in uses if name in others):
-                    block = contractions.gram(uses[name], others[name], self._shapes[name].numel())
-                    result[:, i, :, j] += block.to(result.dtype)
-        return result.reshape(*self.out_space.shapes[0], *second.out_space.shapes[0]).to(self.out_space.dtype)
+        n, m = self.count * self.source.roots, second.count * second.source.roots
+        result, known = self._zeros(n, m), {}
+
+        def add(name: str, use: Use, others: Use) -> None:
+            nonlocal result
+            result = result + contractions.gram(use, others, self._shapes[name].numel(), known).to(result.dtype)
+
+        if self.source.roots == 1 and second is self:
+            self.source.visit(lambda root, name, use: add(name, use, use))
+        else:
+            zero = self._zeros(1)
+            uses = _stacked(self.source.collect(), self._shapes, zero)
+            pairs = uses if second is self else _stacked(second.source.collect(), self._shapes, zero)
+            for name, others in pairs.items():
+                if name in uses:
+                    add(name, uses[name], others)
+        by_root = result.reshape(self.source.roots, self.count, second.source.roots, second.count).permute(1, 0, 3, 2)
+        return by_root.reshape(*self.out_space.shapes[0], *second.out_space.shapes[0]).to(self.out_space.dtype)
+
+    def moments(self, approximation: Approximation = "expand") -> dict[str, Moments]:
+        """Kronecker moments of every parameter's rows: name -> `Moments`, whose product approximates the parameter's JᵀJ.
+
+        Args:
+            approximation: "expand" takes every shared position (of a convolution, a sequence) as a sample of its own,
+                "reduce" adds up positions first (Eschenhagen et al. 2023).
+
+        Raises:
+            UnsupportedError: a parameter whose rows are no products of factors; `select` the others.
+
+        Cost: no backward pass; for a layer of inputs I and outputs O, I² + O² multiplications a position.
+        """
+        parts: dict[str, list[Moments]] = {}
+        self.source.visit(
+            lambda root, name, use: parts.setdefault(name, []).append(contractions.moments(use, name, approximation))
+        )
+        return {name: contractions.add_moments(roots) for name, roots in parts.items()}
+
+    def select(self, samples: Any = None, *, params: Names = None) -> ParameterJacobian:
+        """The rows of some samples, the columns of some parameters, or both; nothing is computed again.
+
+        Args:
+            samples: a slice, a list of numbers, an integer tensor, or a boolean one ``[N]``.
+            params: names, or a predicate ``(name, tensor) -> bool``.
+
+        Returns:
+            A Jacobian with the same `mass`: that of the whole batch.
+
+        Raises:
+            StructureError: a sample or a name that is not there, or nothing left.
+        """
+        named = dict(tree.named_leaves(self.params))
+        index, names = chosen_samples(samples, self.count), chosen_names(params, named)
+        source = Selected(self.source, names, None if index is None else index.to(self.facts.device))
+        facts = replace(self.facts, shape=torch.Size((source.count, *self.facts.shape[1:])))
+        kept = self.params if params is None else {name: named[name] for name in names}
+        return ParameterJacobian(source, facts, kept, self.memory)
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """The rows written out: ``[N, D]`` (``[N, C, D]``), columns in the order of the parameters.
@@ -144,23 +271,18 @@ class ParameterJacobian(LinearOperator):
         Raises:
             StructureError: `out` does not fit. MemoryBudgetError: the result is larger than the budget.
         """
-        width = self.in_space.dim
-        shape = (*self._row_shape(), width)
+        width, shape = self.in_space.dim, (*self.facts.shape, self.in_space.dim)
+        if self.facts.attached:
+            if out is not None:
+                raise StructureError("dense(out=) writes numbers.", "create_graph=True", "leave out= away")
+            return torch.cat([rows.flatten(len(shape) - 1) for rows in self.as_dict().values()], -1)
         if out is None:
             self._require_room()
             out = torch.empty(shape, dtype=self.in_space.dtype, device=self.in_space.device)
-        elif tuple(out.shape) != shape or out.dtype != self.in_space.dtype or out.device != self.in_space.device:
-            raise StructureError(
-                "dense(out=) writes into a tensor of the result's shape, dtype and device.",
-                f"{tuple(out.shape)} {out.dtype} {out.device} instead of {shape} {self.in_space.dtype} {self.in_space.device}",
-                "pass torch.empty(shape, dtype=..., device=...) with these, or leave it out",
-            )
-        table = out.detach().view(self.count, len(self._uses), width)
-        start = 0
-        for name, shape_ in self._shapes.items():
-            size = shape_.numel()
-            self._write(table[:, :, start : start + size], name, size)
-            start += size
+        require_fit(out, shape, self.in_space.dtype, self.in_space.device)
+        table = out.detach().view(self.count, self.source.roots, width)
+        starts = [0, *itertools.accumulate(leaf.numel() for leaf in self._shapes.values())]
+        write(self.source, {name: table[:, :, a:b] for name, a, b in zip(self._shapes, starts, starts[1:], strict=False)})
         return out
 
     def _require_room(self) -> None:
@@ -168,27 +290,17 @@ class ParameterJacobian(LinearOperator):
         budget = current_budget(self.memory, self.in_space.device)
         chunk_size(1, size, 0, budget, f"a dense {self.shape[0]} x {self.shape[1]} Jacobian")
 
-    def _row_shape(self) -> tuple[int, ...]:
-        return (self.count,) if self.is_of_loss else (self.count, len(self._uses))
-
-    def _write(self, table: Tensor, name: str, size: int) -> None:
-        for root, uses in enumerate(self._uses):
-            if name not in uses:
-                table[:, root] = 0
-                continue
-            for s in contractions.in_cache(self.count, size):
-                table[s, root] = contractions.flat_rows(uses[name], s).to(table.dtype)
-
     def as_dict(self) -> dict[str, Tensor]:
         """The rows by parameter: name -> ``[N, *shape]`` (``[N, C, *shape]``)."""
         self._require_room()
-        result = {}
-        for name, shape in self._shapes.items():
-            device = self.in_space.device
-            table = torch.empty(self.count, len(self._uses), shape.numel(), dtype=self._dtypes[name], device=device)
-            self._write(table, name, shape.numel())
-            result[name] = table.reshape(*self._row_shape(), *shape)
-        return result
+        sizes = {name: shape.numel() for name, shape in self._shapes.items()}
+        if self.facts.attached:
+            tables = differentiable_rows(self.source, sizes, self._zeros(0))
+        else:
+            shape, device = (self.count, self.source.roots), self.in_space.device
+            tables = {n: torch.empty(*shape, size, dtype=self._dtypes[n], device=device) for n, size in sizes.items()}
+            write(self.source, tables)
+        return {name: table.reshape(*self.facts.shape, *self._shapes[name]) for name, table in tables.items()}
 
     def as_tree(self) -> Tree:
         """The rows as a tree like the parameters, with leaves ``[N, *shape]`` (``[N, C, *shape]``)."""
@@ -196,37 +308,58 @@ class ParameterJacobian(LinearOperator):
 
     def mv(self, v: Tree) -> Tree:
         parts = dict(zip(self._shapes, self.in_space.check(v, "vector"), strict=True))
-
-        def product(uses: dict[str, Use]) -> Tensor:
-            total = self._accumulator(self.count)
-            for name, use in uses.items():
-                total = total + contractions.rows_times(use, parts[name]).to(total.dtype)
-            return total
-
-        return self._by_root(product).to(self.out_space.dtype)
+        found = self._by_row(lambda name, use: contractions.rows_times(use, parts[name]), lambda name: "")
+        return found[""].to(self.out_space.dtype)
 
     def transpose(self) -> LinearOperator:
         return _Transposed(self)
 
+    def _check_weights(self, weights: Tensor) -> Tensor:
+        if tuple(weights.shape) != tuple(self.out_space.shapes[0]):
+            raise StructureError(
+                "Weights of rows have the shape of the rows.",
+                f"{tuple(weights.shape)} instead of {tuple(self.out_space.shapes[0])}",
+                "pass one weight a row",
+            )
+        return weights
+
     def weighted_sum(self, weights: Tensor) -> Tree:
         """``Jᵀ u`` for weights ``u`` of the shape of the rows: a tree like the parameters."""
-        table = weights.reshape(self.count, -1)
-        parts = []
-        for name, shape in self._shapes.items():
-            total = self._accumulator(shape.numel())
-            for root, uses in enumerate(self._uses):
-                if name in uses:
-                    total = total + contractions.weighted_sum(uses[name], table[:, root], shape.numel()).to(total.dtype)
-            parts.append(total.reshape(shape).to(self._dtypes[name]))
-        return self.in_space.rebuild(parts)
+        self._check_weights(weights)
+        return self._weighted(lambda name: weights)
+
+    def _weighted(self, weights: Callable[[str], Tensor]) -> Tree:
+        def part(root: int, name: str, use: Use) -> Tensor:
+            table = weights(name).reshape(self.count, -1)
+            return contractions.weighted_sum(use, table[:, root], self._shapes[name].numel())
+
+        return self._by_parameter(part)
 
     def __repr__(self) -> str:
-        kind = "loss" if self.is_of_loss else "output"
-        paths = ", ".join(sorted(set(self.paths.values())))
         rows = " x ".join(str(size) for size in self.out_space.shapes[0])
-        return (
-            f"ParameterJacobian({rows} x {self.in_space.dim} of the {kind} by {len(self._shapes)} parameters; paths: {paths})"
-        )
+        how = f"; paths: {', '.join(sorted(set(self.paths.values())))}" if isinstance(self.source, Kept) else ""
+        return f"ParameterJacobian({rows} x {self.in_space.dim} of the {self.facts.of} by {len(self._shapes)} parameters{how})"
+
+
+def layer_of(name: str) -> str:
+    """The module that a parameter belongs to, by name."""
+    return name.rpartition(".")[0]
+
+
+def _root(square: Tensor) -> Tensor:
+    """A square root whose derivative at zero is zero, so that a row of zeros stays without influence."""
+    if not square.requires_grad:
+        return square.sqrt()
+    positive = square > 0
+    return torch.where(positive, square.where(positive, 1).sqrt(), 0)
+
+
+def _stacked(roots: list[dict[str, Use]], shapes: dict[str, torch.Size], zero: Tensor) -> dict[str, Use]:
+    """The uses of every parameter in all roots, one root after the other."""
+    names = [name for name in shapes if any(name in uses for uses in roots)]
+    count = next((use.count for uses in roots for use in uses.values()), 0)
+    nothing = {name: Dense(zero.expand(count, shapes[name].numel())) for name in names}
+    return {name: contractions.stack([uses.get(name, nothing[name]) for uses in roots]) for name in names}
 
 
 @dense_rule.register(ParameterJacobian)
@@ -252,44 +385,3 @@ class _Transposed(LinearOperator):
 
     def transpose(self) -> LinearOperator:
         return self.jacobian
-
-
-def parameter_jacobian(
-    model: Any,
-    loss: Loss,
-    batch: Any,
-    *,
-    params: Selection = None,
-    output: Callable[[Any], Tensor] | None = None,
-    memory: Budget | None = None,
-) -> ParameterJacobian:
-    """The Jacobian of every sample's loss by the parameters (per-sample gradients), or of the outputs if `loss` is None.
-
-    Args:
-        model: an `nn.Module`, or ``(f, params)`` with ``f(params, *inputs)``. Tied, re-used, frozen and unused parameters,
-            functional calls, weights that are functions of parameters, and any control flow are covered.
-        loss: ``loss(output, target)``, or None for the output Jacobian. For a loss that hesse knows, row n is the gradient of
-            sample n's unreduced contribution (class weights kept, ignored positions 0) and `mass` is its normalizer. For any
-            other callable, row n is the gradient of ``loss(output[n:n+1], target[n:n+1])``; that the batch loss is their sum
-            or mean is checked.
-        batch: ``(inputs, targets)``; inputs: a tensor, a tuple of positional or a dict of keyword inputs. The first axis of
-            every tensor is the batch.
-        params: names of the parameters to differentiate by, or a predicate ``(name, tensor) -> bool``.
-        output: picks the tensor out of what the model returns.
-        memory: budget for what is written out, in bytes, as a fraction of what is free, or as text ("2GiB").
-
-    Returns:
-        A `ParameterJacobian`: ``[N, D]``, or ``[N, C, D]`` for outputs ``[N, C]``; an operator with `norms`, `gram`,
-        `sum_of_squares`, `dense` and more.
-
-    Raises:
-        MixedSamplesError: samples influence each other (batch normalization in train mode, a loss that is neither sum nor
-        mean of its samples). DetachedError: the graph was cut, with the line. DataError, DeviceError, NonFiniteError,
-        UnsupportedError: as the names say.
-
-    Cost: one forward pass and one backward pass without weight gradients (for outputs: C of these); quantities then cost less
-    than one gradient each. The first call for a model and a shape adds about one gradient of a few samples.
-    """
-    asked = "parameter_jacobian(model, loss, batch) differentiates every sample by every parameter."
-    resolved = as_model(model, params=params, output=output)
-    return ParameterJacobian(capture_rows(resolved, loss, batch, asked), resolved.params, memory)

@@ -8,6 +8,7 @@ over the shared positions at once and returns `Dense`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,6 +48,11 @@ class Contract:
         n, groups, t, a = self.left.shape
         return n, groups, t, a, self.right.shape[-1]
 
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return self.left.shape[0]
+
     def dense(self, samples: slice = slice(None)) -> Tensor:
         """The rows of some samples, ``[n, G, a, b]``."""
         return self.left[samples].mT @ self.right[samples]
@@ -67,6 +73,11 @@ class Lookup:
     g: Tensor
     table: int
 
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return self.index.shape[0]
+
     def dense(self, samples: slice = slice(None)) -> Tensor:
         """The rows of some samples, ``[n, table, d]``."""
         index, g = self.index[samples], self.g[samples]
@@ -80,9 +91,69 @@ class Dense:
 
     rows: Tensor
 
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return self.rows.shape[0]
+
     def dense(self, samples: slice = slice(None)) -> Tensor:
         """The rows of some samples."""
         return self.rows[samples]
 
 
-Form = Contract | Lookup | Dense
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A form for a box of the parameter (``W[:3]``, a part of a split): the rows are zero outside of it.
+
+    Attributes:
+        form: the rows inside of the box.
+        box: ``(start, stop)`` along every axis of the parameter.
+        whole: the parameter's shape.
+    """
+
+    form: Form
+    box: tuple[tuple[int, int], ...]
+    whole: torch.Size
+
+    @property
+    def count(self) -> int:
+        """The number of samples."""
+        return self.form.count
+
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        """The rows of some samples, ``[n, *whole]``."""
+        return place(self.form.dense(samples), self.box, self.whole)
+
+
+@dataclass(frozen=True, eq=False)
+class Chained:
+    """Rows of a weight that is itself a function of parameters, brought back to one of them a few samples at a time.
+
+    Attributes:
+        form: the rows of the weight.
+        back: the transposed derivative of the weight by the parameter, for a few rows ``[n, *weight]`` at once.
+        count: the number of samples.
+    """
+
+    form: Form
+    back: Callable[[Tensor], Tensor]
+    count: int
+
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        """The rows of some samples."""
+        return self.back(self.form.dense(samples))
+
+
+Form = Contract | Lookup | Dense | Part | Chained
+
+
+def inside(tensor: Tensor, box: Sequence[tuple[int, int]]) -> Tensor:
+    """The box of a tensor's last axes, as a view."""
+    return tensor[(..., *(slice(start, stop) for start, stop in box))]
+
+
+def place(rows: Tensor, box: Sequence[tuple[int, int]], whole: Sequence[int]) -> Tensor:
+    """Rows ``[n, ...]`` of a box in rows ``[n, *whole]`` that are zero elsewhere."""
+    result = rows.new_zeros(rows.shape[0], *whole)
+    inside(result, box).copy_(rows.reshape(rows.shape[0], *(stop - start for start, stop in box)))
+    return result

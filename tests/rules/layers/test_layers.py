@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hesse
-from hesse.core.errors import MixedSamplesError
 from hesse.rules.layers import SampleAxis
 from hesse.rules.layers.convolution import Patches
 from tests.parameters import oracle
@@ -80,13 +79,6 @@ def test_embedding_by_rule(padding_idx: int | None) -> None:
     assert oracle.difference(J.dense(), rows) < 1e-12
     assert oracle.difference(J.norms(), rows.norm(dim=1)) < 1e-12
     assert oracle.difference(J.in_space.ravel(J.sum_of_squares()), rows.square().sum(0)) < 1e-12
-
-
-@pytest.mark.parametrize("layer", [nn.Embedding(5, 3, scale_grad_by_freq=True), nn.EmbeddingBag(5, 3, scale_grad_by_freq=True)])
-def test_gradients_scaled_by_the_whole_batch_are_refused_by_name(layer: nn.Module) -> None:
-    tokens = torch.tensor([[0, 1], [2, 2], [4, 3]])
-    with pytest.raises(MixedSamplesError, match="scale_grad_by_freq"):
-        hesse.parameter_jacobian(layer, lambda out, target: out.sum(), (tokens, tokens))
 
 
 @pytest.mark.parametrize(("padding", "stride", "dilation"), [((0, 0), (1, 1), (1, 1)), ((2, 1), (2, 1), (1, 3))])

@@ -2,52 +2,142 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from hesse.core.batching import slices
-from hesse.parameters.contractions.uses import CACHE_ELEMENTS, Use, flat_rows, in_cache, samples_of, wide
-from hesse.rules.forms import Contract, Lookup
+from hesse.parameters.contractions.tokens import equal_tokens
+from hesse.parameters.contractions.uses import Mixed, Parts, Use, flat_rows, row_blocks, wide
+from hesse.rules.forms import Contract, Dense, Lookup, Rows
+from hesse.rules.layers.convolution import Patches
 
-_BLOCK_ELEMENTS = 2**23  # of the rows, written for all samples but a part of the parameter
+_BLOCK_ELEMENTS = 2**20  # of the rows, written for all samples but a part of the parameter
+
+Known = dict[Any, tuple[Tensor, ...]]
 
 
-def gram(first: Use, second: Use, size: int) -> Tensor:
-    """``[n, m]``: inner products of the rows of one parameter for two sets of samples."""
+def gram(first: Use, second: Use, size: int, known: Known) -> Tensor:
+    """``[n, m]``: inner products of the rows of one parameter for two sets of samples.
+
+    Args:
+        first, second: the rows; the same object for products of rows with each other.
+        size: elements of the parameter.
+        known: products of factors that were formed already (a layer's weight and bias share ``g gᵀ``).
+    """
     if isinstance(first, Contract) and isinstance(second, Contract) and first.dims[3:] == second.dims[3:]:
-        return _contract(first, second)
+        return _contract(first, second, known)
     if isinstance(first, Lookup) and isinstance(second, Lookup):
-        return _lookup(first, second)
+        return equal_tokens(first, second)
+    if isinstance(first, Parts) and isinstance(second, Parts) and [b for b, _ in first.uses] == [b for b, _ in second.uses]:
+        pairs = zip(first.uses, second.uses, strict=True)
+        return torch.stack([gram(own, other, size, known) for (_, own), (_, other) in pairs]).sum(0)
+    if isinstance(first, Dense) and isinstance(second, Dense):
+        return _products(flat_rows(first, slice(None)), flat_rows(second, slice(None)), known)
     parts = []
-    for s in in_cache(samples_of(first), size):
-        rows = flat_rows(first, s)
-        parts.append(torch.cat([rows @ flat_rows(second, r).mT for r in in_cache(samples_of(second), size)], 1))
+    for _, rows in row_blocks(first, size):
+        parts.append(torch.cat([rows @ others.mT for _, others in row_blocks(second, size)], 1))
     return torch.cat(parts)
 
 
-def _contract(first: Contract, second: Contract) -> Tensor:
+def _products(rows: Tensor, others: Tensor, known: Known) -> Tensor:
+    """``rows othersᵀ``, looked up if the same memory was multiplied before."""
+    if rows.requires_grad or others.requires_grad:
+        return rows @ others.mT
+    key = tuple((x.data_ptr(), tuple(x.shape), x.stride(), x.dtype) for x in (rows, others))
+    if key not in known:
+        known[key] = (rows @ others.mT, rows, others)  # kept alive, so that no other tensor takes their place in memory
+    return known[key][0]
+
+
+def _contract(first: Contract, second: Contract, known: Known) -> Tensor:
     n, groups, t, a, b = first.dims
     m, _, other_t, _, _ = second.dims
-    L, R = wide(first.left[:]), wide(first.right[:])
     same = second is first
-    P, Q = (L, R) if same else (wide(second.left[:]), wide(second.right[:]))
     if t == other_t == 1:
-        L, R, P, Q = (x.squeeze(2).movedim(1, 0) for x in (L, R, P, Q))
-        return ((L @ P.mT) * (R @ Q.mT)).sum(0)
-    result = L.new_zeros(n, m)
-    for group in range(groups):
-        for part in slices(a, max(1, _BLOCK_ELEMENTS // ((n + m) * b))):
-            rows = (L[:, group, :, part].mT @ R[:, group]).flatten(1)
-            others = rows if same else (P[:, group, :, part].mT @ Q[:, group]).flatten(1)
-            result.addmm_(rows, others.mT)
+        total: Tensor | None = None
+        L, R, P, Q = (wide(rows[:]).squeeze(2) for rows in (first.left, first.right, second.left, second.right))
+        for group in range(groups):
+            part = _products(L[:, group], P[:, group], known) * _products(R[:, group], Q[:, group], known)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+    width = max(1, _BLOCK_ELEMENTS // ((n + m) * max(a, t)))
+    result = wide(first.left[:1]).new_zeros(n, m)
+    for part in _column_blocks(first.right, b, width):
+        rows = _partial_rows(first, part)
+        others = rows if same else _partial_rows(second, part)
+        result = result.addmm(rows, others.mT)
     return result
 
 
-def _lookup(first: Lookup, second: Lookup) -> Tensor:
-    m, t, _ = second.g.shape
-    g, flat, tokens = wide(first.g), wide(second.g).flatten(0, 1), second.index.flatten()
-    parts = []
-    for s in slices(first.g.shape[0], max(1, 4 * CACHE_ELEMENTS // max(first.g.shape[1] * m * t, 1))):
-        equal = first.index[s].unsqueeze(2) == tokens
-        parts.append(((g[s] @ flat.mT) * equal).sum(1).reshape(-1, m, t).sum(2))
-    return torch.cat(parts)
+def _column_blocks(right: Rows, width: int, block: int) -> Iterator[slice]:
+    """Blocks of columns; of patches, whole kernels."""
+    each = math.prod(right.kernel) if isinstance(right, Patches) else 1
+    return slices(width, max(1, block // each) * each)
+
+
+def _partial_rows(use: Contract, part: slice) -> Tensor:
+    """``[n, G * a * part]``: some columns of the rows of all samples, patches cut for these only."""
+    right = use.right.columns(part)[:] if isinstance(use.right, Patches) else use.right[:][..., part]
+    return (wide(use.left[:]).mT @ wide(right)).flatten(1)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stacked:
+    """Rows of several roots, one root after the other along the samples."""
+
+    parts: Sequence[Any]
+    cut: Callable[[Any, slice], Tensor]
+    shape: torch.Size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.parts[0].dtype
+
+    @property
+    def count(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, samples: slice) -> Tensor:
+        return self.dense(samples)
+
+    def dense(self, samples: slice = slice(None)) -> Tensor:
+        start, stop, _ = samples.indices(self.shape[0])
+        each = self.shape[0] // len(self.parts)
+        found = []
+        for i, part in enumerate(self.parts):
+            first, last = max(start - i * each, 0), min(stop - i * each, each)
+            if first < last:
+                found.append(self.cut(part, slice(first, last)))
+        return torch.cat(found)
+
+
+def stack(uses: list[Use]) -> Use:
+    """The rows of several roots, one root after the other along the samples."""
+    if len(uses) == 1:
+        return uses[0]
+    contracts = [use for use in uses if isinstance(use, Contract)]
+    if len(contracts) == len(uses) and len({use.dims[1:] for use in contracts}) == 1:
+        return Contract(_stack_rows([use.left for use in contracts]), _stack_rows([use.right for use in contracts]))
+    lookups = [use for use in uses if isinstance(use, Lookup)]
+    if len(lookups) == len(uses) and len({use.index.shape[1] for use in lookups}) == 1:
+        return Lookup(torch.cat([use.index for use in lookups]), torch.cat([use.g for use in lookups]), lookups[0].table)
+    parts = [use for use in uses if isinstance(use, Parts)]
+    if len(parts) == len(uses) and len({tuple(box for box, _ in use.uses) for use in parts}) == 1:
+        columns = zip(*(use.uses for use in parts), strict=True)
+        return Parts(tuple((column[0][0], stack([use for _, use in column])) for column in columns), parts[0].whole)
+    if all(isinstance(use, Dense) for use in uses):
+        return Dense(torch.cat([use.dense() for use in uses]))
+    width = flat_rows(uses[0], slice(0, 1)).shape[1]
+    form = _Stacked(uses, flat_rows, torch.Size((sum(use.count for use in uses), width)))
+    return Mixed((form,), torch.Size((width,)))  # pyright: ignore[reportArgumentType]
+
+
+def _stack_rows(parts: list[Rows]) -> _Stacked:
+    n, *rest = parts[0].shape
+    return _Stacked(parts, lambda rows, s: rows[s], torch.Size((n * len(parts), *rest)))

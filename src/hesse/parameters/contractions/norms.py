@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.parameters.contractions.uses import Use, combine_equal_tokens, flat_rows, in_cache, samples_of, wide
-from hesse.rules.forms import Contract, Lookup
+from hesse.parameters.contractions.tokens import combine_equal_tokens
+from hesse.parameters.contractions.uses import Parts, Use, flat_rows, in_cache, row_blocks, wide
+from hesse.rules.forms import Contract, Dense, Lookup
 
 
 def squared_norms(use: Use, size: int) -> Tensor:
@@ -18,23 +19,40 @@ def squared_norms(use: Use, size: int) -> Tensor:
     if isinstance(use, Contract):
         return _contract(use)
     if isinstance(use, Lookup):
-        total, first = combine_equal_tokens(use)
-        return (total.square().sum(2) * first).sum(1)
-    parts = [flat_rows(use, s).square().sum(1) for s in in_cache(samples_of(use), size)]
-    return torch.cat(parts)
+        sums, sample, _ = combine_equal_tokens(use)
+        return sums.new_zeros(use.count).index_add(0, sample, _squares(sums))
+    if isinstance(use, Parts):
+        return torch.stack([squared_norms(part, _size(box)) for box, part in use.uses]).sum(0)
+    if isinstance(use, Dense):
+        return _squares(flat_rows(use, slice(None)))
+    return torch.cat([_squares(rows) for _, rows in row_blocks(use, size)])
+
+
+def _size(box: tuple[tuple[int, int], ...]) -> int:
+    total = 1
+    for start, stop in box:
+        total *= stop - start
+    return total
+
+
+def _squares(rows: Tensor) -> Tensor:
+    """Squared norms along the last axis, with no array of the squares."""
+    if rows.requires_grad:
+        return rows.square().sum(-1)
+    return torch.linalg.vector_norm(rows, dim=-1).square_()
 
 
 def _contract(use: Contract) -> Tensor:
     n, groups, t, a, b = use.dims
     by_positions = t * (a + b) < a * b
     work = groups * (t * t + t * (a + b) if by_positions else a * b + t * (a + b))
+    if t == 1:
+        return (_squares(wide(use.left[:])) * _squares(wide(use.right[:]))).sum((1, 2))
     parts = []
     for s in in_cache(n, work):
         left, right = wide(use.left[s]), wide(use.right[s])
-        if t == 1:
-            parts.append((left.square().sum(3) * right.square().sum(3)).sum((1, 2)))
-        elif by_positions:
+        if by_positions:
             parts.append(((left @ left.mT) * (right @ right.mT)).sum((1, 2, 3)))
         else:
-            parts.append((left.mT @ right).square().sum((1, 2, 3)))
+            parts.append(_squares((left.mT @ right).flatten(1)))
     return torch.cat(parts)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.parameters.contractions.uses import Use, flat_rows, in_cache, samples_of, wide
-from hesse.rules.forms import Contract, Lookup
+from hesse.parameters.contractions.uses import Parts, Use, in_cache, row_blocks, wide
+from hesse.rules.forms import Contract, Lookup, inside
 
 
 def rows_times(use: Use, v: Tensor) -> Tensor:
@@ -22,32 +22,45 @@ def rows_times(use: Use, v: Tensor) -> Tensor:
     if isinstance(use, Lookup):
         g = wide(use.g)
         return (v.reshape(use.table, -1).to(g.dtype)[use.index] * g).sum((1, 2))
-    parts = []
-    for s in in_cache(samples_of(use), v.numel()):
-        rows = flat_rows(use, s)
-        parts.append(rows @ v.flatten().to(rows.dtype))
-    return torch.cat(parts)
+    if isinstance(use, Parts):
+        return torch.stack([rows_times(part, inside(v.reshape(use.whole), box)) for box, part in use.uses]).sum(0)
+    return torch.cat([rows @ v.flatten().to(rows.dtype) for _, rows in row_blocks(use, v.numel())])
 
 
 def weighted_sum(use: Use, u: Tensor, size: int) -> Tensor:
     """``[size]``: the sum of all rows, each times its weight ``u`` ``[n]``."""
     if isinstance(use, Contract):
-        n, groups, t, a, b = use.dims
-        total: Tensor | None = None
-        for s in in_cache(n, groups * t * (a + b)):
-            left, right = wide(use.left[s]), wide(use.right[s])
-            scaled = left * u[s].to(left.dtype).reshape(-1, 1, 1, 1)
-            part = scaled.movedim(0, 1).flatten(1, 2).mT @ right.movedim(0, 1).flatten(1, 2)
-            total = part if total is None else total.add_(part)
+        return _weighted_contract(use, u)
+    if isinstance(use, Lookup):
+        g = wide(use.g) * u.reshape(-1, 1, 1).to(wide(use.g).dtype)
+        return g.new_zeros(use.table, g.shape[2]).index_add(0, use.index.flatten(), g.flatten(0, 1)).flatten()
+    total: Tensor | None = None
+    if isinstance(use, Parts):
+        for box, part in use.uses:
+            whole = weighted_sum(part, u, size)
+            total = whole.new_zeros(use.whole) if total is None else total
+            place = inside(total, box)
+            place.copy_(whole.reshape(place.shape))
         assert total is not None
         return total.flatten()
-    if isinstance(use, Lookup):
-        g = wide(use.g) * u.reshape(-1, 1, 1)
-        return g.new_zeros(use.table, g.shape[2]).index_add_(0, use.index.flatten(), g.flatten(0, 1)).flatten()
-    total = None
-    for s in in_cache(samples_of(use), size):
-        rows = flat_rows(use, s)
+    for s, rows in row_blocks(use, size):
         part = u[s].to(rows.dtype) @ rows
         total = part if total is None else total + part
     assert total is not None
     return total
+
+
+def _weighted_contract(use: Contract, u: Tensor) -> Tensor:
+    n, groups, t, a, b = use.dims
+    total: Tensor | None = None
+    for s in in_cache(n, groups * t * (a + b)):
+        left, right = wide(use.left[s]), wide(use.right[s])
+        scale = u[s].to(left.dtype).reshape(-1, 1, 1, 1)
+        if a <= b:
+            left = left * scale
+        else:
+            right = right * scale
+        part = left.movedim(0, 1).flatten(1, 2).mT @ right.movedim(0, 1).flatten(1, 2)
+        total = part if total is None else total + part
+    assert total is not None
+    return total.flatten()

@@ -1,12 +1,15 @@
-"""Squared rows, summed over samples: the diagonal of JᵀJ."""
+"""Squared rows, summed over samples: the diagonal of JᵀJ; and squared distances from a row."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
-from hesse.parameters.contractions.uses import Use, combine_equal_tokens, flat_rows, in_cache, samples_of, wide
-from hesse.rules.forms import Contract, Lookup
+from hesse.parameters.contractions.tokens import combine_equal_tokens
+from hesse.parameters.contractions.uses import Parts, Use, flat_rows, in_cache, row_blocks, wide
+from hesse.rules.forms import Contract, Dense, Lookup, inside
 
 
 def summed_squares(use: Use, size: int) -> Tensor:
@@ -14,11 +17,39 @@ def summed_squares(use: Use, size: int) -> Tensor:
     if isinstance(use, Contract):
         return _contract(use).flatten()
     if isinstance(use, Lookup):
-        total, first = combine_equal_tokens(use)
-        squares = total.square() * first.unsqueeze(2)
-        table = squares.new_zeros(use.table, squares.shape[2])
-        return table.index_add_(0, use.index.flatten(), squares.flatten(0, 1)).flatten()
-    return torch.stack([flat_rows(use, s).square().sum(0) for s in in_cache(samples_of(use), size)]).sum(0)
+        sums, _, token = combine_equal_tokens(use)
+        return sums.new_zeros(use.table, sums.shape[1]).index_add(0, token, sums.square()).flatten()
+    if isinstance(use, Parts):
+        return _place(use, [summed_squares(part, math.prod(b - a for a, b in box)) for box, part in use.uses])
+    if isinstance(use, Dense):
+        return flat_rows(use, slice(None)).square().sum(0)
+    return _total([rows.square().sum(0) for _, rows in row_blocks(use, size)])
+
+
+def squared_distances(use: Use, center: Tensor, size: int) -> Tensor:
+    """``[size]``: the squares of (row - center), summed over samples; nothing cancels as in a difference of squares."""
+    if isinstance(use, Lookup):
+        sums, _, token = combine_equal_tokens(use)
+        table = center.reshape(use.table, -1)
+        occurs = torch.bincount(token, minlength=use.table).unsqueeze(1)
+        near = sums.new_zeros(table.shape).index_add(0, token, (sums - table[token]).square())
+        return (near + table.square() * (use.count - occurs)).flatten()
+    return _total([(rows - center).square().sum(0) for _, rows in row_blocks(use, size)])
+
+
+def _place(use: Parts, parts: list[Tensor]) -> Tensor:
+    result = parts[0].new_zeros(use.whole)
+    for (box, _), part in zip(use.uses, parts, strict=True):
+        place = inside(result, box)
+        place.copy_(part.reshape(place.shape))
+    return result.flatten()
+
+
+def _total(parts: list[Tensor]) -> Tensor:
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
 
 
 def _contract(use: Contract) -> Tensor:
@@ -28,7 +59,7 @@ def _contract(use: Contract) -> Tensor:
         return left.movedim(0, 2) @ right.movedim(0, 1)
     total: Tensor | None = None
     for s in in_cache(n, groups * (a * b + t * (a + b))):
-        part = (wide(use.left[s]).mT @ wide(use.right[s])).square_().sum(0)
-        total = part if total is None else total.add_(part)
+        part = (wide(use.left[s]).mT @ wide(use.right[s])).square().sum(0)
+        total = part if total is None else total + part
     assert total is not None
     return total

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,6 +49,12 @@ class Patches:
     def dtype(self) -> torch.dtype:
         """The image's dtype."""
         return self.image.dtype
+
+    def columns(self, part: slice) -> Patches:
+        """Some columns, whole kernels of some channels of every group."""
+        size = math.prod(self.kernel)
+        grouped = self.image.unflatten(1, (self.groups, -1))[:, :, part.start // size : part.stop // size]
+        return replace(self, image=grouped.flatten(1, 2))
 
     def __getitem__(self, samples: slice) -> Tensor:
         image = F.pad(self.image[samples], [p for pad in reversed(self.padding) for p in (pad, pad)])

@@ -1,43 +1,46 @@
-"""Embedding tables, and bags of their rows."""
+"""Embedding tables: rows of a weight looked up by tokens.
+
+With `scale_grad_by_freq` PyTorch divides what a token's row receives by how often the token is in the batch. Here the row of a
+sample is what PyTorch gives for that sample alone, so that counts are those of the token within the sample. That is a scaling
+rather than a derivative: these rows do not add up to the batch's gradient.
+"""
 
 from __future__ import annotations
 
-from hesse.core.errors import MixedSamplesError
+import torch
+from torch import Tensor
+
 from hesse.rules.forms import Form, Lookup
 from hesse.rules.layers.meeting import Meeting, layer_rules
 
 
 @layer_rules.register("EmbeddingBackward0")
 def embedding(meeting: Meeting) -> Form | None:
-    """``embedding(weight, indices)``.
-
-    Raises:
-        MixedSamplesError: `scale_grad_by_freq`, which divides by how often a token stands in the whole batch.
-    """
-    _refuse_counting(meeting)
-    index = meeting.where.rows(meeting.saved("indices")).flatten(1)
+    """``embedding(weight, indices)``; a padding token receives nothing, and `scale_grad_by_freq` counts within a sample."""
+    index = meeting.where.rows(meeting.saved("indices")).flatten(1).long()
     g = meeting.where.rows(meeting.g).flatten(1, -2)
-    padding = meeting.saved("padding_idx")
+    padding = padding_token(meeting)
     if padding >= 0:
         g = g.masked_fill((index == padding).unsqueeze(-1), 0)
+    if meeting.saved("scale_grad_by_freq"):
+        sample = torch.arange(index.shape[0], device=index.device).unsqueeze(1)
+        g = g / frequency(sample, index, meeting.shape[0]).unsqueeze(-1)
     return Lookup(index, g, meeting.shape[0])
 
 
-@layer_rules.register("EmbeddingBagBackward0")
-def embedding_bag(meeting: Meeting) -> Form | None:
-    """``embedding_bag(weight, indices)``: the exact masked path.
+def padding_token(meeting: Meeting) -> int:
+    """The token that receives nothing; -1: there is none (PyTorch saves that as an unsigned number)."""
+    padding = meeting.saved("padding_idx")
+    return padding if padding < meeting.shape[0] else -1
 
-    Raises:
-        MixedSamplesError: `scale_grad_by_freq`.
+
+def frequency(sample: Tensor, index: Tensor, table: int) -> Tensor:
+    """How often each token is in its sample.
+
+    Args:
+        sample: the sample that each token belongs to, broadcast against `index`.
+        index: tokens below `table`.
+        table: number of tokens that there are.
     """
-    _refuse_counting(meeting)
-    return None
-
-
-def _refuse_counting(meeting: Meeting) -> None:
-    if meeting.saved("scale_grad_by_freq"):
-        raise MixedSamplesError(
-            "Derivatives by sample need samples that do not influence each other.",
-            f"{meeting.node.name()} with scale_grad_by_freq=True, which divides by how often a token is in the batch",
-            "set scale_grad_by_freq=False",
-        )
+    _, place, count = (sample * table + index).unique(return_inverse=True, return_counts=True)
+    return count[place]

@@ -1,4 +1,4 @@
-"""Matrix products: `F.linear`, `x @ W`, `W @ x`, `addmm`.
+"""Matrix products: `F.linear`, `x @ W`, `W @ x`, `x @ w` with a vector, `addmm`, `addmv`.
 
 Forward ``y = beta * bias + alpha * (left @ right)``; the row of the right factor is ``sum_t left[t] (outer) g[t]``.
 """
@@ -24,6 +24,28 @@ def addmm(meeting: Meeting) -> Form | None:
 def mm(meeting: Meeting) -> Form | None:
     """``mm(left, right)``."""
     return _factor(meeting, meeting.index == 1, "self" if meeting.index == 1 else "mat2", 1)
+
+
+@layer_rules.register("AddmvBackward0")
+def addmv(meeting: Meeting) -> Form | None:
+    """``addmv(bias, matrix, vector)``."""
+    if meeting.index == 0:
+        return Dense(meeting.sum_to_weight(meeting.g * meeting.saved("beta")))
+    return _vector(meeting, "mat", meeting.saved("alpha")) if meeting.index == 2 else None
+
+
+@layer_rules.register("MvBackward0")
+def mv(meeting: Meeting) -> Form | None:
+    """``mv(matrix, vector)``."""
+    return _vector(meeting, "self", 1) if meeting.index == 1 else None
+
+
+def _vector(meeting: Meeting, other: str, scale: float) -> Form | None:
+    data = meeting.saved(other)
+    if data.layout != torch.strided:
+        return None
+    g = meeting.where.rows(meeting.g).unsqueeze(2)
+    return Contract(_one_group(g if scale == 1 else g * scale), _one_group(meeting.where.rows(data)))
 
 
 def _factor(meeting: Meeting, is_right: bool, other: str, scale: float) -> Form | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -49,21 +49,41 @@ class Meeting:
     Attributes:
         node: the autograd node; `saved` reads what it keeps.
         index: which input of the node's op the weight is.
-        g: the cotangent of the op's first output, as the op laid it out.
-        where: where the samples are in g.
+        cotangents: output of the op -> its cotangent, as the op laid it out; outputs that nothing depends on are not there.
+        places: output of the op -> where the samples are in its cotangent.
         shape: the weight's shape.
+        attached: whether the form is to be differentiable itself.
+        notes: shared by the meetings of one backward pass; `once` keeps there what several weights of a node need.
     """
 
     node: Any
     index: int
-    g: Tensor
-    where: SampleAxis
+    cotangents: dict[int, Tensor]
+    places: dict[int, SampleAxis]
     shape: torch.Size
+    attached: bool = False
+    notes: dict[Any, Any] = field(default_factory=dict)
+
+    @property
+    def g(self) -> Tensor:
+        """The cotangent of the op's first output."""
+        return self.cotangents[0]
+
+    @property
+    def where(self) -> SampleAxis:
+        """Where the samples are in `g`."""
+        return self.places[0]
 
     def saved(self, name: str) -> Any:
         """What the node saved under this name (``_saved_<name>``)."""
         value = getattr(self.node, f"_saved_{name}")
-        return value.detach() if isinstance(value, Tensor) else value
+        return value.detach() if isinstance(value, Tensor) and not self.attached else value
+
+    def once(self, compute: Callable[[], Any]) -> Any:
+        """What all weights of this node need, computed for the first of them."""
+        if self.node not in self.notes:
+            self.notes[self.node] = compute()
+        return self.notes[self.node]
 
     def sum_to_weight(self, product: Tensor) -> Tensor:
         """Add up a tensor laid out like g over what the weight was broadcast over, but not over samples: ``[n, *shape]``."""
@@ -76,6 +96,10 @@ class Meeting:
 
 
 LayerRule = Callable[[Meeting], Form | None]
+"""A rule returns None for an option that it does not cover (the exact masked path is taken then)."""
+
+MANY_OUTPUTS = {"MkldnnRnnLayerBackward0"}
+"""Nodes whose rules read the cotangents of all outputs; any other rule is asked only if the first output alone is used."""
 
 layer_rules: Registry[LayerRule] = Registry(
     "layer rule", "register one with @layer_rules.register(node_name); until then the exact masked path is taken"

@@ -1,10 +1,12 @@
 """Normalization layers: the row of the scale is the normalized input times the cotangent, summed over shared positions.
 
-References: Ba, Kiros, Hinton 2016 (layer), Wu, He 2018 (group), Ioffe, Szegedy 2015 (batch; with running statistics only).
+References: Ba, Kiros, Hinton 2016 (layer), Zhang, Sennrich 2019 (root mean square), Wu, He 2018 (group), Ioffe, Szegedy
+2015 (batch; with running statistics only). 16-bit inputs are normalized in float32, as PyTorch does.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hesse.rules.forms import Dense, Form
@@ -15,9 +17,21 @@ from hesse.rules.layers.meeting import Meeting, layer_rules
 def layer_norm(meeting: Meeting) -> Form | None:
     """``layer_norm(input, shape, weight, bias)``."""
     if meeting.index == 1:
-        z = (meeting.saved("input") - meeting.saved("result1")) * meeting.saved("result2")
-        return Dense(meeting.sum_to_weight(meeting.g * z.to(meeting.g.dtype)))
+        image, dims = _wide(meeting.saved("input")), tuple(range(-len(meeting.shape), 0))
+        mean, deviation = _statistics(meeting, image, dims, meeting.saved("result1"), meeting.saved("result2"))
+        z = (image - mean) * deviation
+        return _scale(meeting, meeting.sum_to_weight(meeting.g * z))
     return Dense(meeting.sum_to_weight(meeting.g)) if meeting.index == 2 else None
+
+
+@layer_rules.register("FusedRmsNormBackward0")
+def rms_norm(meeting: Meeting) -> Form | None:
+    """``rms_norm(input, shape, weight)`` where it is one op (CUDA); elsewhere it is a product."""
+    if meeting.index != 1:
+        return None
+    image, dims = _wide(meeting.saved("input")), tuple(range(-len(meeting.shape), 0))
+    z = image * (meeting.saved("result1") if not meeting.attached else _inverse_root(image, dims, meeting.saved("result1")))
+    return _scale(meeting, meeting.sum_to_weight(meeting.g * z))
 
 
 @layer_rules.register("NativeGroupNormBackward0")
@@ -27,10 +41,12 @@ def group_norm(meeting: Meeting) -> Form | None:
         return None
     if meeting.index == 2:
         return Dense(_sum_positions(meeting.g))
-    image, groups = meeting.saved("input"), meeting.saved("group")
+    image, groups = _wide(meeting.saved("input")), meeting.saved("group")
     grouped = image.reshape(image.shape[0], groups, -1)
-    z = (grouped - meeting.saved("result1").unsqueeze(-1)) * meeting.saved("result2").unsqueeze(-1)
-    return _by_channel(meeting.g, z.reshape(image.shape)) if meeting.index == 1 else None
+    found = (meeting.saved(name).unsqueeze(-1) for name in ("result1", "result2"))
+    mean, deviation = _statistics(meeting, grouped, (-1,), *found)
+    z = (grouped - mean) * deviation
+    return _scale(meeting, _sum_positions(meeting.g * z.reshape(image.shape))) if meeting.index == 1 else None
 
 
 @layer_rules.register("NativeBatchNormBackward0")
@@ -40,15 +56,36 @@ def batch_norm(meeting: Meeting) -> Form | None:
         return None
     if meeting.index == 2:
         return Dense(_sum_positions(meeting.g))
-    image = meeting.saved("input")
+    image = _wide(meeting.saved("input"))
     shape = (1, -1) + (1,) * (image.ndim - 2)
     scale = (meeting.saved("running_var") + meeting.saved("eps")).rsqrt()
     z = (image - meeting.saved("running_mean").reshape(shape)) * scale.reshape(shape)
-    return _by_channel(meeting.g, z) if meeting.index == 1 else None
+    return _scale(meeting, _sum_positions(meeting.g * z)) if meeting.index == 1 else None
 
 
-def _by_channel(g: Tensor, z: Tensor) -> Form:
-    return Dense(_sum_positions(g * z))
+def _statistics(
+    meeting: Meeting, x: Tensor, dims: tuple[int, ...], mean: Tensor, deviation: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Mean and inverse standard deviation as saved; for differentiable forms as functions of x, since PyTorch saves numbers."""
+    if not meeting.attached:
+        return mean, deviation
+    mean = x.mean(dims, keepdim=True)
+    return mean, _inverse_root(x - mean, dims, deviation)
+
+
+def _inverse_root(x: Tensor, dims: tuple[int, ...], saved: Tensor) -> Tensor:
+    """``1 / sqrt(mean(x^2) + eps)`` as a function of x, with the eps that is behind the saved value."""
+    square = x.square().mean(dims, keepdim=True)
+    return (square + (saved.pow(-2) - square).detach()).rsqrt()
+
+
+def _wide(image: Tensor) -> Tensor:
+    return image.float() if image.dtype in (torch.float16, torch.bfloat16) else image
+
+
+def _scale(meeting: Meeting, rows: Tensor) -> Form:
+    """Rows of the scale in its own dtype, which is wider than the data's under autocast."""
+    return Dense(rows.to(meeting.saved("weight").dtype))
 
 
 def _sum_positions(product: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hesse.autodiff import hessian_operator, linearize
-from hesse.autodiff.attention import differentiable_attention
+from hesse.autodiff.fused import differentiable_attention
 from hesse.derivatives import hessian, jacobian
 
 from .programs import REAL, ReverseOnlySquare, by_loops, differences, seeded

@@ -1,0 +1,138 @@
+"""Where a parameter Jacobian's rows come from: kept forms, forms captured anew for every quantity, or some of either."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+
+import torch
+from torch import Tensor
+
+from hesse.autodiff.roots import Rows
+from hesse.core.errors import DataError
+from hesse.parameters import contractions
+from hesse.parameters.contractions import Use
+
+Take = Callable[[int, str, Use], None]
+
+
+class Source(ABC):
+    """The uses of every parameter, root by root.
+
+    Attributes:
+        roots: number of roots (elements of a sample's output; 1 for a loss).
+        count: number of samples.
+    """
+
+    roots: int
+    count: int
+
+    @property
+    @abstractmethod
+    def paths(self) -> dict[str, str]:
+        """Name -> how the rows of a parameter are represented."""
+
+    @abstractmethod
+    def visit(self, take: Take) -> None:
+        """Call ``take(root, name, use)`` for every root and every parameter that is used."""
+
+    def collect(self) -> list[dict[str, Use]]:
+        """All uses at once, by root and name."""
+        found: list[dict[str, Use]] = [{} for _ in range(self.roots)]
+        self.visit(lambda root, name, use: found[root].__setitem__(name, use))
+        return found
+
+
+
+class _Guard:
+    """Remembers the versions of tensors."""
+
+    def __init__(self, tensors: Collection[Tensor]) -> None:
+        self._versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
+
+    def check(self) -> None:
+        if any(tensor._version != version for tensor, version in self._versions):
+            raise DataError(
+                "A parameter Jacobian reads the tensors of its batch (and, for some weights, the parameters).",
+                "one of them was changed in place since",
+                "ask for its quantities first, or make the Jacobian of a copy of the batch",
+            )
+
+
+class Kept(Source):
+    """Forms that were captured once and are kept."""
+
+    def __init__(self, rows: Rows, shapes: dict[str, torch.Size]) -> None:
+        captured = rows.captured or []
+        self.roots, self.count = rows.roots, rows.count
+        self._paths = dict(captured[0].paths) if captured else {}
+        self._uses = [
+            {name: contractions.merge(forms, shapes[name]) for name, forms in root.forms.items() if forms} for root in captured
+        ]
+        every = [use for uses in self._uses for use in uses.values()]
+        reads = rows.reads if any(contractions.is_chained(use) for use in every) else ()
+        self._guard = _Guard([*contractions.tensors_in(every), *reads])
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Name -> path."""
+        return self._paths
+
+    def visit(self, take: Take) -> None:
+        """Hand over what is kept."""
+        self._guard.check()
+        for root, uses in enumerate(self._uses):
+            for name, use in uses.items():
+                take(root, name, use)
+
+
+class Streamed(Source):
+    """Forms that are captured for every quantity, contracted as the backward pass leaves them, and not kept."""
+
+    def __init__(self, rows: Rows, shapes: dict[str, torch.Size]) -> None:
+        self.roots, self.count = rows.roots, rows.count
+        self._rows, self._shapes, self._guard = rows, shapes, _Guard(rows.reads)
+        self._paths: dict[str, str] | None = None
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Name -> path; costs a backward pass if nothing was asked for before."""
+        if self._paths is None:
+            self._paths = self._rows.stream(0, lambda name, forms: None)
+        return self._paths
+
+    def visit(self, take: Take) -> None:
+        """One backward pass a root."""
+        self._guard.check()
+        for root in range(self.roots):
+            found = self._rows.stream(
+                root, lambda name, forms, root=root: take(root, name, contractions.merge(forms, self._shapes[name]))
+            )
+            self._paths = self._paths or found
+
+
+class Selected(Source):
+    """Some samples, or some parameters, of another source."""
+
+    def __init__(self, source: Source, names: Collection[str], samples: Tensor | None) -> None:
+        self.source, self._names, self._samples = source, names, samples
+        self.roots, self.count = source.roots, source.count if samples is None else len(samples)
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Name -> path."""
+        return {name: path for name, path in self.source.paths.items() if name in self._names}
+
+    def visit(self, take: Take) -> None:
+        """Visit the source, and pick."""
+
+        def pick(root: int, name: str, use: Use) -> None:
+            if name in self._names:
+                take(root, name, use if self._samples is None else contractions.pick(use, self._samples))
+
+        self.source.visit(pick)
+
+
+def source_of(rows: Rows, shapes: dict[str, torch.Size]) -> Source:
+    """The source of captured rows."""
+    return Streamed(rows, shapes) if rows.captured is None else Kept(rows, shapes)

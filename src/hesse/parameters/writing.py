@@ -1,0 +1,53 @@
+"""Rows written out, into memory of one's own or of the user's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hesse.core.errors import StructureError
+from hesse.parameters.contractions import Use, row_blocks
+from hesse.parameters.source import Source
+
+
+def write(source: Source, tables: Mapping[str, Tensor]) -> None:
+    """Write the rows of every parameter into its table ``[N, roots, size]`` (any strides)."""
+    missing = {(root, name) for root in range(source.roots) for name in tables}
+
+    def take(root: int, name: str, use: Use) -> None:
+        missing.discard((root, name))
+        table = tables[name][:, root]
+        for s, rows in row_blocks(use, table.shape[1]):
+            table[s] = rows
+
+    source.visit(take)
+    for root, name in missing:
+        tables[name][:, root] = 0
+
+
+def differentiable_rows(source: Source, sizes: Mapping[str, int], like: Tensor) -> dict[str, Tensor]:
+    """The rows of every parameter, ``[N, roots, size]``, with their graph."""
+    found: dict[tuple[int, str], Tensor] = {}
+
+    def take(root: int, name: str, use: Use) -> None:
+        found[root, name] = torch.cat([rows for _, rows in row_blocks(use, sizes[name])])
+
+    source.visit(take)
+    zeros = {name: like.new_zeros(source.count, size) for name, size in sizes.items()}
+    return {name: torch.stack([found.get((root, name), zeros[name]) for root in range(source.roots)], 1) for name in sizes}
+
+
+def require_fit(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a buffer of another shape, dtype or device than the result.
+
+    Raises:
+        StructureError: it does not fit.
+    """
+    if tuple(out.shape) != shape or out.dtype != dtype or out.device != device:
+        raise StructureError(
+            "dense(out=) writes into a tensor of the result's shape, dtype and device.",
+            f"{tuple(out.shape)} {out.dtype} {out.device} instead of {shape} {dtype} {device}",
+            "pass torch.empty(shape, dtype=..., device=...) with these, or leave it out",
+        )
