@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hesse.parameters.contractions.uses import Parts, Use, in_cache, row_blocks, wide
 from hesse.rules.forms import Contract, Lookup, inside
+from hesse.rules.layers.convolution import Patches
 
 
 def rows_times(use: Use, v: Tensor) -> Tensor:
@@ -52,6 +53,8 @@ def weighted_sum(use: Use, u: Tensor, size: int) -> Tensor:
 
 def _weighted_contract(use: Contract, u: Tensor) -> Tensor:
     n, groups, t, a, b = use.dims
+    if isinstance(use.right, Patches) and use.right.dtype == wide(use.left[:1]).dtype:
+        return use.right.gradient(use.left[:] * u.to(use.right.dtype).reshape(-1, 1, 1, 1)).flatten()
     total: Tensor | None = None
     for s in in_cache(n, groups * t * (a + b)):
         left, right = wide(use.left[s]), wide(use.right[s])

@@ -8,7 +8,7 @@ few samples at a time when a contraction needs them. Padding modes other than ze
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -72,6 +72,38 @@ class Patches:
         return grouped.mT
 
 
+    def gradient(self, fixed: Tensor) -> Tensor:
+        """``sum_n sum_t fixed[n, G, t, :] (outer) patch[n, G, t, :]``: ``[G, a, C/G * kernel]``, by the op's own backward pass.
+
+        Args:
+            fixed: ``[n, G, positions, a]``, what meets the patches.
+        """
+        n, groups, _, a = fixed.shape
+        grad = fixed.mT.reshape(n, groups * a, *self.positions)
+        return self._backward(grad, self.image, groups).reshape(groups, a, -1)
+
+    def gradient_by_sample(self, fixed: Tensor) -> Tensor:
+        """The terms of `gradient` for every sample, ``[n, G, a, C/G * kernel]``: every sample is a group of its own."""
+        n, groups, _, a = fixed.shape
+        grad = fixed.mT.reshape(1, n * groups * a, *self.positions)
+        image = self.image.reshape(1, -1, *self.image.shape[2:])
+        return self._backward(grad, image, n * groups).reshape(n, groups, a, -1)
+
+    def _backward(self, grad: Tensor, image: Tensor, groups: int) -> Tensor:
+        reach = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in self._axes(image)]
+        short = [full - own for full, own in zip(reach, self.positions, strict=True)]
+        if any(short):  # a transposed convolution's output padding, which no position reaches
+            grad = F.pad(grad, [pad for extra in reversed(short) for pad in (0, extra)])
+        weight = image.new_empty(grad.shape[1], image.shape[1] // groups, *self.kernel)
+        none = [0] * len(self.kernel)
+        return torch.ops.aten.convolution_backward(
+            grad, image, weight, None, self.stride, self.padding, self.dilation, False, none, groups, [False, True, False]
+        )[1]
+
+    def _axes(self, image: Tensor) -> Iterator[tuple[int, int, int, int, int]]:
+        return zip(image.shape[2:], self.padding, self.dilation, self.kernel, self.stride, strict=True)
+
+
 @layer_rules.register("ConvolutionBackward0")
 def convolution(meeting: Meeting) -> Form | None:
     """``convolution(input, weight, bias)``."""
@@ -84,13 +116,11 @@ def convolution(meeting: Meeting) -> Form | None:
         return None
     image, groups = meeting.saved("input"), meeting.saved("groups")
     moving, fixed = (g, image) if meeting.saved("transposed") else (image, g)
-    patches = Patches(
-        moving,
-        meeting.shape[2:],
-        meeting.saved("stride"),
-        meeting.saved("padding"),
-        meeting.saved("dilation"),
-        fixed.shape[2:],
-        groups,
-    )
-    return Contract(fixed.reshape(fixed.shape[0], groups, fixed.shape[1] // groups, -1).mT, patches)
+    axes = len(meeting.shape) - 2
+    options = [tuple(meeting.saved(name)) for name in ("stride", "padding", "dilation")]
+    options = [option * (axes if len(option) == 1 else 1) for option in options]
+    patches = Patches(moving, meeting.shape[2:], *options, fixed.shape[2:], groups)
+    left = fixed.reshape(fixed.shape[0], groups, fixed.shape[1] // groups, -1).mT
+    if moving.shape[1] == groups:  # one channel a group: rows are small, and patches larger than the image
+        return Dense(patches.gradient_by_sample(left))
+    return Contract(left, patches)
