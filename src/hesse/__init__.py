@@ -14,7 +14,7 @@ from hesse.curvature import fisher, ggn, loss_hessian
 from hesse.derivatives import HessianResult, JacobianResult, LaplacianResult, hessian, jacobian, laplacian
 from hesse.linalg import Eigen, Estimate, Solution, dense, diagonal, eigsh, norm, solve, trace
 from hesse.operators import LinearOperator, Tag, average, identity
-from hesse.parameters import ParameterJacobian, parameter_jacobian
+from hesse.parameters import ParameterJacobian, TangentKernel, ntk, parameter_jacobian
 
 __version__ = "0.1.0.dev0"
 
@@ -31,6 +31,7 @@ __all__ = [
     "Solution",
     "Space",
     "Tag",
+    "TangentKernel",
     "average",
     "dense",
     "diagonal",
@@ -47,6 +48,7 @@ __all__ = [
     "loss_hessian",
     "memory",
     "norm",
+    "ntk",
     "operators",
     "parameter_jacobian",
     "progress",

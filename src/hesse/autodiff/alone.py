@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hesse.autodiff.deliver import Captured, Collector
 from hesse.autodiff.forward import Forward, run_samples
+from hesse.autodiff.refusals import typed_errors
 from hesse.core.errors import MixedSamplesError, UnsupportedError
 from hesse.rules.forms import Dense
 
@@ -72,6 +73,7 @@ def close(first: Tensor, second: Tensor, scale: float = 0.0, eps: float = 0.0) -
         scale: the size of what they belong to; a difference of 1e-3 of the bound at that size is agreement, too.
         eps: the coarsest machine epsilon on the way; at least the results' own.
     """
+    first, second = first.detach(), second.detach()
     eps = max(eps, torch.finfo(first.dtype).eps, torch.finfo(second.dtype).eps)
     size = max(float(first.norm()), float(second.norm()), 1e-3 * scale)
     return bool(float((first - second).norm()) <= 4 * eps**0.5 * size) or bool(torch.equal(first, second))
@@ -83,5 +85,6 @@ def plain_row(forward: Forward, cotangent: Tensor) -> dict[str, Tensor]:
     if not forward.output.requires_grad:
         return {name: torch.zeros_like(leaf) for name, leaf in forward.leaves.items()}
     options: dict[str, Any] = {"retain_graph": True, "create_graph": forward.attached and torch.is_grad_enabled()}
-    grads = torch.autograd.grad(forward.output, leaves, cotangent, allow_unused=True, materialize_grads=True, **options)
+    with typed_errors():
+        grads = torch.autograd.grad(forward.output, leaves, cotangent, allow_unused=True, materialize_grads=True, **options)
     return {name: grad.to_dense() if grad.is_sparse else grad for name, grad in zip(forward.leaves, grads, strict=True)}

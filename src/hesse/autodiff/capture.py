@@ -19,6 +19,7 @@ from hesse.autodiff.deliver import Captured, Collector, deliver
 from hesse.autodiff.forward import Forward, run_samples
 from hesse.autodiff.layout import Walk, rounded
 from hesse.autodiff.plan import Plan, PlannedMeeting, keeps_samples_apart, make_plan, moves_samples
+from hesse.autodiff.refusals import typed_errors
 from hesse.autodiff.uses import form_of
 from hesse.core.errors import UnsupportedError
 from hesse.rules.forms import Form
@@ -48,10 +49,10 @@ def plan_of(forward: Forward, walk: Walk, asked: str) -> tuple[Plan, bool]:
         remembered = {}
     training = forward.model.module is not None and forward.model.module.training
     facts = (tuple(walk.tracked.items()), training, forward.attached)
-    exact = (walk.signature(), facts, forward.count)
+    exact = ("exact", walk.signature(), facts, forward.count)
     plan, is_new = remembered.get(exact), False
     if plan is None:
-        near = (walk.signature(rounded), facts, rounded(forward.count))
+        near = ("near", walk.signature(rounded), facts, rounded(forward.count))
         known = remembered.get(near)
         plan = known.resized(walk, forward.count) if known is not None else None
         if plan is None:
@@ -181,4 +182,5 @@ def _edges(meetings: Sequence[PlannedMeeting]) -> list[tuple[int, int]]:
 def _towards(forward: Forward, walk: Walk, edges: list[tuple[int, int]], cotangent: Tensor) -> tuple[Tensor | None, ...]:
     targets = [GradientEdge(walk.nodes[i], slot) for i, slot in edges]
     options: dict[str, Any] = {"retain_graph": True, "create_graph": forward.attached, "allow_unused": True}
-    return torch.autograd.grad(forward.output, targets, cotangent, **options)
+    with typed_errors():
+        return torch.autograd.grad(forward.output, targets, cotangent, **options)

@@ -99,6 +99,9 @@ def _through(step: _Step) -> _Step | None:
         return None
     if name in _CASTS:
         return replace(step, node=parent, slot=slot)
+    shape = tuple(node_outputs(step.node)[step.slot].shape)
+    if name == "TBackward0" and isinstance(step.form, Contract) and step.box is None and step.form.matrix == shape:
+        return _Step(parent, slot, step.form.transposed())
     if name in _ORDERS:
         return _through_order(step, parent, slot)
     if name in _VIEWS and step.box is None and isinstance(step.form, (Contract, Dense)):
@@ -169,7 +172,7 @@ def _back(edge: GradientEdge, leaf: GradientEdge, shape: Sequence[int], attached
         return torch.autograd.grad([edge], [leaf], [cotangent], is_grads_batched=batched, **options)[0]
 
     def back(rows: Tensor) -> Tensor:
-        rows = rows.reshape(-1, *weight)
+        rows = rows.reshape(len(rows), *weight)
         try:
             pulled = pull(rows, True)
         except RuntimeError:

@@ -14,6 +14,7 @@ from hesse.autodiff.fused import FUSED_RECURRENCES, differentiable_attention, pl
 from hesse.autodiff.layout import Walk
 from hesse.autodiff.model import Model, select_rows
 from hesse.autodiff.recording import nodes
+from hesse.autodiff.weight_norm import FUSED_WEIGHT_NORM, PlainWeightNorm
 from hesse.core import tree
 from hesse.core.errors import HesseError, StructureError, UnsupportedError
 
@@ -75,7 +76,7 @@ def run_forward(model: Model, inputs: Any, count: int, asked: str, *, attached: 
         leaves, output = run()
         if attached and isinstance(output, Tensor) and _is_fused(output):
             set_random_state(before, model.device)
-            with plain_recurrences():
+            with plain_recurrences(), PlainWeightNorm():
                 leaves, output = run()
     drew = any(not torch.equal(a, b) for a, b in zip(before, random_state(model.device), strict=True))
     if not isinstance(output, Tensor):
@@ -84,11 +85,11 @@ def run_forward(model: Model, inputs: Any, count: int, asked: str, *, attached: 
 
 
 def _is_fused(output: Tensor) -> bool:
-    return any(node.name() in FUSED_RECURRENCES for node in nodes([output.grad_fn]))
+    return any(node.name() in FUSED_RECURRENCES | FUSED_WEIGHT_NORM for node in nodes([output.grad_fn]))
 
 
 def _link(own: Tensor) -> Tensor:
-    return own.view_as(own) if own.requires_grad else own.detach().requires_grad_()
+    return torch.ops.aten.alias.default(own) if own.requires_grad else own.detach().requires_grad_()
 
 
 def random_state(device: torch.device) -> list[Tensor]:

@@ -51,7 +51,8 @@ def loss_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: Any,
                 f"a loss over {tuple(terms.shape)} elements for {count} samples",
                 "give output and target the batch as first axis",
             )
-        return BatchLoss(terms.reshape(count, -1).sum(1), rule.mass(output.detach(), target), rule.additive)
+        terms = terms if terms.shape == (count,) else terms.reshape(count, -1).sum(1)
+        return BatchLoss(terms, rule.mass(output.detach(), target), rule.additive)
     return _sample_by_sample(loss, output, target, count, asked)
 
 

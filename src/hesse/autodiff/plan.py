@@ -12,6 +12,7 @@ from torch.autograd.graph import GradientEdge
 
 from hesse.autodiff.layout import Walk, same_program, sample_axis, split_axis
 from hesse.autodiff.recording import node_outputs
+from hesse.autodiff.refusals import typed_errors
 from hesse.core import random
 from hesse.core.batching import separating_masks
 from hesse.core.errors import MixedSamplesError
@@ -76,19 +77,31 @@ def _resized(where: SampleAxis, walk: Walk, node: int, slot: int, count: int) ->
 
 
 def make_plan(walk: Walk, output_shape: torch.Size, count: int, run: Run, asked: str) -> Plan:
-    """Find the meetings of a graph.
+    """Find the meetings of a graph, by a run on three of its samples; where these leave open how axes are merged, on more.
+
+    A block of d positions looks like one position where d = 1 modulo the number of samples, hence several numbers are tried.
+    """
+    plan = Plan(())
+    for fewer in (3, 11, 7, 13):
+        plan = _make_plan(walk, output_shape, count, fewer if count != fewer else fewer + 2, run, asked)
+        if plan.is_sure or plan.reason:
+            break
+    return plan
+
+
+def _make_plan(walk: Walk, output_shape: torch.Size, count: int, fewer: int, run: Run, asked: str) -> Plan:
+    """Find the meetings of a graph from a run on a few samples.
 
     Args:
         walk: the graph of the whole batch.
         output_shape: the shape of its output, in which samples come first where they are merged with other axes.
-        count: number of samples.
+        count: number of samples; `fewer`: how many to run.
         run: runs the model on the samples with the given indices; its output, and the graph behind it.
         asked: for error messages.
 
     Raises:
         MixedSamplesError: a sample's cotangent reaches another sample.
     """
-    fewer = 3 if count != 3 else 5
     root, probe = run(torch.arange(fewer) % count)
     output = sample_axis(output_shape, root.shape, count, fewer)
     if not same_program(walk, probe) or not isinstance(output, SampleAxis):
@@ -201,7 +214,8 @@ def _probe(plan: Plan, probe: Walk, root: Tensor, output: SampleAxis, fewer: int
 
 def _towards(root: Tensor, walk: Walk, edges: list[tuple[int, int]], cotangent: Tensor) -> tuple[Tensor | None, ...]:
     targets = [GradientEdge(walk.nodes[i], slot) for i, slot in edges]
-    return torch.autograd.grad(root, targets, cotangent, retain_graph=True, allow_unused=True)
+    with typed_errors():
+        return torch.autograd.grad(root, targets, cotangent, retain_graph=True, allow_unused=True)
 
 
 def keeps_samples_apart(plan: Plan, walk: Walk, root: Tensor, count: int) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 
 from hesse.autodiff.fused import FUSED_RECURRENCES, differentiable_attention, with_plain_recurrences
-from hesse.autodiff.weight_norm import with_plain_weight_norm
+from hesse.autodiff.weight_norm import FUSED_WEIGHT_NORM, with_plain_weight_norm
 from hesse.core import tree
 from hesse.core.errors import DeviceError, LeafError, NonFiniteError, StructureError, UnsupportedError
 from hesse.core.space import Space
@@ -194,7 +194,7 @@ def record(f: Function, x: Tree, asked: str) -> Recording:
             "reentrant checkpointing (CheckpointFunctionBackward), which hides its inputs from the graph",
             "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
         )
-    if "WeightNormInterfaceBackward0" in ops:
+    if ops & FUSED_WEIGHT_NORM:
         return record(with_plain_weight_norm(f), x, asked)
     if ops & FUSED_RECURRENCES:
         return record(with_plain_recurrences(f), x, asked)

@@ -17,7 +17,7 @@ from hesse.autodiff.forward import Forward, run_forward
 from hesse.autodiff.layout import Walk
 from hesse.autodiff.losses import BatchLoss, batch_loss, loss_by_sample
 from hesse.autodiff.model import Model, check_inputs, sample_count, split_batch
-from hesse.autodiff.one_sample import check_one_sample
+from hesse.autodiff.one_sample import check_one_sample, row_of_forms
 from hesse.autodiff.plan import Plan
 from hesse.autodiff.recording import nodes
 from hesse.core import tree
@@ -45,7 +45,7 @@ class Rows:
         mass: the loss's normalizer.
         additive: whether the losses of two batches add up.
         attached: whether the forms are differentiable by the user's parameters.
-        reads: the tensors that stand for the parameters, which must not change while the forms are in use.
+        reads: the tensors that stand for the parameters, and the inputs if forms are captured anew: what must not change.
     """
 
     captured: list[Captured] | None
@@ -124,8 +124,12 @@ def capture_rows(model: Model, loss: Loss, batch: Any, asked: Asked) -> Rows:
         mass=mass,
         additive=additive,
         attached=asked.attached,
-        reads=tuple(forward.leaves.values()),
+        reads=(*forward.leaves.values(), *(() if asked.keep else _tensors(inputs))),
     )
+
+
+def _tensors(inputs: Any) -> list[Tensor]:
+    return [leaf for leaf in tree.leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def _captured(
@@ -134,22 +138,31 @@ def _captured(
     """The forms of all roots, unless they are not to be kept; checked if the graph is new."""
     walk = forward.walk
     plan, is_new = plan_of(forward, walk, asked.text)
+    captured: list[Captured] | None = None
     if plan.reason:
         captured = [capture_one_by_one(forward, u, plan.reason, asked.text) for u in cotangents]
-    else:
-        captured = [capture(forward, walk, plan, u) for u in (cotangents if asked.keep else cotangents[: int(is_new)])]
+    elif asked.keep:
+        captured = [capture(forward, walk, plan, u) for u in cotangents]
     if is_new:
         if taken is not None and loss is not None:
             _check_loss(loss, forward, targets, taken[0], asked.text)
+
+        def row_of(sample: int) -> dict[str, Tensor]:
+            if captured:
+                return row_of_forms(captured[0].forms, sample)
+            found: dict[str, Tensor] = {}
+            stream(forward, walk, plan, cotangents[0], lambda name, forms: found.update(row_of_forms({name: forms}, sample)))
+            return found
+
         try:
-            wrong = check_one_sample(forward, captured[0], cotangents[0], asked.text) if captured else ""
+            wrong = check_one_sample(forward, row_of, cotangents[0], asked.text)
         except BaseException:
             forget(forward)
             raise
         if wrong:
             forget(forward)
-            return [capture_one_by_one(forward, u, wrong, asked.text) for u in cotangents], walk, plan
-    return captured if asked.keep or plan.reason else None, walk, plan
+            captured = [capture_one_by_one(forward, u, wrong, asked.text) for u in cotangents]
+    return captured, walk, plan
 
 
 def _take_apart(loss: Callable[[Any, Any], Tensor], forward: Forward, targets: Any, asked: str) -> tuple[BatchLoss, Tensor]:
@@ -157,12 +170,13 @@ def _take_apart(loss: Callable[[Any, Any], Tensor], forward: Forward, targets: A
     with torch.enable_grad():
         output = forward.output if forward.attached else forward.output.detach().requires_grad_()
         if known_loss(loss) is None:
-            _require_connected(lambda: batch_loss(loss, output, targets, forward.model, asked), output, asked)
+            alone = forward.output.detach().requires_grad_()
+            _require_connected(lambda: batch_loss(loss, alone, targets, forward.model, asked), alone, asked)
         taken = loss_by_sample(loss, output, targets, forward.count, asked)
         if not taken.contributions.requires_grad:
             return taken, torch.zeros_like(output)
         options: dict[str, Any] = {"create_graph": forward.attached, "allow_unused": True, "materialize_grads": True}
-        (cotangent,) = torch.autograd.grad(taken.contributions.sum(), output, **options)
+        (cotangent,) = torch.autograd.grad(taken.contributions, output, torch.ones_like(taken.contributions), **options)
     return taken, cotangent
 
 
@@ -212,21 +226,26 @@ def chosen_cotangents(output: Tensor, count: int, outputs: Outputs) -> tuple[lis
     if outputs is None:
         picks, shape = torch.arange(width).expand(count, width), output.shape
     else:
-        given = torch.as_tensor(outputs).cpu()
-        own = isinstance(outputs, Tensor) and given.ndim > 0
-        picks = given.reshape(count, -1) if own and len(given) == count else given.reshape(-1).expand(count, given.numel())
-        is_whole = not (given.dtype.is_floating_point or given.dtype == torch.bool) and picks.numel() > 0
+        own = isinstance(outputs, Tensor) and outputs.ndim > 0
+        several = isinstance(outputs, Sequence) and all(isinstance(pick, int) for pick in outputs)
+        whole = several or isinstance(outputs, (int, Tensor))
+        given = torch.as_tensor(outputs).cpu() if whole else torch.empty(0)
+        whole = whole and not given.dtype.is_floating_point and given.dtype != torch.bool and given.numel() > 0
+        given = given.long()
         if (
-            not is_whole
+            not whole
             or given.ndim > 1 + own
             or (own and len(given) != count)
-            or not -width <= picks.min() <= picks.max() < width
+            or not -width <= given.min() <= given.max() < width
         ):
             raise StructureError(
                 f"outputs= picks among the {width} elements of each of {count} outputs.",
-                f"{outputs!r}" if not isinstance(outputs, Tensor) else f"a tensor of shape {tuple(given.shape)}, {given.dtype}",
+                f"{outputs!r}"
+                if not isinstance(outputs, Tensor)
+                else f"a tensor of shape {tuple(given.shape)}, {outputs.dtype}",
                 f"pass an int, a list of ints, or an integer tensor [{count}] or [{count}, k], of numbers below {width}",
             )
+        picks = given.reshape(count, -1) if own else given.reshape(-1).expand(count, given.numel())
         shape = torch.Size((count,)) if given.ndim == int(own) else torch.Size((count, picks.shape[1]))
     cotangents = []
     for pick in picks.to(output.device).unbind(1):

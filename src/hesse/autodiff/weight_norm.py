@@ -15,6 +15,9 @@ from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
+FUSED_WEIGHT_NORM = {"WeightNormInterfaceBackward0"}
+"""The node of the fused op."""
+
 
 class PlainWeightNorm(TorchFunctionMode):
     """Within this mode, which belongs to the thread, ``w = v g / |v|`` is computed by ops that can be differentiated again."""

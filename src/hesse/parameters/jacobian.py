@@ -93,24 +93,30 @@ class ParameterJacobian(LinearOperator):
 
     def _by_row(self, quantity: Callable[[str, Use], Tensor], group: Callable[[str], str]) -> dict[str, Tensor]:
         """A number of every row and parameter, added up over groups of parameters: group -> the shape of the rows."""
-        parts = {group(name): [self._zeros(self.count) for _ in range(self.source.roots)] for name in self._shapes}
+        parts: dict[str, list[list[Tensor]]] = {group(name): [[] for _ in range(self.source.roots)] for name in self._shapes}
+        self.source.visit(lambda root, name, use: parts[group(name)][root].append(quantity(name, use)))
+        found = {key: torch.stack([self._total(terms) for terms in roots], 1) for key, roots in parts.items()}
+        return {key: rows.reshape(self.out_space.shapes[0]) for key, rows in found.items()}
 
-        def take(root: int, name: str, use: Use) -> None:
-            own = parts[group(name)]
-            own[root] = own[root] + quantity(name, use).to(own[root].dtype)
-
-        self.source.visit(take)
-        return {key: torch.stack(roots, 1).reshape(self.out_space.shapes[0]) for key, roots in parts.items()}
+    def _total(self, terms: list[Tensor]) -> Tensor:
+        if not terms:
+            return self._zeros(self.count)
+        return terms[0] if len(terms) == 1 else torch.stack(terms).sum(0)
 
     def _by_parameter(self, quantity: Callable[[int, str, Use], Tensor]) -> Tree:
         """A tensor of every parameter's size, added up over roots: a tree like the parameters."""
-        parts = {name: self._zeros(shape.numel()) for name, shape in self._shapes.items()}
+        parts: dict[str, Tensor] = {}
 
         def take(root: int, name: str, use: Use) -> None:
-            parts[name] = parts[name] + quantity(root, name, use).to(parts[name].dtype)
+            part = quantity(root, name, use)
+            parts[name] = parts[name] + part if name in parts else part
 
         self.source.visit(take)
-        return self.in_space.rebuild([p.reshape(self._shapes[name]).to(self._dtypes[name]) for name, p in parts.items()])
+        leaves = []
+        for name, shape in self._shapes.items():
+            part = parts[name] if name in parts else self._zeros(shape.numel())
+            leaves.append(part.reshape(shape).to(self._dtypes[name]))
+        return self.in_space.rebuild(leaves)
 
     def norms(self, per: Literal["parameter", "layer"] | None = None) -> Any:
         """2-norms of the rows: ``[N]`` (``[N, C]``), or a dict of them by name of the parameter or of the layer.
@@ -205,12 +211,12 @@ class ParameterJacobian(LinearOperator):
             raise StructureError(
                 "gram(other) needs Jacobians by the same parameters.", f"{second.in_space}", "same model, same params="
             )
-        n, m = self.count * self.source.roots, second.count * second.source.roots
-        result, known = self._zeros(n, m), {}
+        result, known = self._zeros(self.count * self.source.roots, second.count * second.source.roots), {}
 
         def add(name: str, use: Use, others: Use) -> None:
             nonlocal result
-            result = result + contractions.gram(use, others, self._shapes[name].numel(), known).to(result.dtype)
+            part = contractions.gram(use, others, self._shapes[name].numel(), known)
+            result = result + part if part.requires_grad else result.add_(part)
 
         if self.source.roots == 1 and second is self:
             self.source.visit(lambda root, name, use: add(name, use, use))
@@ -221,6 +227,8 @@ class ParameterJacobian(LinearOperator):
             for name, others in pairs.items():
                 if name in uses:
                     add(name, uses[name], others)
+        if second is self:
+            result = result.tril() + result.tril(-1).mT
         by_root = result.reshape(self.source.roots, self.count, second.source.roots, second.count).permute(1, 0, 3, 2)
         return by_root.reshape(*self.out_space.shapes[0], *second.out_space.shapes[0]).to(self.out_space.dtype)
 
@@ -275,15 +283,16 @@ class ParameterJacobian(LinearOperator):
         if self.facts.attached:
             if out is not None:
                 raise StructureError("dense(out=) writes numbers.", "create_graph=True", "leave out= away")
-            return torch.cat([rows.flatten(len(shape) - 1) for rows in self.as_dict().values()], -1)
+            return torch.cat([rows.reshape(*self.facts.shape, -1) for rows in self.as_dict().values()], -1)
         if out is None:
             self._require_room()
             out = torch.empty(shape, dtype=self.in_space.dtype, device=self.in_space.device)
         require_fit(out, shape, self.in_space.dtype, self.in_space.device)
-        table = out.detach().view(self.count, self.source.roots, width)
+        flat = out.detach().reshape(self.count, self.source.roots, width)
+        table = flat if flat.data_ptr() == out.data_ptr() else torch.empty_like(flat)  # strides that no view can merge
         starts = [0, *itertools.accumulate(leaf.numel() for leaf in self._shapes.values())]
         write(self.source, {name: table[:, :, a:b] for name, a, b in zip(self._shapes, starts, starts[1:], strict=False)})
-        return out
+        return out if table is flat else out.copy_(table.reshape(shape))
 
     def _require_room(self) -> None:
         size = self.out_space.dim * self.in_space.dim * self.in_space.dtype.itemsize

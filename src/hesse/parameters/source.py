@@ -43,7 +43,6 @@ class Source(ABC):
         return found
 
 
-
 class _Guard:
     """Remembers the versions of tensors."""
 

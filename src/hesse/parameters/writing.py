@@ -9,7 +9,9 @@ from torch import Tensor
 
 from hesse.core.errors import StructureError
 from hesse.parameters.contractions import Use, row_blocks
+from hesse.parameters.contractions.tokens import combine_equal_tokens
 from hesse.parameters.source import Source
+from hesse.rules.forms import Contract, Lookup
 
 
 def write(source: Source, tables: Mapping[str, Tensor]) -> None:
@@ -19,12 +21,26 @@ def write(source: Source, tables: Mapping[str, Tensor]) -> None:
     def take(root: int, name: str, use: Use) -> None:
         missing.discard((root, name))
         table = tables[name][:, root]
-        for s, rows in row_blocks(use, table.shape[1]):
-            table[s] = rows
+        _fill(table, use)
 
     source.visit(take)
     for root, name in missing:
         tables[name][:, root] = 0
+
+
+def _fill(table: Tensor, use: Use) -> None:
+    """Write rows into a table ``[N, size]``: without a copy where they are outer products, or zero but for a few tokens."""
+    if isinstance(use, Contract) and use.dims[1] == use.dims[2] == 1 and use.left.dtype == use.right.dtype == table.dtype:
+        left, right = use.left[:].reshape(len(table), -1, 1), use.right[:].reshape(len(table), 1, -1)
+        torch.mul(left, right, out=table.unflatten(1, (left.shape[1], right.shape[2])))
+        return
+    if isinstance(use, Lookup):
+        sums, sample, token = combine_equal_tokens(use)
+        table.zero_()
+        table.unflatten(1, (use.table, -1)).index_put_((sample, token), sums.to(table.dtype))
+        return
+    for s, rows in row_blocks(use, table.shape[1]):
+        table[s] = rows
 
 
 def differentiable_rows(source: Source, sizes: Mapping[str, int], like: Tensor) -> dict[str, Tensor]:

@@ -43,6 +43,11 @@ class Contract:
     right: Rows
 
     @property
+    def matrix(self) -> tuple[int, int] | None:
+        """``(a, b)`` if the rows are matrices (one group), else None."""
+        return (self.left.shape[3], self.right.shape[3]) if self.left.shape[1] == 1 else None
+
+    @property
     def dims(self) -> tuple[int, int, int, int, int]:
         """``n, G, t, a, b``."""
         n, groups, t, a = self.left.shape

@@ -83,15 +83,15 @@ def test_embedding_by_rule(padding_idx: int | None) -> None:
 
 @pytest.mark.parametrize(("padding", "stride", "dilation"), [((0, 0), (1, 1), (1, 1)), ((2, 1), (2, 1), (1, 3))])
 def test_patches_are_those_of_unfold(padding: tuple[int, int], stride: tuple[int, int], dilation: tuple[int, int]) -> None:
-    image, kernel = torch.arange(2 * 4 * 7 * 8.0).reshape(2, 4, 7, 8), (3, 2)
-    expected = F.unfold(image, kernel, dilation=dilation, padding=padding, stride=stride)
+    images, kernel = torch.arange(2 * 3 * 4 * 7 * 8.0).reshape(2, 3, 4, 7, 8), (3, 2)
+    expected = F.unfold(images.flatten(0, 1), kernel, dilation=dilation, padding=padding, stride=stride)
     positions = [
         (7 + 2 * padding[0] - dilation[0] * 2 - 1) // stride[0] + 1,
         (8 + 2 * padding[1] - dilation[1] - 1) // stride[1] + 1,
     ]
     for groups in (1, 2):
-        patches = Patches(image, kernel, stride, padding, dilation, positions, groups)
-        whole = expected.reshape(2, groups, -1, expected.shape[2]).mT
+        patches = Patches(images, kernel, stride, padding, dilation, positions, groups)
+        whole = expected.reshape(2, 3, groups, -1, expected.shape[2]).mT.transpose(1, 2).flatten(2, 3)
         assert patches.shape == whole.shape
         assert torch.equal(patches[:], whole) and torch.equal(patches[1:], whole[1:])
 

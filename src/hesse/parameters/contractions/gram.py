@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,7 +16,10 @@ from hesse.parameters.contractions.uses import Mixed, Parts, Use, flat_rows, row
 from hesse.rules.forms import Contract, Dense, Lookup, Rows
 from hesse.rules.layers.convolution import Patches
 
-_BLOCK_ELEMENTS = 2**20  # of the rows, written for all samples but a part of the parameter
+_KNOWN = 2  # products kept: of the factors of one layer
+_TRIANGLE = 64  # rows of a block, at least
+_BLOCK_ELEMENTS = 2**19  # of the rows, written for all samples but a part of the parameter
+_PATCH_ELEMENTS = 2**21  # the same for convolutions, whose patches are cut anew for every part
 
 Known = dict[Any, tuple[Tensor, ...]]
 
@@ -25,7 +28,8 @@ def gram(first: Use, second: Use, size: int, known: Known) -> Tensor:
     """``[n, m]``: inner products of the rows of one parameter for two sets of samples.
 
     Args:
-        first, second: the rows; the same object for products of rows with each other.
+        first, second: the rows; the same object for products of rows with each other, of which only the lower triangle has to
+            be right then.
         size: elements of the parameter.
         known: products of factors that were formed already (a layer's weight and bias share ``g gᵀ``).
     """
@@ -50,8 +54,22 @@ def _products(rows: Tensor, others: Tensor, known: Known) -> Tensor:
         return rows @ others.mT
     key = tuple((x.data_ptr(), tuple(x.shape), x.stride(), x.dtype) for x in (rows, others))
     if key not in known:
-        known[key] = (rows @ others.mT, rows, others)  # kept alive, so that no other tensor takes their place in memory
+        product = _lower(rows) if key[0] == key[1] else rows @ others.mT
+        if len(known) >= _KNOWN:
+            del known[next(iter(known))]
+        known[key] = (product, rows, others)  # kept alive, so that no other tensor takes their place in memory
     return known[key][0]
+
+
+def _lower(rows: Tensor) -> Tensor:
+    """``rows rowsᵀ`` where only the lower triangle counts, in blocks of rows up to the diagonal (the rest is zero)."""
+    n = len(rows)
+    if n < 4 * _TRIANGLE:
+        return rows @ rows.mT
+    product = rows.new_zeros(n, n)
+    for part in slices(n, max(_TRIANGLE, n // 8)):
+        torch.mm(rows[part], rows[: part.stop].mT, out=product[part, : part.stop])
+    return product
 
 
 def _contract(first: Contract, second: Contract, known: Known) -> Tensor:
@@ -66,13 +84,24 @@ def _contract(first: Contract, second: Contract, known: Known) -> Tensor:
             total = part if total is None else total + part
         assert total is not None
         return total
-    width = max(1, _BLOCK_ELEMENTS // ((n + m) * max(a, t)))
+    first = _at_once(first)
+    second = first if same else _at_once(second)
+    flip = a > b and not isinstance(first.right, Patches)
+    first, second = (first.transposed(), second.transposed()) if flip else (first, second)
+    elements = _PATCH_ELEMENTS if isinstance(first.right, Patches) else _BLOCK_ELEMENTS
+    width = max(1, elements // ((n if same else n + m) * max(first.dims[3], t)))
     result = wide(first.left[:1]).new_zeros(n, m)
-    for part in _column_blocks(first.right, b, width):
+    for part in _column_blocks(first.right, first.dims[4], width):
         rows = _partial_rows(first, part)
         others = rows if same else _partial_rows(second, part)
-        result = result.addmm(rows, others.mT)
+        result = result.addmm(rows, others.mT) if rows.requires_grad else result.addmm_(rows, others.mT)
     return result
+
+
+def _at_once(use: Contract) -> Contract:
+    """Factors that are cut or joined on every access, once and for all; but not patches, which are larger than their image."""
+    left, right = (rows if isinstance(rows, Patches) else rows[:] for rows in (use.left, use.right))
+    return Contract(left, right)
 
 
 def _column_blocks(right: Rows, width: int, block: int) -> Iterator[slice]:
@@ -138,6 +167,9 @@ def stack(uses: list[Use]) -> Use:
     return Mixed((form,), torch.Size((width,)))  # pyright: ignore[reportArgumentType]
 
 
-def _stack_rows(parts: list[Rows]) -> _Stacked:
+def _stack_rows(parts: list[Rows]) -> Rows:
+    patches = [part for part in parts if isinstance(part, Patches)]
+    if len(patches) == len(parts):
+        return replace(patches[0], image=torch.cat([part.image for part in patches]))
     n, *rest = parts[0].shape
     return _Stacked(parts, lambda rows, s: rows[s], torch.Size((n * len(parts), *rest)))

@@ -45,7 +45,7 @@ def moments(use: Use, name: str, approximation: Approximation) -> Moments:
     """The Kronecker moments of one parameter (Martens, Grosse 2015; shared weights: Eschenhagen et al. 2023).
 
     With n samples and t shared positions, "expand" takes all n t positions as samples, "reduce" adds up positions first. Both
-    are exact for t = 1 and one sample.
+    are exact for t = 1 and one sample. Tokens without a cotangent (padding) are not counted.
 
     Raises:
         UnsupportedError: uses of different kinds in one parameter, which have no common factors.
@@ -86,10 +86,10 @@ def _lookup(use: Lookup, approximation: Approximation) -> Moments:
         g = wide(use.g[s])
         g = g.flatten(0, 1) if approximation == "expand" else g.sum(1)
         right = right + g.mT @ g
-    flat = use.index.flatten()
+    flat, live = use.index.flatten(), (use.g != 0).any(2).flatten().to(counts.dtype)
     if approximation == "expand":
-        counts = counts.index_add(0, flat, counts.new_ones(len(flat)))
-        return Moments(counts.unsqueeze(0), (right / (n * t)).unsqueeze(0), "kronecker")
+        counts = counts.index_add(0, flat, live)
+        return Moments(counts.unsqueeze(0), (right / live.sum().clamp(min=1)).unsqueeze(0), "kronecker")
     raise UnsupportedError(
         "The 'reduce' moments of an embedding table are a dense matrix of its tokens.",
         f"{use.table} tokens",

@@ -47,12 +47,22 @@ def _contract(use: Contract) -> Tensor:
     by_positions = t * (a + b) < a * b
     work = groups * (t * t + t * (a + b) if by_positions else a * b + t * (a + b))
     if t == 1:
-        return (_squares(wide(use.left[:])) * _squares(wide(use.right[:]))).sum((1, 2))
+        products = _squares(wide(use.left[:])) * _squares(wide(use.right[:]))
+        return products.reshape(n) if groups == 1 else products.sum((1, 2))
     parts = []
     for s in in_cache(n, work):
         left, right = wide(use.left[s]), wide(use.right[s])
-        if by_positions:
-            parts.append(((left @ left.mT) * (right @ right.mT)).sum((1, 2, 3)))
-        else:
-            parts.append(_squares((left.mT @ right).flatten(1)))
+        parts.append(_by_positions(left, right) if by_positions else _squares((left.mT @ right).flatten(1)))
     return torch.cat(parts)
+
+
+def _by_positions(left: Tensor, right: Tensor) -> Tensor:
+    """Squared norms from products of positions; rows in which positions cancel are written out, since digits cancel too."""
+    lefts, rights = left @ left.mT, right @ right.mT
+    squares = (lefts * rights).sum((1, 2, 3))
+    diagonals = lefts.diagonal(dim1=2, dim2=3) * rights.diagonal(dim1=2, dim2=3)
+    lost = squares.detach() < 1e-3 * diagonals.detach().sum((1, 2))
+    if not bool(lost.any()):
+        return squares
+    exact = _squares((left[lost].mT @ right[lost]).flatten(1))
+    return squares.index_put((lost.nonzero().squeeze(1),), exact)

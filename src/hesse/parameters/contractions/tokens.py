@@ -9,7 +9,7 @@ from hesse.core.batching import slices
 from hesse.parameters.contractions.uses import CACHE_ELEMENTS, wide
 from hesse.rules.forms import Lookup
 
-_GATHER = 12  # one gathered product costs as much as so many of a matrix product (measured: 8 to 16)
+_GATHER = 64  # one gathered product costs as much as so many of a matrix product (measured: 60 to 90)
 
 
 def combine_equal_tokens(use: Lookup) -> tuple[Tensor, Tensor, Tensor]:
@@ -44,7 +44,7 @@ def equal_tokens(first: Lookup, second: Lookup) -> Tensor:
     if _GATHER * int((counts[0] * counts[1]).sum()) < n * m * len(used):
         return _by_pairs(own, other, places, counts, n, m)
     result = own[0].new_zeros(n, m)
-    width = max(1, 4 * CACHE_ELEMENTS // max((n + m) * d, 1))
+    width = max(1, CACHE_ELEMENTS // max((n + m) * d, 1))
     for part in slices(len(used), width):
         rows = _spread(own, places[0], part, n)
         result = result + rows @ (rows if second is first else _spread(other, places[1], part, m)).mT
@@ -56,7 +56,9 @@ def _spread(sums: tuple[Tensor, Tensor, Tensor], place: Tensor, part: slice, cou
     width = part.stop - part.start
     chosen = ((place >= part.start) & (place < part.stop)).nonzero().squeeze(1)
     flat = sums[1][chosen] * width + place[chosen] - part.start
-    return sums[0].new_zeros(count * width, sums[0].shape[1]).index_copy(0, flat, sums[0][chosen]).reshape(count, -1)
+    rows = sums[0].new_zeros(count * width, sums[0].shape[1])
+    rows = rows.index_copy(0, flat, sums[0][chosen]) if sums[0].requires_grad else rows.index_copy_(0, flat, sums[0][chosen])
+    return rows.reshape(count, -1)
 
 
 def _by_pairs(

@@ -129,6 +129,11 @@ def tensors_in(value: object) -> Iterator[Tensor]:
     """Every tensor that a use (or a part of one) is made of."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, Contract):
+        yield from tensors_in(value.left)
+        yield from tensors_in(value.right)
+    elif isinstance(value, Dense):
+        yield value.rows
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from tensors_in(item)

@@ -21,10 +21,10 @@ from hesse.rules.layers.meeting import Meeting, layer_rules
 
 @dataclass(frozen=True, eq=False)
 class Patches:
-    """The patches of an image ``[n, C, *image]`` under a kernel: ``[n, G, positions, C/G * kernel]``, cut when sliced.
+    """The patches of images ``[n, f, C, *image]`` under a kernel: ``[n, G, f * positions, C/G * kernel]``, cut when sliced.
 
     Attributes:
-        image: the image, not padded.
+        image: the images, f of each sample, not padded.
         kernel, stride, padding, dilation: one entry a spatial axis.
         positions: number of kernel positions along each axis.
         groups: number of groups of channels.
@@ -40,10 +40,10 @@ class Patches:
 
     @property
     def shape(self) -> torch.Size:
-        """``[n, G, positions, C/G * kernel]``."""
-        n, channels = self.image.shape[:2]
+        """``[n, G, f * positions, C/G * kernel]``."""
+        n, frames, channels = self.image.shape[:3]
         per_group = channels // self.groups * math.prod(self.kernel)
-        return torch.Size((n, self.groups, math.prod(self.positions), per_group))
+        return torch.Size((n, self.groups, frames * math.prod(self.positions), per_group))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -53,11 +53,13 @@ class Patches:
     def columns(self, part: slice) -> Patches:
         """Some columns, whole kernels of some channels of every group."""
         size = math.prod(self.kernel)
-        grouped = self.image.unflatten(1, (self.groups, -1))[:, :, part.start // size : part.stop // size]
-        return replace(self, image=grouped.flatten(1, 2))
+        grouped = self.image.unflatten(2, (self.groups, -1))[:, :, :, part.start // size : part.stop // size]
+        return replace(self, image=grouped.flatten(2, 3))
 
     def __getitem__(self, samples: slice) -> Tensor:
-        image = F.pad(self.image[samples], [p for pad in reversed(self.padding) for p in (pad, pad)])
+        chosen = self.image[samples]
+        frames = chosen.shape[1]
+        image = F.pad(chosen.flatten(0, 1), [p for pad in reversed(self.padding) for p in (pad, pad)])
         n, channels = image.shape[:2]
         steps = image.stride()[2:]
         windows = image.as_strided(
@@ -69,25 +71,27 @@ class Patches:
             ),
         )
         grouped = windows.reshape(n, self.groups, -1, math.prod(self.positions))
-        return grouped.mT
-
+        return grouped.mT if frames == 1 else grouped.mT.unflatten(0, (-1, frames)).transpose(1, 2).flatten(2, 3)
 
     def gradient(self, fixed: Tensor) -> Tensor:
         """``sum_n sum_t fixed[n, G, t, :] (outer) patch[n, G, t, :]``: ``[G, a, C/G * kernel]``, by the op's own backward pass.
 
         Args:
-            fixed: ``[n, G, positions, a]``, what meets the patches.
+            fixed: ``[n, G, f * positions, a]``, what meets the patches.
         """
-        n, groups, _, a = fixed.shape
-        grad = fixed.mT.reshape(n, groups * a, *self.positions)
-        return self._backward(grad, self.image, groups).reshape(groups, a, -1)
+        grad = self._as_images(fixed).flatten(0, 1)
+        return self._backward(grad, self.image.flatten(0, 1), self.groups).reshape(self.groups, fixed.shape[3], -1)
 
     def gradient_by_sample(self, fixed: Tensor) -> Tensor:
         """The terms of `gradient` for every sample, ``[n, G, a, C/G * kernel]``: every sample is a group of its own."""
         n, groups, _, a = fixed.shape
-        grad = fixed.mT.reshape(1, n * groups * a, *self.positions)
-        image = self.image.reshape(1, -1, *self.image.shape[2:])
+        grad, image = (images.transpose(0, 1).flatten(1, 2) for images in (self._as_images(fixed), self.image))
         return self._backward(grad, image, n * groups).reshape(n, groups, a, -1)
+
+    def _as_images(self, fixed: Tensor) -> Tensor:
+        """``[n, G, f * positions, a]`` laid out as images again, ``[n, f, G * a, *positions]``."""
+        split = fixed.unflatten(2, (self.image.shape[1], -1))
+        return split.permute(0, 2, 1, 4, 3).reshape(*split.shape[:1], split.shape[2], -1, *self.positions)
 
     def _backward(self, grad: Tensor, image: Tensor, groups: int) -> Tensor:
         reach = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, p, d, k, s in self._axes(image)]
@@ -106,21 +110,26 @@ class Patches:
 
 @layer_rules.register("ConvolutionBackward0")
 def convolution(meeting: Meeting) -> Form | None:
-    """``convolution(input, weight, bias)``."""
-    if meeting.where.axis != 0 or not meeting.where.is_plain:
+    """``convolution(input, weight, bias)``; a sample may have several images, merged with the samples' axis."""
+    if meeting.where.axis != 0:
         return None
-    g = meeting.g
+    g = meeting.where.rows(meeting.g)
+    n, frames, channels = g.shape[:3]
     if meeting.index == 2:
-        return Dense(g.flatten(2).sum(2))
+        return Dense(g.reshape(n, frames, channels, -1).sum((1, 3)))
     if meeting.index != 1:
         return None
-    image, groups = meeting.saved("input"), meeting.saved("groups")
+    image, groups = meeting.where.rows(meeting.saved("input")), meeting.saved("groups")
     moving, fixed = (g, image) if meeting.saved("transposed") else (image, g)
     axes = len(meeting.shape) - 2
-    options = [tuple(meeting.saved(name)) for name in ("stride", "padding", "dilation")]
-    options = [option * (axes if len(option) == 1 else 1) for option in options]
-    patches = Patches(moving, meeting.shape[2:], *options, fixed.shape[2:], groups)
-    left = fixed.reshape(fixed.shape[0], groups, fixed.shape[1] // groups, -1).mT
-    if moving.shape[1] == groups:  # one channel a group: rows are small, and patches larger than the image
+    stride, padding, dilation = (_per_axis(meeting.saved(name), axes) for name in ("stride", "padding", "dilation"))
+    patches = Patches(moving, meeting.shape[2:], stride, padding, dilation, fixed.shape[3:], groups)
+    split = fixed.reshape(n, frames, groups, fixed.shape[2] // groups, -1)
+    left = split.squeeze(1).mT if frames == 1 else split.permute(0, 2, 1, 4, 3).flatten(2, 3)
+    if moving.shape[2] == groups:  # one channel a group: rows are small, and patches larger than the image
         return Dense(patches.gradient_by_sample(left))
     return Contract(left, patches)
+
+
+def _per_axis(option: Sequence[int], axes: int) -> tuple[int, ...]:
+    return tuple(option) * (axes if len(option) == 1 else 1)

@@ -16,7 +16,7 @@ from hesse.rules.layers.meeting import Meeting, layer_rules
 def addmm(meeting: Meeting) -> Form | None:
     """``addmm(bias, left, right)``."""
     if meeting.index == 0:
-        return Dense(meeting.sum_to_weight(meeting.g * meeting.saved("beta")))
+        return Dense(meeting.sum_to_weight(_scaled(meeting.g, meeting.saved("beta"))))
     return _factor(meeting, meeting.index == 2, "mat1" if meeting.index == 2 else "mat2", meeting.saved("alpha"))
 
 
@@ -30,7 +30,7 @@ def mm(meeting: Meeting) -> Form | None:
 def addmv(meeting: Meeting) -> Form | None:
     """``addmv(bias, matrix, vector)``."""
     if meeting.index == 0:
-        return Dense(meeting.sum_to_weight(meeting.g * meeting.saved("beta")))
+        return Dense(meeting.sum_to_weight(_scaled(meeting.g, meeting.saved("beta"))))
     return _vector(meeting, "mat", meeting.saved("alpha")) if meeting.index == 2 else None
 
 
@@ -45,7 +45,7 @@ def _vector(meeting: Meeting, other: str, scale: float) -> Form | None:
     if data.layout != torch.strided:
         return None
     g = meeting.where.rows(meeting.g).unsqueeze(2)
-    return Contract(_one_group(g if scale == 1 else g * scale), _one_group(meeting.where.rows(data)))
+    return Contract(_one_group(_scaled(g, scale)), _one_group(meeting.where.rows(data)))
 
 
 def _factor(meeting: Meeting, is_right: bool, other: str, scale: float) -> Form | None:
@@ -55,10 +55,14 @@ def _factor(meeting: Meeting, is_right: bool, other: str, scale: float) -> Form 
     if data.layout != torch.strided:
         return None
     z, g = meeting.where.rows(data), meeting.where.rows(meeting.g)
-    g = g if scale == 1 else g * scale
+    g = _scaled(g, scale)
     if is_right:
         return Contract(_one_group(z), _one_group(g))
     return Contract(_one_group(g.mT), _one_group(z.mT))
+
+
+def _scaled(g: Tensor, scale: float) -> Tensor:
+    return g if scale == 1 else g * scale
 
 
 def _one_group(rows: Tensor) -> Tensor:

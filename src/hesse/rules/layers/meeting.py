@@ -28,6 +28,8 @@ class SampleAxis:
 
     def rows(self, tensor: Tensor) -> Tensor:
         """The samples in front: ``[n, *shape]``, in which the axis keeps its place with what else was merged into it."""
+        if self.axis == 0 and self.is_plain:
+            return tensor.unsqueeze(1)
         shape = tensor.shape
         count = shape[self.axis] // (self.before * self.after)
         split = tensor.reshape(*shape[: self.axis], self.before, count, self.after, *shape[self.axis + 1 :])
@@ -87,6 +89,8 @@ class Meeting:
 
     def sum_to_weight(self, product: Tensor) -> Tensor:
         """Add up a tensor laid out like g over what the weight was broadcast over, but not over samples: ``[n, *shape]``."""
+        if self.where.axis == 0 and self.where.is_plain and product.shape[1:] == self.shape:
+            return product
         rows = self.where.rows(product)
         padded = (1,) * (product.ndim - len(self.shape)) + tuple(self.shape)
         summed = [axis + 1 for axis, size in enumerate(padded) if size == 1 and rows.shape[axis + 1] != 1]

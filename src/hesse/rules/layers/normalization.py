@@ -37,35 +37,33 @@ def rms_norm(meeting: Meeting) -> Form | None:
 @layer_rules.register("NativeGroupNormBackward0")
 def group_norm(meeting: Meeting) -> Form | None:
     """``group_norm(input, weight, bias)``."""
-    if meeting.where.axis != 0 or not meeting.where.is_plain:
+    if meeting.where.axis != 0:
         return None
     if meeting.index == 2:
-        return Dense(_sum_positions(meeting.g))
+        return Dense(_sum_positions(meeting, meeting.g))
     image, groups = _wide(meeting.saved("input")), meeting.saved("group")
     grouped = image.reshape(image.shape[0], groups, -1)
     found = (meeting.saved(name).unsqueeze(-1) for name in ("result1", "result2"))
     mean, deviation = _statistics(meeting, grouped, (-1,), *found)
     z = (grouped - mean) * deviation
-    return _scale(meeting, _sum_positions(meeting.g * z.reshape(image.shape))) if meeting.index == 1 else None
+    return _scale(meeting, _sum_positions(meeting, meeting.g * z.reshape(image.shape))) if meeting.index == 1 else None
 
 
 @layer_rules.register("NativeBatchNormBackward0")
 def batch_norm(meeting: Meeting) -> Form | None:
     """``batch_norm(input, weight, bias)`` with running statistics."""
-    if meeting.saved("training") or meeting.where.axis != 0 or not meeting.where.is_plain:
+    if meeting.saved("training") or meeting.where.axis != 0:
         return None
     if meeting.index == 2:
-        return Dense(_sum_positions(meeting.g))
+        return Dense(_sum_positions(meeting, meeting.g))
     image = _wide(meeting.saved("input"))
     shape = (1, -1) + (1,) * (image.ndim - 2)
     scale = (meeting.saved("running_var") + meeting.saved("eps")).rsqrt()
     z = (image - meeting.saved("running_mean").reshape(shape)) * scale.reshape(shape)
-    return _scale(meeting, _sum_positions(meeting.g * z)) if meeting.index == 1 else None
+    return _scale(meeting, _sum_positions(meeting, meeting.g * z)) if meeting.index == 1 else None
 
 
-def _statistics(
-    meeting: Meeting, x: Tensor, dims: tuple[int, ...], mean: Tensor, deviation: Tensor
-) -> tuple[Tensor, Tensor]:
+def _statistics(meeting: Meeting, x: Tensor, dims: tuple[int, ...], mean: Tensor, deviation: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and inverse standard deviation as saved; for differentiable forms as functions of x, since PyTorch saves numbers."""
     if not meeting.attached:
         return mean, deviation
@@ -88,5 +86,7 @@ def _scale(meeting: Meeting, rows: Tensor) -> Form:
     return Dense(rows.to(meeting.saved("weight").dtype))
 
 
-def _sum_positions(product: Tensor) -> Tensor:
-    return product.reshape(*product.shape[:2], -1).sum(2)
+def _sum_positions(meeting: Meeting, product: Tensor) -> Tensor:
+    """``[n, C]``: a product ``[n * f, C, ...]`` added up over the f parts of a sample and over positions."""
+    rows = meeting.where.rows(product)
+    return rows.reshape(*rows.shape[:3], -1).sum((1, 3))
