@@ -15,6 +15,11 @@ PER_SAMPLE = {
     "norms": "per-sample gradient norms",
     "squares": "sum over samples of squared gradients",
     "gram": "Gram matrix of the per-sample gradients",
+    "clipped_sum": "sum over samples of clipped gradients",
+}
+OUTPUTS = {
+    "output_jacobian": "Jacobian of the outputs",
+    "kernel": "tangent kernel of 64 samples, in their gradients",
 }
 CURVATURE = {
     "hvp_first": "Hessian product, first",
@@ -25,7 +30,9 @@ CURVATURE = {
     "ggn_block": "sixteen GGN products, repeated",
 }
 SMALL = {"jacobian": "Jacobian, R^100 to R^60", "hessian": "Hessian, R^100 to R"}
-TITLES = {**PER_SAMPLE, **CURVATURE, **SMALL}
+TITLES = {**PER_SAMPLE, **OUTPUTS, **CURVATURE, **SMALL}
+MAX_NORM = "max_norm"  # beside the reference of a clipped sum: the norm that it was clipped to
+FIRST = {"kernel": 64}  # quantities that are measured on the first samples of the batch only, and on how many
 
 FUNCTIONS = "functions"  # the "model" on which the quantities of SMALL are measured
 MODEL_TITLES = {
@@ -33,8 +40,16 @@ MODEL_TITLES = {
     "lenet": "LeNet on 1x28x28, N = 256",
     "transformer": "Transformer block with embeddings, N = 64 of 32 tokens",
     "3c3d": "3C3D on 3x32x32, N = 64",
+    "depthwise": "Depthwise-separable CNN on 3x32x32, N = 32",
+    "tokens": "Token MLP, vocabulary of 2000, N = 64 of 32 tokens",
+    "lstm": "Character LSTM, N = 32 of 32 characters",
+    "resnet18": "ResNet-18 (SiLU, batch normalization in eval mode) on 3x32x32, N = 16",
+    "conv3d": "Conv3d with 33 parameters on 1x6x6x6, N = 1000",
     FUNCTIONS: "Small functions of one vector",
 }
+SLOW = ("3c3d", "depthwise", "lstm", "resnet18", "kernel")  # models and quantities that quick runs leave out, beside blocks
+WITH_CURVATURE = ("mlp", "lenet", "transformer", "3c3d")
+WITH_OUTPUTS = {"mlp": ("kernel",), "lenet": ("kernel",), "conv3d": ("output_jacobian",)}
 
 TOLERANCE = 1e-3  # of float32 results: rounding gives about 1e-6, a wrong formula 1e-2 and more
 FLOOR = 1e-3  # a block whose largest entry is below this part of the largest of all is compared with that
@@ -42,7 +57,10 @@ FLOOR = 1e-3  # a block whose largest entry is below this part of the largest of
 
 def quantities_of(model: str) -> tuple[str, ...]:
     """The names of the quantities that are measured on `model`."""
-    return tuple(SMALL) if model == FUNCTIONS else (*PER_SAMPLE, *CURVATURE)
+    if model == FUNCTIONS:
+        return tuple(SMALL)
+    curvature = CURVATURE if model in WITH_CURVATURE else ()
+    return (*PER_SAMPLE, *WITH_OUTPUTS.get(model, ()), *curvature)
 
 
 def relative_error(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
@@ -71,7 +89,7 @@ def as_blocks(quantity: str, result: Any, shapes: Mapping[str, tuple[int, ...]])
     """
     if isinstance(result, Mapping):
         return {name: result[name].detach() for name in shapes} if shapes.keys() <= result.keys() else {}
-    if quantity not in ("dense", "dense_out"):
+    if quantity not in ("dense", "dense_out", "output_jacobian"):
         return {"": result.detach()}
     counts = [math.prod(shape) for shape in shapes.values()]
     if result.ndim != 2 or result.shape[1] != sum(counts):

@@ -26,11 +26,12 @@ sys.path.insert(0, str(ROOT))  # run as a script: make `benchmarks` a package
 from benchmarks.environments import InstallError, default_torch, python_of  # noqa: E402
 from benchmarks.import_time import import_time  # noqa: E402
 from benchmarks.measure import FULL, QUICK  # noqa: E402
-from benchmarks.quantities import MODEL_TITLES, TITLES, quantities_of  # noqa: E402
+from benchmarks.quantities import MODEL_TITLES, SLOW, TITLES, quantities_of  # noqa: E402
 from benchmarks.tables import LIBRARIES, render, write_between_markers  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
+REPORTED = ("version", "torch", "threads", "reason")  # of what is known about a library
 SILENCE = 900.0  # seconds without a word after which a worker is given up
 
 
@@ -53,13 +54,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", type=_names(MODEL_TITLES), help=f"some of {', '.join(MODEL_TITLES)}")
     parser.add_argument("--quantities", type=_names(TITLES), help=f"some of {', '.join(TITLES)}")
     parser.add_argument("--libraries", type=_names(LIBRARIES), help=f"some of {', '.join(LIBRARIES)}")
-    parser.add_argument("--quick", action="store_true", help="few repeats, no 3C3D and no blocks unless named")
+    parser.add_argument("--quick", action="store_true", help="few repeats; no slow models and no blocks unless named")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
     parser.add_argument("--torch", default=default_torch(), help="what pip installs as PyTorch for the peers")
     parser.add_argument("--write-docs", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
     args = parser.parse_args(arguments)
-    args.models = args.models or [m for m in MODEL_TITLES if not (args.quick and m == "3c3d")]
-    args.quantities = args.quantities or [q for q in TITLES if not (args.quick and q.endswith("_block"))]
+    args.models = args.models or [m for m in MODEL_TITLES if not (args.quick and m in SLOW)]
+    args.quantities = args.quantities or [q for q in TITLES if not (args.quick and (q in SLOW or q.endswith("_block")))]
     args.libraries = args.libraries or list(LIBRARIES)
     return args
 
@@ -107,7 +108,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "mode": "quick" if args.quick else "full",
         "threads": args.threads,
         "machine": machine,
-        "libraries": {name: {k: v for k, v in about.items() if k != "python"} for name, about in libraries.items()},
+        "libraries": {name: {k: v for k, v in about.items() if k in REPORTED} for name, about in libraries.items()},
         "models": models,
         "results": results,
         "import_time": import_time(3 if args.quick else 7) if "hesse" in args.libraries else None,
@@ -115,8 +116,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _measure_library(name: str, about: dict[str, Any], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """One result a quantity. A worker that dies or falls silent costs one quantity, and is started again."""
-    left = list(job["quantities"])
+    """One result a quantity. A worker that dies or falls silent costs one quantity, and is started again.
+
+    A library that offers none of the quantities, as an earlier model has shown, is not started.
+    """
+    absent = about.setdefault("absent", [])
+    left = [quantity for quantity in job["quantities"] if quantity not in absent]
+    yield from ({"quantity": quantity, "status": "absent"} for quantity in job["quantities"] if quantity in absent)
     while left and "reason" not in about:
         current = None
         for message in _messages(Path(about["python"]), job | {"library": name, "quantities": left}):
@@ -129,6 +135,8 @@ def _measure_library(name: str, about: dict[str, Any], job: dict[str, Any]) -> I
             elif event == "result":
                 left.remove(message["quantity"])
                 current = None
+                if message["status"] == "absent":
+                    absent.append(message["quantity"])
                 yield message
             elif event == "end" and left and "reason" not in about:
                 lost = current or left[0]

@@ -24,7 +24,7 @@ DISTRIBUTION = "backpack-for-pytorch"
 
 def _extended(extension: type, field: str, finish: Callable[[dict[str, Tensor]], Any]) -> Callable[[Problem], Task]:
     def prepare(problem: Problem) -> Task:
-        model, loss = extend(copy.deepcopy(problem.model)), extend(nn.CrossEntropyLoss(reduction="sum"))
+        model, loss = extend(copy.deepcopy(problem.model)), extend(problem.sum_loss)
 
         def run() -> Any:
             for param in model.parameters():
@@ -40,6 +40,39 @@ def _extended(extension: type, field: str, finish: Callable[[dict[str, Tensor]],
         return Task(run)
 
     return prepare
+
+
+def _clipped_sum(problem: Problem) -> Task:
+    """Two backward passes: one for the norms, one of the losses times their factors."""
+    model, loss = extend(copy.deepcopy(problem.model)), extend(problem.sum_loss)
+
+    def run() -> dict[str, Tensor]:
+        output = model(problem.inputs)
+        with backpack(BatchL2Grad(), retain_graph=True):
+            loss(output, problem.targets).backward(retain_graph=True)
+        _refuse_missing(model, "batch_l2")
+        norms = _total_norms({name: param.batch_l2 for name, param in model.named_parameters()})
+        factors = (problem.max_norm / norms).clamp(max=1.0)
+        for param in model.parameters():
+            param.grad = None
+            del param.batch_l2
+        (problem.sample_losses(output) * factors).sum().backward()
+        return {name: param.grad for name, param in model.named_parameters()}
+
+    return Task(run)
+
+
+def _output_jacobian(problem: Problem) -> Task:
+    """For one output a sample: the per-sample gradients of their sum."""
+    model = extend(copy.deepcopy(problem.model))
+
+    def run() -> dict[str, Tensor]:
+        with backpack(BatchGrad()):
+            model(problem.inputs).sum().backward()
+        _refuse_missing(model, "grad_batch")
+        return {name: param.grad_batch for name, param in model.named_parameters()}
+
+    return Task(run)
 
 
 def _refuse_missing(model: nn.Module, field: str) -> None:
@@ -111,6 +144,8 @@ TASKS: dict[str, Callable[[Any], Task]] = {
     "norms": _extended(BatchL2Grad, "batch_l2", _total_norms),
     "squares": _extended(SumGradSquared, "sum_grad_squared", lambda sums: sums),
     "gram": _extended(BatchGrad, "grad_batch", per_sample.gram),
+    "clipped_sum": _clipped_sum,
+    "output_jacobian": _output_jacobian,
     "hvp_first": _hvp_first,
     "hvp_kept": _hvp_kept,
     "hvp_block": _hvp_block,

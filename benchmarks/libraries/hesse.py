@@ -27,6 +27,22 @@ def _dense_out(problem: Problem) -> Task:
     return Task(lambda: _rows(problem).dense(out=buffer))
 
 
+def _outputs(problem: Problem) -> Any:
+    return hesse.parameter_jacobian(problem.model, None, problem.inputs)
+
+
+def _clipped_sum(problem: Problem) -> Task:
+    return Task(lambda: _rows(problem).clipped_sum(problem.max_norm))
+
+
+def _output_jacobian(problem: Problem) -> Task:
+    return Task(lambda: _outputs(problem).dense(), lambda J: J.flatten(0, -2))
+
+
+def _kernel(problem: Problem) -> Task:
+    return Task(lambda: _outputs(problem).gram())
+
+
 def _operator(make: str, problem: Problem) -> Any:
     return getattr(hesse, make)(problem.model, problem.loss, (problem.inputs, problem.targets))
 
@@ -69,6 +85,9 @@ TASKS: dict[str, Callable[[Any], Task]] = {
     "norms": _per_sample(lambda J: J.norms()),
     "squares": _per_sample(lambda J: J.sum_of_squares()),
     "gram": _per_sample(lambda J: J.gram()),
+    "clipped_sum": _clipped_sum,
+    "output_jacobian": _output_jacobian,
+    "kernel": _kernel,
     "hvp_first": _first("loss_hessian"),
     "hvp_kept": _kept("loss_hessian"),
     "hvp_block": _block("loss_hessian"),

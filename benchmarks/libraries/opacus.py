@@ -1,4 +1,7 @@
-"""Opacus: per-sample gradients by hooks, norms by its "ghost" clipping (no per-sample gradient formed)."""
+"""Opacus: per-sample gradients by hooks; norms and clipping by its "ghost" clipping (no per-sample gradient formed).
+
+Layers that it has a replacement for (`nn.LSTM`) are replaced by it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from opacus.grad_sample import GradSampleModule, GradSampleModuleFastGradientClipping
-from torch import Tensor
+from opacus.validators import ModuleValidator
+from torch import Tensor, nn
 
 from benchmarks.libraries import Task, per_sample
 from benchmarks.models import Problem
@@ -15,14 +19,20 @@ from benchmarks.models import Problem
 DISTRIBUTION = "opacus"
 
 
+def _copy(problem: Problem) -> nn.Module:
+    if any(isinstance(layer, nn.LSTM) for layer in problem.model.modules()):
+        return ModuleValidator.fix(problem.model)
+    return copy.deepcopy(problem.model)
+
+
 def _hooks(finish: Callable[[dict[str, Tensor]], Any]) -> Callable[[Problem], Task]:
     def prepare(problem: Problem) -> Task:
-        inner = copy.deepcopy(problem.model)
-        model = GradSampleModule(inner, loss_reduction="mean")  # undoes the mean: rows are unreduced
+        inner, loss = _copy(problem), problem.sum_loss
+        model = GradSampleModule(inner, loss_reduction="sum")
 
         def run() -> Any:
             model.zero_grad(set_to_none=True)
-            problem.loss(model(problem.inputs), problem.targets).backward()
+            loss(model(problem.inputs), problem.targets).backward()
             result = finish({name: param.grad_sample for name, param in inner.named_parameters()})
             model.zero_grad(set_to_none=True)
             return result
@@ -32,13 +42,48 @@ def _hooks(finish: Callable[[dict[str, Tensor]], Any]) -> Callable[[Problem], Ta
     return prepare
 
 
+def _output_jacobian(problem: Problem) -> Task:
+    """For one output a sample: the per-sample gradients of their sum."""
+    inner = _copy(problem)
+    model = GradSampleModule(inner, loss_reduction="sum")
+
+    def run() -> dict[str, Tensor]:
+        model.zero_grad(set_to_none=True)
+        model(problem.inputs).sum().backward()
+        result = {name: param.grad_sample for name, param in inner.named_parameters()}
+        model.zero_grad(set_to_none=True)
+        return result
+
+    return Task(run)
+
+
 def _ghost(problem: Problem) -> Task:
-    model = GradSampleModuleFastGradientClipping(copy.deepcopy(problem.model), loss_reduction="mean")
+    model, loss = GradSampleModuleFastGradientClipping(_copy(problem), loss_reduction="sum"), problem.sum_loss
 
     def run() -> Tensor:
         model.zero_grad(set_to_none=True)
-        problem.loss(model(problem.inputs), problem.targets).backward()
+        loss(model(problem.inputs), problem.targets).backward()
         return model.get_norm_sample()
+
+    return Task(run)
+
+
+def _clipped_sum(problem: Problem) -> Task:
+    """Two backward passes: one for the norms, one of the losses times their factors, as Opacus does it in training."""
+    inner = _copy(problem)
+    model = GradSampleModuleFastGradientClipping(inner, loss_reduction="sum", max_grad_norm=problem.max_norm)
+
+    def run() -> dict[str, Tensor]:
+        model.zero_grad(set_to_none=True)
+        losses = problem.sample_losses(model(problem.inputs))
+        losses.sum().backward(retain_graph=True)
+        model.zero_grad(set_to_none=True)
+        model.disable_hooks()
+        (losses * model.get_clipping_coef()).sum().backward()
+        model.enable_hooks()
+        result = {name: param.grad for name, param in inner.named_parameters()}
+        model.zero_grad(set_to_none=True)
+        return result
 
     return Task(run)
 
@@ -48,4 +93,6 @@ TASKS: dict[str, Callable[[Any], Task]] = {
     "norms": _ghost,
     "squares": _hooks(per_sample.squares),
     "gram": _hooks(per_sample.gram),
+    "clipped_sum": _clipped_sum,
+    "output_jacobian": _output_jacobian,
 }

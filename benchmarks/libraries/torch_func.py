@@ -22,8 +22,9 @@ def _params(problem: Problem) -> Params:
 
 def _rows(problem: Problem) -> Callable[[], Params]:
     def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
-        return problem.loss(functional_call(problem.model, params, (x[None],)), y[None])
+        return sum_loss(functional_call(problem.model, params, (x[None],)), y[None])
 
+    sum_loss = problem.sum_loss
     gradients, params = vmap(grad(loss), in_dims=(None, 0, 0)), _params(problem)
     return lambda: gradients(params, problem.inputs, problem.targets)
 
@@ -34,6 +35,34 @@ def _from_rows(contract: Callable[[Params], Any]) -> Callable[[Problem], Task]:
         return Task(lambda: contract(rows()))
 
     return prepare
+
+
+def _clipped_sum(problem: Problem) -> Task:
+    rows = _rows(problem)
+    return Task(lambda: per_sample.clipped_sum(rows(), problem.max_norm))
+
+
+def _output_rows(problem: Problem) -> Callable[[], Params]:
+    def output(params: Params, x: Tensor) -> Tensor:
+        return functional_call(problem.model, params, (x[None],))[0]
+
+    jacobians, params = vmap(jacrev(output), in_dims=(None, 0)), _params(problem)
+    return lambda: jacobians(params, problem.inputs)
+
+
+def _output_jacobian(problem: Problem) -> Task:
+    return Task(_output_rows(problem), lambda J: {name: block.flatten(0, 1) for name, block in J.items()})
+
+
+def _kernel(problem: Problem) -> Task:
+    rows = _output_rows(problem)
+
+    def run() -> Tensor:
+        products = per_sample.gram({name: block.flatten(0, 1) for name, block in rows().items()})
+        outputs = (len(problem.inputs), len(products) // len(problem.inputs))
+        return products.reshape(*outputs, *outputs)
+
+    return Task(run)
 
 
 def _output(problem: Problem) -> Callable[[Params], Tensor]:
@@ -101,6 +130,9 @@ TASKS: dict[str, Callable[[Any], Task]] = {
     "norms": _from_rows(per_sample.norms),
     "squares": _from_rows(per_sample.squares),
     "gram": _from_rows(per_sample.gram),
+    "clipped_sum": _clipped_sum,
+    "output_jacobian": _output_jacobian,
+    "kernel": _kernel,
     "hvp_first": _hvp_first,
     "hvp_kept": _hvp_kept,
     "hvp_block": _hvp_block,

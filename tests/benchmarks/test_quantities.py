@@ -2,12 +2,14 @@ import math
 
 import pytest
 import torch
-from benchmarks.quantities import FUNCTIONS, MODEL_TITLES, TITLES, as_blocks, quantities_of, relative_error
+from benchmarks.quantities import FUNCTIONS, MODEL_TITLES, PER_SAMPLE, TITLES, as_blocks, quantities_of, relative_error
 
 
 def test_every_quantity_is_measured_on_some_model():
     assert {q for model in MODEL_TITLES for q in quantities_of(model)} == set(TITLES)
     assert set(quantities_of(FUNCTIONS)).isdisjoint(quantities_of("mlp"))
+    assert all(set(quantities_of(model)) >= set(PER_SAMPLE) for model in MODEL_TITLES if model != FUNCTIONS)
+    assert "hvp_first" in quantities_of("3c3d") and "hvp_first" not in quantities_of("resnet18")
 
 
 def test_error_is_relative_to_the_block():
@@ -48,6 +50,7 @@ def test_a_flat_matrix_is_split_in_the_order_of_the_parameters():
     blocks = as_blocks("dense", J, shapes)
     assert torch.equal(blocks["w"], J[:, :6].reshape(4, 2, 3)) and torch.equal(blocks["b"], J[:, 6:])
     assert as_blocks("dense", J[:, :7], shapes) == {}
+    assert as_blocks("output_jacobian", J, shapes).keys() == shapes.keys() and as_blocks("gram", J, shapes).keys() == {""}
 
 
 def test_a_mapping_needs_every_parameter():

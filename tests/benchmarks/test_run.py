@@ -33,7 +33,8 @@ def test_names_keep_their_own_order_and_unknown_ones_are_refused(capsys):
 
 def test_quick_leaves_out_what_is_slow_unless_named():
     quick = run._parse(["--quick"])
-    assert "3c3d" not in quick.models and "hvp_block" not in quick.quantities and "hvp_kept" in quick.quantities
+    assert {"3c3d", "resnet18"}.isdisjoint(quick.models) and "conv3d" in quick.models
+    assert {"hvp_block", "kernel"}.isdisjoint(quick.quantities) and "hvp_kept" in quick.quantities
     assert run._parse(["--quick", "--models", "3c3d"]).models == ["3c3d"]
 
 
@@ -83,6 +84,24 @@ def test_a_library_that_cannot_be_imported_is_asked_once(monkeypatch):
     left = scripted(monkeypatch, say(event="library", reason="cannot be imported: ImportError: x"))
     found = list(run._measure_library("opacus", {"python": sys.executable}, JOB))
     assert not left and [r["reason"] for r in found] == ["cannot be imported: ImportError: x"] * 3
+
+
+def test_a_library_is_not_started_for_what_it_has_been_seen_not_to_offer(monkeypatch):
+    absent = [say(event="result", quantity=quantity, status="absent") for quantity in ("dense", "gram")]
+    about = {"python": sys.executable}
+    scripted(monkeypatch, "".join(absent) + say(event="result", quantity="norms", status="ok"))
+    assert len(list(run._measure_library("curvlinops", about, JOB))) == 3
+    jobs = []
+
+    def messages(python, job):
+        jobs.append(list(job["quantities"]))
+        return iter([{"event": "end", "reason": "done"}])
+
+    monkeypatch.setattr(run, "_messages", messages)
+    found = list(run._measure_library("curvlinops", about, JOB | {"quantities": ["dense", "gram"]}))
+    assert not jobs and found == [{"quantity": q, "status": "absent"} for q in ("dense", "gram")]
+    list(run._measure_library("curvlinops", about, JOB | {"quantities": ["dense", "norms"]}))
+    assert jobs == [["norms"]]
 
 
 def test_a_library_that_cannot_be_installed_is_never_started(monkeypatch):
