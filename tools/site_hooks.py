@@ -1,8 +1,8 @@
 """A hook of the site's build: what must not drift from the code is filled in from it.
 
-`<!-- layer rules -->` and `<!-- loss rules -->` become tables made from the registries,
-`<!-- help COMMAND -->` the help text of a command. `::: hesse.name` of a public name is pointed to where the
-object is defined, since a function may share its name with the module that it is in.
+`<!-- loss rules -->` becomes a table made from the registry, `<!-- help COMMAND -->` the help text of a command.
+`::: hesse.name` of a public name is pointed to where the object is defined, since a function may share its name with the
+module that it is in.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Hashable
 from typing import Any
 
-MARKER = re.compile(r"<!-- (layer rules|loss rules|help(?: \w+)*) -->")
+MARKER = re.compile(r"<!-- (loss rules|help(?: \w+)*) -->")
 PUBLIC = re.compile(r"^::: hesse\.(\w+)$", re.MULTILINE)
 
 
@@ -34,10 +34,6 @@ def reference_to(name: str) -> str:
 
 def fill(marker: str) -> str:
     """The text that stands for a marker."""
-    if marker == "layer rules":
-        from hesse.rules.layers import layer_rules
-
-        return table("autograd node", layer_rules)
     if marker == "loss rules":
         from hesse.rules.losses import loss_rules
 
