@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.roots import Rows
-from hesse.core import tree
+from hesse.core import pages, tree
 from hesse.core.errors import StructureError
 from hesse.core.memory import Budget, chunk_size, current_budget
 from hesse.core.space import Space
@@ -286,7 +286,7 @@ class ParameterJacobian(LinearOperator):
             return torch.cat([rows.reshape(*self.facts.shape, -1) for rows in self.as_dict().values()], -1)
         if out is None:
             self._require_room()
-            out = torch.empty(shape, dtype=self.in_space.dtype, device=self.in_space.device)
+            out = pages.empty(shape, self.in_space.dtype, self.in_space.device)
         require_fit(out, shape, self.in_space.dtype, self.in_space.device)
         flat = out.detach().reshape(self.count, self.source.roots, width)
         table = flat if flat.data_ptr() == out.data_ptr() else torch.empty_like(flat)  # strides that no view can merge
@@ -307,7 +307,7 @@ class ParameterJacobian(LinearOperator):
             tables = differentiable_rows(self.source, sizes, self._zeros(0))
         else:
             shape, device = (self.count, self.source.roots), self.in_space.device
-            tables = {n: torch.empty(*shape, size, dtype=self._dtypes[n], device=device) for n, size in sizes.items()}
+            tables = {n: pages.empty((*shape, size), self._dtypes[n], device) for n, size in sizes.items()}
             write(self.source, tables)
         return {name: table.reshape(*self.facts.shape, *self._shapes[name]) for name, table in tables.items()}
 
