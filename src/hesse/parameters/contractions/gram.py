@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,12 +86,14 @@ def _contract(first: Contract, second: Contract, known: Known) -> Tensor:
         return total
     first = _at_once(first)
     second = first if same else _at_once(second)
-    flip = a > b and not isinstance(first.right, Patches)
+    kernel = next((math.prod(use.right.kernel) for use in (first, second) if isinstance(use.right, Patches)), 0)
+    flip = a > b and not kernel
     first, second = (first.transposed(), second.transposed()) if flip else (first, second)
-    elements = _PATCH_ELEMENTS if isinstance(first.right, Patches) else _BLOCK_ELEMENTS
+    elements = _PATCH_ELEMENTS if kernel else _BLOCK_ELEMENTS
     width = max(1, elements // ((n if same else n + m) * max(first.dims[3], t)))
     result = wide(first.left[:1]).new_zeros(n, m)
-    for part in _column_blocks(first.right, first.dims[4], width):
+    whole = max(kernel, 1)  # of patches, whole kernels
+    for part in slices(first.dims[4], max(1, width // whole) * whole):
         rows = _partial_rows(first, part)
         others = rows if same else _partial_rows(second, part)
         result = result.addmm(rows, others.mT) if rows.requires_grad else result.addmm_(rows, others.mT)
@@ -102,12 +104,6 @@ def _at_once(use: Contract) -> Contract:
     """Factors that are cut or joined on every access, once and for all; but not patches, which are larger than their image."""
     left, right = (rows if isinstance(rows, Patches) else rows[:] for rows in (use.left, use.right))
     return Contract(left, right)
-
-
-def _column_blocks(right: Rows, width: int, block: int) -> Iterator[slice]:
-    """Blocks of columns; of patches, whole kernels."""
-    each = math.prod(right.kernel) if isinstance(right, Patches) else 1
-    return slices(width, max(1, block // each) * each)
 
 
 def _partial_rows(use: Contract, part: slice) -> Tensor:
