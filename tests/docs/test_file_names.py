@@ -9,12 +9,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMED = re.compile(r"`((?:src|tests|tools|docs|benchmarks|examples)/[\w./-]*)`")
+WRITTEN = ("benchmarks/results/",)  # what a command writes is not in a fresh checkout
 PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_paths_exist(page: Path) -> None:
-    assert [path for path in NAMED.findall(page.read_text()) if not (ROOT / path).exists()] == []
+    named = [path for path in NAMED.findall(page.read_text()) if not path.startswith(WRITTEN)]
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_paths_are_found_in_the_text() -> None:
