@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import hesse
+from hesse.autodiff.linearize import JacobianOperator
 from hesse.core.errors import (
     DataError,
     DetachedError,
@@ -322,3 +323,23 @@ def test_chosen_parameters_are_a_block_of_the_whole() -> None:
         )
         < 1e-10
     )
+
+
+def test_forward_mode_is_checked_once_for_a_model_and_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks: list[int] = []
+    original = JacobianOperator._forward_is_right
+
+    def counted(self: Any) -> bool:
+        checks.append(1)
+        return original(self)
+
+    monkeypatch.setattr(JacobianOperator, "_forward_is_right", counted)
+    model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
+    v = {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    for count in (6, 6, 4, 6):
+        x, y = torch.randn(count, 5, dtype=torch.float64), torch.randint(0, 3, (count,))
+        hesse.ggn(model, nn.CrossEntropyLoss(), (x, y)) @ v
+    assert len(checks) == 2  # six samples, four samples
+    model.register_forward_hook(lambda module, inputs, output: output.sin())
+    hesse.ggn(model, nn.CrossEntropyLoss(), (x, y)) @ v
+    assert len(checks) == 3  # another graph

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.autograd.forward_ad as fwd
@@ -13,6 +14,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from hesse.autodiff.blocks import pull_block
 from hesse.autodiff.cuts import diagnose
 from hesse.autodiff.fused import differentiable_attention
+from hesse.autodiff.layout import Walk
 from hesse.autodiff.recording import Function, Recording, inside_functorch, nodes, record
 from hesse.core import random
 from hesse.core.errors import DetachedError, HolomorphyError, UnsupportedError
@@ -21,6 +23,10 @@ from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator
 
 SMALL_GRAPH_BYTES = 2**20  # below this, a pass is bound by overhead and vectors share one batched pass (benchmarks/blocks.py)
+
+
+_GRAPHS_OF_A_KEY = 64
+_checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
 
 
 class Linearization(NamedTuple):
@@ -44,8 +50,8 @@ class JacobianOperator(LinearOperator):
     random vectors.
     """
 
-    def __init__(self, recording: Recording) -> None:
-        self.recording = recording
+    def __init__(self, recording: Recording, key: Any = None) -> None:
+        self.recording, self._key = recording, key
         self.in_space, self.out_space = recording.in_space, recording.out_space
         self._forward_works: bool | None = None
         self._double: tuple[list[Tensor], list[Tensor]] | None = None
@@ -53,11 +59,28 @@ class JacobianOperator(LinearOperator):
     def mv(self, v: Tree) -> Tree:
         tangents = cast_leaves(self.in_space, v, "tangent")
         if self._forward_works is None:
-            self._forward_works = self.recording.functorch or self._forward_is_right()
+            self._forward_works = self.recording.functorch or self._remembered()
         push = self._push_by_double_reverse
         if self._forward_works:
             push = self._push_inside_transform if inside_functorch() else self._push
         return self.out_space.rebuild(push(tangents))
+
+    def _remembered(self) -> bool:
+        """Whether forward mode is right, checked once for every graph of a key."""
+        if self._key is None or inside_functorch():
+            return self._forward_is_right()
+        try:
+            known = _checked.setdefault(self._key, {})
+        except TypeError:  # a key that cannot be referred to weakly
+            return self._forward_is_right()
+        leaves = dict(zip(self.in_space.names, self.recording.inputs, strict=True))
+        graphs = tuple(Walk.of(y, leaves).signature() for y in self.recording.outputs if y.requires_grad)
+        signature = (graphs, self.in_space.dtypes, self.out_space.dtypes)
+        if signature not in known:
+            known[signature] = self._forward_is_right()
+            while len(known) > _GRAPHS_OF_A_KEY:
+                del known[next(iter(known))]
+        return known[signature]
 
     def _forward_is_right(self) -> bool:
         devices = [self.in_space.device] if self.in_space.device.type == "cuda" else []
@@ -258,8 +281,16 @@ def linearize(f: Function, x: Any) -> Linearization:
     Cost: one forward pass; then one backward pass for each ``J.T @ u``, and one forward pass in forward mode (about
     1 gradient) for each ``J @ v``; the first one takes a product and a backward pass more, which check it.
     """
+    return linearize_again(f, x, None)
+
+
+def linearize_again(f: Function, x: Any, key: Any) -> Linearization:
+    """As `linearize`, of a function that is one of many for the same key (a model on one of its batches).
+
+    The check of forward mode is remembered by key and graph, so that it is made once and not for every batch.
+    """
     asked = "linearize(f, x) differentiates a function of floating-point tensors."
     recording = record(f, x, asked)
     require_connected(recording, asked)
     require_one_field(recording, asked)
-    return Linearization(recording.value, JacobianOperator(recording))
+    return Linearization(recording.value, JacobianOperator(recording, key))

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from hesse.autodiff.determinism import deterministic
-from hesse.autodiff.linearize import linearize
+from hesse.autodiff.linearize import linearize_again
 from hesse.autodiff.losses import batch_loss
 from hesse.autodiff.model import Model, Selection, as_model
 from hesse.autodiff.second_order import hessian_operator
@@ -37,7 +37,7 @@ def ggn(
         As `loss_hessian`.
 
     Cost: one forward pass with its graph kept; a product is one forward pass in forward mode and one backward pass (about
-    1.2 to 1.7 gradients), the first one pass more.
+    1.2 to 1.7 gradients), the first one for a model and a shape two passes more, which check it.
     """
     resolved = as_model(model, params=params, output=output)
     return over_data(lambda batch: _of_batch(resolved, loss, batch), data, _ASKED)
@@ -46,6 +46,6 @@ def ggn(
 def _of_batch(model: Model, loss: BatchLoss, batch: Any) -> OfBatch:
     inputs, targets, count = open_batch(model, batch, _ASKED)
     with deterministic(model, _ASKED):
-        value, J = linearize(lambda params: model.call(params, inputs), model.params)
+        value, J = linearize_again(lambda params: model.call(params, inputs), model.params, model.key)
     H = hessian_operator(lambda out: batch_loss(loss, out, targets, model, _ASKED), value)
     return OfBatch(Congruence(J, H), normalizer(loss, value, targets, count, _ASKED))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.determinism import deterministic
-from hesse.autodiff.linearize import linearize
+from hesse.autodiff.linearize import linearize_again
 from hesse.autodiff.model import Model, Selection, as_model, check_inputs, is_one_batch, sample_count, split_batch
 from hesse.autodiff.roots import Asked, Outputs, capture_rows
 from hesse.core import tree
@@ -110,7 +110,7 @@ class Side:
         start = 0
         for inputs, count in self._inputs():
             with deterministic(self.model, _ASKED):
-                operator = linearize(self._function(inputs, count), self.model.params).jacobian
+                operator = linearize_again(self._function(inputs, count), self.model.params, self.model.key).jacobian
             yield slice(start, start + count), operator
             start += count
 
