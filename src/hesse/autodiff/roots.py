@@ -31,6 +31,28 @@ Take = Callable[[str, Sequence[Form]], None]
 
 
 @dataclass(frozen=True, eq=False)
+class RowFacts:
+    """What is known of the rows besides their forms.
+
+    Attributes:
+        of: what they are the derivatives of, "loss" or "output".
+        shape: of the rows: ``[N]`` or ``[N, C]`` (any number of axes for outputs).
+        dtype, device: of the output.
+        mass: the loss's normalizer.
+        additive: whether the losses of two batches add up.
+        attached: whether results are differentiable by the user's parameters.
+    """
+
+    of: str
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    mass: float
+    additive: bool
+    attached: bool
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """The forms of every row, root by root: one root for a loss, one for each element of a sample's output otherwise.
 
@@ -39,12 +61,7 @@ class Rows:
         stream: ``stream(root, take)`` captures the forms of one root and hands them over by parameter; returns the paths.
         roots: number of roots.
         count: number of samples.
-        of: "loss" or "output".
-        shape: of the rows: ``[n]`` for a loss, the shape of the output otherwise.
-        dtype, device: of the output.
-        mass: the loss's normalizer.
-        additive: whether the losses of two batches add up.
-        attached: whether the forms are differentiable by the user's parameters.
+        facts: what is known of the rows besides.
         reads: the tensors that stand for the parameters, and the inputs if forms are captured anew: what must not change.
     """
 
@@ -52,13 +69,7 @@ class Rows:
     stream: Callable[[int, Take], dict[str, str]]
     roots: int
     count: int
-    of: str
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    mass: float
-    additive: bool
-    attached: bool
+    facts: RowFacts
     reads: tuple[Tensor, ...]
 
 
@@ -112,20 +123,10 @@ def capture_rows(model: Model, loss: Loss, batch: Any, asked: Asked) -> Rows:
         return stream(forward, walk, plan, cotangents[root], take)
 
     mass, additive = (taken[0].mass, taken[0].additive) if taken is not None else (1.0, True)
-    return Rows(
-        captured=captured,
-        stream=again,
-        roots=len(cotangents),
-        count=count,
-        of="output" if taken is None else "loss",
-        shape=shape,
-        dtype=output.dtype,
-        device=output.device,
-        mass=mass,
-        additive=additive,
-        attached=asked.attached,
-        reads=(*forward.leaves.values(), *(() if asked.keep else _tensors(inputs))),
-    )
+    of = "output" if taken is None else "loss"
+    facts = RowFacts(of, shape, output.dtype, output.device, mass, additive, asked.attached)
+    reads = (*forward.leaves.values(), *(() if asked.keep else _tensors(inputs)))
+    return Rows(captured, again, len(cotangents), count, facts, reads)
 
 
 def _tensors(inputs: Any) -> list[Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.roots import Rows
+from hesse.autodiff.roots import RowFacts, Rows
 from hesse.core import pages, tree
 from hesse.core.errors import StructureError
 from hesse.core.memory import Budget, chunk_size, current_budget
@@ -26,28 +26,6 @@ from hesse.parameters.selection import Names, chosen_names, chosen_samples
 from hesse.parameters.source import Kept, Selected, Source, source_of
 from hesse.parameters.writing import differentiable_rows, require_fit, write
 from hesse.rules.forms import Dense
-
-
-@dataclass(frozen=True, eq=False)
-class RowFacts:
-    """What is known of the rows besides their forms.
-
-    Attributes:
-        of: what they are the derivatives of, "loss" or "output".
-        shape: of the rows: ``[N]`` or ``[N, C]`` (any number of axes for outputs).
-        dtype, device: of the output.
-        mass: the loss's normalizer.
-        additive: whether the losses of two batches add up.
-        attached: whether results are differentiable by the user's parameters.
-    """
-
-    of: str
-    shape: torch.Size
-    dtype: torch.dtype
-    device: torch.device
-    mass: float
-    additive: bool
-    attached: bool
 
 
 class ParameterJacobian(LinearOperator):
@@ -74,8 +52,7 @@ class ParameterJacobian(LinearOperator):
     def of(cls, rows: Rows, params: Tree, memory: Budget | None = None) -> ParameterJacobian:
         """The Jacobian behind captured rows."""
         shapes = {name: leaf.shape for name, leaf in tree.named_leaves(params)}
-        facts = RowFacts(rows.of, rows.shape, rows.dtype, rows.device, rows.mass, rows.additive, rows.attached)
-        return cls(source_of(rows, shapes), facts, params, memory)
+        return cls(source_of(rows, shapes), rows.facts, params, memory)
 
     @property
     def paths(self) -> dict[str, str]:
