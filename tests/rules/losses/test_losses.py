@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesse.core.errors import DataError
-from hesse.rules.losses import known_loss, loss_rules
+from hesse.rules.losses import GaussianNLL, known_loss, loss_rules
 from tests.parameters.losses import KNOWN, draw_loss
+from tests.rules.losses.oracles import assert_is, hessian
 
 CASES = 400
 
 
 def test_the_sweep_draws_every_registered_loss() -> None:
-    assert {key for key in loss_rules if isinstance(key, type)} == set(KNOWN)
+    assert {key for key in loss_rules if isinstance(key, type)} == {*KNOWN, GaussianNLL}
 
 
 def _wrong(seed: int) -> str:
@@ -51,6 +52,24 @@ def _wrong(seed: int) -> str:
 def test_contributions_and_mass_give_the_loss_back(sweep: Callable[[Sequence[int], int], list[int]]) -> None:
     wrong = [message for seed in sweep(range(CASES), 120) if (message := _wrong(seed))]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_curvature_is_the_hessian_of_the_contributions(sweep: Callable[[Sequence[int], int], list[int]]) -> None:
+    for seed in sweep(range(CASES), 60):
+        rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
+        drawn = draw_loss(rng, generator)
+        rule = known_loss(drawn.loss)
+        if rule is None:
+            continue
+        shape = torch.Size((rng.choice([1, 2]), 3, *[2, 2][: rng.choice([0, 0, 1, 2])]))
+        output = drawn.final(torch.randn(shape, generator=generator, dtype=torch.float64))
+        target = drawn.targets(shape)
+        assert rule.curvature is not None, drawn.label
+        expected = hessian(lambda out, drawn=drawn, target=target: drawn.by_sample(out, target), output)
+        print(f"seed {seed}, {drawn.label}")
+        assert rule.linear <= (not bool(expected.any()))
+        assert_is(rule.curvature(output, target), expected)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])

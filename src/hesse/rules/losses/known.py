@@ -11,6 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from hesse.core.registry import Registry
+from hesse.rules.losses.curvature import OutputCurvature
+
+CurvatureOf = Callable[[Tensor, Tensor], OutputCurvature]
 
 
 @dataclass(frozen=True)
@@ -21,11 +24,20 @@ class SampleLoss:
         contributions: ``(output, target) -> [n, ...]``, not reduced; class weights kept, ignored positions 0.
         mass: ``(output, target) -> float``, the normalizer; 1 for ``reduction="sum"`` and "none".
         additive: whether the losses of two batches add up (reduction "sum" or "none") instead of averaging by mass.
+        curvature: ``(output, target)`` to the second derivative of ``contributions.sum()`` by the output, where it is twice
+            differentiable; None if the rule does not say.
+        information: ``(output, target)`` to the Fisher information of the output: the expected outer product of the gradient
+            with itself under the distribution whose negative log-likelihood the loss is, multiplied by the weight of the given
+            target, if targets have weights. None if the loss is no negative log-likelihood.
+        linear: whether the loss is linear in the output (almost everywhere), so that its Gauss-Newton matrix is zero.
     """
 
     contributions: Callable[[Tensor, Tensor], Tensor]
     mass: Callable[[Tensor, Tensor], float]
     additive: bool
+    curvature: CurvatureOf | None = None
+    information: CurvatureOf | None = None
+    linear: bool = False
 
 
 LossRule = Callable[[dict[str, Any]], SampleLoss | None]

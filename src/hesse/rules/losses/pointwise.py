@@ -1,20 +1,46 @@
-"""Losses that are a sum of one term an element; their mean divides by the number of elements."""
+"""The rule of losses that are a sum of one term an element; their mean divides by the number of elements."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from hesse.core.errors import DataError
-from hesse.rules.losses.known import SampleLoss, is_legacy, loss_rules, mass_by_reduction
+from hesse.rules.losses.curvature import Pointwise, computing
+from hesse.rules.losses.known import CurvatureOf, LossRule, SampleLoss, is_legacy, mass_by_reduction
+
+Weights = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+"""``(output, target, options)`` to numbers that broadcast to the contributions."""
 
 
-def _pointwise(function: Callable[..., Tensor], allowed: set[str]) -> Callable[[dict[str, Any]], SampleLoss | None]:
-    """The rule of a loss whose options are passed on to `function` with ``reduction="none"``."""
+@dataclass(frozen=True)
+class Second:
+    """The second derivatives of a pointwise loss's terms by the output.
+
+    Attributes:
+        curvature: at the given targets.
+        information: expected; None if the loss is no negative log-likelihood.
+        linear: whether the terms are linear in the output, almost everywhere.
+        negative: when a number is below 0, for error messages.
+    """
+
+    curvature: Weights
+    information: Weights | None = None
+    linear: bool = False
+    negative: str = ""
+
+
+def zeros(output: Tensor, target: Tensor, options: dict[str, Any]) -> Tensor:
+    """The second derivative of terms that are linear in the output."""
+    return torch.zeros_like(output)
+
+
+def pointwise(function: Callable[..., Tensor], second: Second, *allowed: str) -> LossRule:
+    """The rule of a loss whose options `allowed` are passed on to `function` with ``reduction="none"``."""
 
     def rule(options: dict[str, Any]) -> SampleLoss | None:
         given = {name: value for name, value in options.items() if name in allowed}
@@ -34,9 +60,27 @@ def _pointwise(function: Callable[..., Tensor], allowed: set[str]) -> Callable[[
             return float(torch.broadcast_shapes(output.shape, target.shape).numel())
 
         mean = "mean" if reduction in ("mean", "batchmean") else reduction
-        return SampleLoss(contributions, mass_by_reduction(mean, mass), mean != "mean")
+        return SampleLoss(
+            contributions,
+            mass_by_reduction(mean, mass),
+            mean != "mean",
+            _diagonal(second.curvature, given, second.negative),
+            None if second.information is None else _diagonal(second.information, given, second.negative),
+            second.linear,
+        )
 
     return rule
+
+
+def _diagonal(weights: Weights, options: dict[str, Any], negative: str) -> CurvatureOf:
+    def of(output: Tensor, target: Tensor) -> Pointwise:
+        _refuse_broadcast(output, target)
+        dtype = computing(output.dtype)
+        found = weights(output.detach().to(dtype), target.detach().to(dtype), options)
+        terms = torch.broadcast_shapes(output.shape, target.shape)
+        return Pointwise(found.expand(terms).sum_to_size(output.shape), dtype=output.dtype, negative=negative)
+
+    return of
 
 
 def _refuse_broadcast(output: Tensor, target: Tensor) -> None:
@@ -46,15 +90,3 @@ def _refuse_broadcast(output: Tensor, target: Tensor) -> None:
             f"an output of shape {tuple(output.shape)} and a target of shape {tuple(target.shape)}, which broadcasting mixes",
             "give both the same shape",
         )
-
-
-loss_rules.register(nn.MSELoss, F.mse_loss)(_pointwise(F.mse_loss, set()))
-loss_rules.register(nn.L1Loss, F.l1_loss)(_pointwise(F.l1_loss, set()))
-loss_rules.register(nn.SmoothL1Loss, F.smooth_l1_loss)(_pointwise(F.smooth_l1_loss, {"beta"}))
-loss_rules.register(nn.HuberLoss, F.huber_loss)(_pointwise(F.huber_loss, {"delta"}))
-loss_rules.register(nn.BCELoss, F.binary_cross_entropy)(_pointwise(F.binary_cross_entropy, {"weight"}))
-loss_rules.register(nn.BCEWithLogitsLoss, F.binary_cross_entropy_with_logits)(
-    _pointwise(F.binary_cross_entropy_with_logits, {"weight", "pos_weight"})
-)
-loss_rules.register(nn.PoissonNLLLoss, F.poisson_nll_loss)(_pointwise(F.poisson_nll_loss, {"log_input", "full", "eps"}))
-loss_rules.register(nn.KLDivLoss, F.kl_div)(_pointwise(F.kl_div, {"log_target"}))
