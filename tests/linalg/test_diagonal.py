@@ -7,6 +7,7 @@ import torch
 
 from hesse.core.errors import StructureError
 from hesse.linalg import diagonal, diagonal_rule
+from hesse.linalg.diagonal import DiagonalEstimate
 from hesse.operators import BlockDiagonal, Congruence, Dense, Diagonal, Identity, Kronecker
 from tests.operators.zoo import operators
 
@@ -84,6 +85,24 @@ def test_auto_is_exact_without_a_tolerance_and_never_dearer_than_exact() -> None
     assert sum(A.blocks[1:]) < 100
 
 
+def test_full_gives_errors_and_price() -> None:
+    A = Counted(random_matrix(50, 50))
+    exact = diagonal(A, full=True)
+    assert isinstance(exact, DiagonalEstimate) and exact.products == 50 and not exact.standard_error.any()
+    assert "exact, 50 products" in repr(exact)
+    known = diagonal(Dense(A.matrix), full=True)
+    assert known.products == 0 and torch.equal(known.value, exact.value)
+    M = with_spectrum(torch.linspace(1, 2, 400))
+    B = Counted(M)
+    for method in ("hutchinson", "auto"):
+        found = diagonal(B, method=method, rtol=0.1, full=True, generator=seeded(1))
+        error = float((found.value - M.diagonal()).norm())
+        assert error == pytest.approx(float(found.standard_error.norm()), rel=0.2)
+        assert torch.equal(found.value, diagonal(B, method=method, rtol=0.1, generator=seeded(1)))
+        assert "+- 0.0" in repr(found)
+    assert found.products * 4 == sum(B.blocks)
+
+
 def test_half_precision_is_accumulated_in_float32() -> None:
     n = 300
     M = torch.diag(torch.full((n,), 1.5, dtype=torch.bfloat16))
@@ -98,7 +117,7 @@ def test_empty() -> None:
 def test_refusals() -> None:
     with pytest.raises(StructureError, match="square"):
         diagonal(Counted(random_matrix(3, 4)))
-    with pytest.raises(StructureError, match="'auto', 'exact', 'hutchinson'"):
-        diagonal(Counted(random_matrix(3, 3)), method="xdiag")
+    with pytest.raises(StructureError, match="'auto', 'exact', 'hutchinson', 'xdiag'"):
+        diagonal(Counted(random_matrix(3, 3)), method="xtrace")
     with pytest.raises(StructureError, match="rtol"):
         diagonal(Counted(random_matrix(3, 3), tags=PSD), rtol=0.0)

@@ -23,6 +23,7 @@ from hesse.operators import (
     Kronecker,
     LinearOperator,
     LowRank,
+    Scaled,
     Tag,
     identity,
 )
@@ -44,6 +45,8 @@ def structured(dtype: torch.dtype) -> dict[str, tuple[LinearOperator, Tensor]]:
     M = t(n, n, seed=4)
     L, R = t(3, 3, seed=5), t(4, 4, seed=6)
     ones = frozenset({Tag.DIAGONAL, Tag.SYMMETRIC})
+    mat = Space.of(torch.zeros(3, 2, dtype=dtype))
+    blocks = Space.of({"z": d[:5], "a": mat.zeros(), "m": d[:4]})
     return {
         "identity": (Identity(space), eye),
         "diagonal": (D, d.diag()),
@@ -64,6 +67,26 @@ def structured(dtype: torch.dtype) -> dict[str, tuple[LinearOperator, Tensor]]:
         ),
         "diagonal by its tag": (Function(space, space, D.mv, D.mv, ones), d.diag()),
         "sum of diagonals": (D + identity(space), d.diag() + eye),
+        "matrix plus others": (
+            2 * (Dense(M, space, space) - 3 * identity(space)) + low + 0.5 * D + Kronecker(L, R, space, space),
+            2 * M - 6 * eye + (U * s) @ V.mT + 0.5 * d.diag() + torch.kron(L, R),
+        ),
+        "hermitian kronecker plus identity": (
+            Scaled(0.5, Scaled(4, Kronecker(L + L.mH, R @ R.mH, space, space)) + identity(space)) + 0.3 * identity(space),
+            2 * torch.kron(L + L.mH, R @ R.mH) + 0.8 * eye,
+        ),
+        "blocks plus a diagonal": (
+            BlockDiagonal(
+                {"z": Dense(M[:5, :5]), "a": Kronecker(L @ L.mH, (R @ R.mH)[:2, :2]), "m": Counted(t(4, 4, seed=8))}
+            )
+            + 2 * BlockDiagonal({"z": Diagonal(d[:5]), "a": Identity(mat), "m": Counted(t(4, 4, seed=10))})
+            + 0.7 * identity(blocks)
+            + Diagonal(blocks.unravel(t(15, seed=11))),
+            torch.block_diag(M[:5, :5], torch.kron(L @ L.mH, (R @ R.mH)[:2, :2]), t(4, 4, seed=8))
+            + 2 * torch.block_diag(d[:5].diag(), torch.eye(6, dtype=dtype), t(4, 4, seed=10))
+            + 0.7 * torch.eye(15, dtype=dtype)
+            + t(15, seed=11).diag(),
+        ),
     }
 
 
@@ -137,11 +160,12 @@ def test_auto_takes_conjugate_gradients_for_large_operators() -> None:
     A = Counted(with_spectrum(torch.linspace(1, 5, n)), tags=SYMMETRIC)
     found = solve(A, random_matrix(n), full=True)
     assert found.method == "cg" and found.residual <= 1e-8 and sum(A.blocks) < 40
-    with pytest.raises(SymmetryError, match="method='dense'"):
-        solve(Counted(A.matrix), random_matrix(n))
+    general = Counted(torch.eye(n, dtype=torch.float64) + 0.01 * random_matrix(n, n, seed=3))
+    found = solve(general, random_matrix(n), full=True)
+    assert found.method == "lsmr" and found.residual <= 1e-8 and sum(general.blocks) < 120
 
 
-@pytest.mark.parametrize("method", ["auto", "cg", "dense"])
+@pytest.mark.parametrize("method", ["auto", "cg", "dense", "minres", "lsmr", "cholesky"])
 def test_batches_share_blocks(method: str) -> None:
     n, space = 40, tree_space(40)
     values = torch.cat([torch.ones(20), torch.linspace(1, 9, 20)])
@@ -158,7 +182,7 @@ def test_batches_share_blocks(method: str) -> None:
     assert float(x[1, 0].abs().max()) == 0
     assert not A.calls["mv"]
     if method == "cg":
-        assert A.calls["mm"] <= found.iterations + 6 and A.blocks[0] == 5  # the zero takes no products
+        assert A.calls["mm"] <= found.iterations + 6 and A.blocks[0] == 6  # the zero takes no products, a random one does
 
 
 def test_preconditioner() -> None:
@@ -187,7 +211,65 @@ def test_indefinite_operators() -> None:
     torch.testing.assert_close(solve(Counted(M, tags=SYMMETRIC), b), torch.linalg.solve(M, b))
 
 
-@pytest.mark.parametrize("method", ["cg", "dense"])
+def test_auto_falls_from_conjugate_gradients_to_minres() -> None:
+    n = 1200
+    M = with_spectrum(torch.cat([torch.linspace(-2, -1, 20), torch.linspace(1, 3, n - 20)]))
+    b = random_matrix(2, n, seed=1)
+    for tags in (SYMMETRIC, PSD):  # a wrong tag costs time, no more
+        found = solve(Counted(M, tags=tags), b, full=True)
+        assert found.method == "minres" and found.residual <= 1e-8
+        torch.testing.assert_close(found.value, torch.linalg.solve(M, b.mT).mT, rtol=1e-6, atol=1e-6)
+
+
+def test_no_curvature_along_a_vector_that_is_not_mapped_to_zero() -> None:
+    swap = Counted(torch.tensor([[0.0, 1], [1, 0]], dtype=torch.float64), tags=SYMMETRIC)
+    with pytest.raises(SymmetryError, match="indefinite"):
+        solve(swap, torch.tensor([1.0, 0], dtype=torch.float64), method="cg")
+
+
+@pytest.mark.parametrize("method", ["cg", "minres"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float32])
+def test_wrong_tags_are_found_out(method: str, dtype: torch.dtype) -> None:
+    M = with_spectrum(torch.linspace(1, 5, 60), dtype)
+    b = random_matrix(60, dtype=dtype)  # drawn with the seed that hesse draws with by default
+    skew = random_matrix(60, 60, dtype=dtype, seed=5)
+    for part in (skew, 0.05 * skew):
+        with pytest.raises(SymmetryError, match=r"(?s)<u, A v> = .*<A u, v> = .*method='lsmr'"):
+            solve(Counted(M + part, tags=PSD), b, method=method)
+    assert solve(Counted(M, tags=PSD), b, method=method, full=True).method == method
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cholesky(dtype: str) -> None:
+    M = with_spectrum(torch.logspace(0, 3, 20, dtype=torch.float64), DTYPES[dtype])
+    b = random_matrix(3, 20, dtype=M.dtype, seed=1)
+    found = solve(Counted(M, tags=PSD), b, method="cholesky", full=True)
+    assert found.method == "cholesky" and found.condition == pytest.approx(float(torch.linalg.cond(M, 1)), rel=1e-9)
+    torch.testing.assert_close(found.value, torch.linalg.solve(M, b.mT).mT, rtol=1e-10, atol=1e-10)
+    with pytest.raises(SymmetryError, match=r"(?s)eigenvalue of -1.*damping.*'minres'"):
+        solve(Counted(M - 2 * torch.eye(20), tags=HERMITIAN), b, method="cholesky")
+    with pytest.raises(SymmetryError, match=r"(?s)differs from its adjoint"):
+        solve(Counted(M + random_matrix(20, 20, dtype=M.dtype), tags=HERMITIAN), b, method="cholesky")
+    with pytest.raises(SymmetryError, match="Tag.SYMMETRIC" if dtype == "float64" else "Tag.HERMITIAN"):
+        solve(Counted(M), b, method="cholesky")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lsmr_solves_what_is_not_symmetric_with_a_preconditioner_of_any_kind(dtype: str) -> None:
+    n = 120
+    M = random_matrix(n, n, dtype=DTYPES[dtype])
+    space = tree_space(n, M.dtype)
+    A, b = Counted(M, space, space), random_matrix(2, n, dtype=M.dtype, seed=1)
+    expected = torch.linalg.solve(M, b.mT).mT
+    plain = solve(A, space.unravel(b), method="lsmr", rtol=1e-11, full=True)
+    rough = torch.linalg.inv(M + 0.02 * random_matrix(n, n, dtype=M.dtype, seed=4))
+    found = solve(A, space.unravel(b), method="lsmr", rtol=1e-11, preconditioner=Dense(rough, space, space), full=True)
+    assert plain.method == found.method == "lsmr" and found.iterations < plain.iterations / 3
+    for each in (plain, found):
+        torch.testing.assert_close(space.ravel(each.value, 1), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["cg", "dense", "minres", "lsmr"])
 def test_singular_operators(method: str) -> None:
     values = torch.cat([torch.zeros(5), torch.linspace(1, 2, 25)])
     M = with_spectrum(values)
@@ -212,10 +294,11 @@ def test_singular_structures() -> None:
         solve(Kronecker(d.diag(), d.diag()), torch.ones(3, 3, dtype=torch.float64))
 
 
-def test_consistent_singular_system_by_conjugate_gradients_has_least_norm() -> None:
+@pytest.mark.parametrize("method", ["cg", "minres", "lsmr"])
+def test_consistent_singular_systems_have_the_solution_of_least_norm(method: str) -> None:
     M = with_spectrum(torch.cat([torch.zeros(5), torch.linspace(1, 2, 25)]))
     b = M @ random_matrix(30)
-    x = solve(Counted(M, tags=PSD), b, method="cg")
+    x = solve(Counted(M, tags=PSD), b, method=method)
     torch.testing.assert_close(x, torch.linalg.pinv(M) @ b, rtol=1e-6, atol=1e-6)
 
 
@@ -249,7 +332,7 @@ def test_an_ill_conditioned_structure_is_right_or_refused() -> None:
             assert float((b - weight * U @ (U.mT @ x) - 1e-3 * x).norm() / b.norm()) <= 1e-8
 
 
-@pytest.mark.parametrize("method", ["cg", "dense", "auto"])
+@pytest.mark.parametrize("method", ["cg", "dense", "auto", "minres", "lsmr", "cholesky"])
 def test_float32_and_half_precision(method: str) -> None:
     for dtype, limit in ((torch.float32, 3.5e-4), (torch.bfloat16, 0.09)):
         M = with_spectrum(torch.linspace(1, 3, 50), torch.float32).to(dtype)
@@ -299,7 +382,7 @@ def test_a_wrong_rule_is_caught() -> None:
 
 
 def test_empty() -> None:
-    for method in ("auto", "dense", "cg"):
+    for method in ("auto", "dense", "cg", "minres", "lsmr", "cholesky"):
         assert solve(Counted(random_matrix(0, 0), tags=PSD), torch.zeros(0), method=method).shape == (0,)
 
 
@@ -314,7 +397,7 @@ def test_refusals() -> None:
     b = random_matrix(3)
     with pytest.raises(StructureError, match="square"):
         solve(Counted(random_matrix(3, 4)), b)
-    with pytest.raises(StructureError, match="'auto', 'cg', 'dense'"):
+    with pytest.raises(StructureError, match="'auto', 'cg', 'cholesky', 'dense'"):
         solve(A, b, method="gmres")
     with pytest.raises(StructureError, match="'raise', 'return'"):
         solve(A, b, on_failure="ignore")

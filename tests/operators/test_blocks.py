@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from hesse.core.errors import StructureError
 from hesse.core.space import Space
-from hesse.operators import BlockDiagonal, Dense, Diagonal, Tag
+from hesse.operators import BlockDiagonal, Dense, Diagonal, Kronecker, Tag
 from hesse.testing import assert_operator_laws
 
-from .zoo import drawing
+from .zoo import drawing, flat
 
 T = drawing(torch.float64)
 
@@ -39,3 +41,25 @@ def test_printed_form() -> None:
     A = BlockDiagonal({"z": Dense(T(2, 3)), "a": Diagonal(T(2))})
     expected = "BlockDiagonal(4 x 5)\n  z: Dense(2 x 3)\n  a: Diagonal(2 x 2, diagonal, hermitian, symmetric)"
     assert repr(A) == expected
+
+
+def test_blocks_on_the_leaves_of_a_given_space() -> None:
+    space = Space.of({"l.weight": T(2, 3), "l.bias": T(2), "s": T()})
+    first, second = Kronecker(T(2, 2), T(4, 4), *[Space.of((T(2, 3), T(2)))] * 2), Diagonal(T())
+    A = BlockDiagonal({"l": first, "s": second}, space)
+    M = torch.block_diag(torch.kron(first.left, first.right), second.entries.reshape(1, 1))
+    v = {"l.weight": T(2, 3), "l.bias": T(2), "s": T()}
+    assert A.in_space == A.out_space == space
+    torch.testing.assert_close(flat(A @ v), M @ flat(v))
+    torch.testing.assert_close(flat(A.T @ v), M.mT @ flat(v))
+    assert_operator_laws(A)
+    wide = BlockDiagonal({"x": Dense(T(1, 2)), "y": Dense(T(4, 3))}, Space.of((T(2), T(3))), Space.of([T(1), T(4)]))
+    assert_operator_laws(wide)
+    assert isinstance(wide.mv((T(2), T(3))), list)
+
+
+@pytest.mark.parametrize("blocks", [[T(6)], [T(2, 3), T(3)], [T(2, 3), T(2), T(1)], []])
+def test_blocks_that_do_not_fit_the_space_are_refused(blocks: list[torch.Tensor]) -> None:
+    space = Space.of({"weight": T(2, 3), "bias": T(2)})
+    with pytest.raises(StructureError, match="leaves of its space in order"):
+        BlockDiagonal({str(k): Diagonal(entries) for k, entries in enumerate(blocks)}, space)

@@ -8,9 +8,14 @@ from torch import Tensor
 from hesse.core.errors import SymmetryError
 from hesse.core.progress import track
 from hesse.linalg.answer import Answer
-from hesse.linalg.options import rounding
-from hesse.linalg.products import apply, row_norms
+from hesse.linalg.products import row_norms
+from hesse.linalg.rows import Rows
+from hesse.linalg.symmetry import inner
 from hesse.operators import LinearOperator
+
+
+class NegativeCurvatureError(SymmetryError):
+    """Conjugate gradients met a direction that shows that the operator is not positive definite."""
 
 
 def conjugate_gradients(
@@ -30,8 +35,10 @@ def conjugate_gradients(
         preconditioner: an approximation of the inverse of A, Hermitian positive definite.
 
     Raises:
-        SymmetryError: a direction of negative curvature was met: A (or the preconditioner) is not positive
-            definite.
+        NegativeCurvatureError: a direction of negative curvature was met.
+        SymmetryError: A does not equal its adjoint, or the preconditioner is not positive definite.
+
+    Cost: a product a step; one more in the first block, which checks the symmetry of A, and one at the end.
     """
     size = row_norms(B)
     unit = torch.where(size > 0, size, torch.ones_like(size))[:, None]  # so that tiny b do not underflow when squared
@@ -40,40 +47,32 @@ def conjugate_gradients(
         if not len(state.active):
             break
         state.step()
-    x = torch.where(state.done[:, None], state.x, state.best)
-    return Answer(x * unit, _condition(state), state.iterations, state.trouble)
+    return Answer(state.solution() * unit, _condition(state), state.iterations, state.trouble)
 
 
-class _State:
+class _State(Rows):
     """What the recursion carries from step to step; one row for each right-hand side."""
 
     def __init__(self, A: LinearOperator, b: Tensor, rtol: float, preconditioner: LinearOperator | None) -> None:
-        self.A, self.b, self.rtol, self.preconditioner = A, b, rtol, preconditioner
-        self.flat = 4 * rounding(A)  # curvatures below this fraction of the norm cannot be told from zero
-        self.x, self.r = torch.zeros_like(b), b.clone()
-        size = torch.linalg.vector_norm(b, dim=-1)
-        self.active, self.done = torch.nonzero(size > 0)[:, 0], size == 0
-        self.best, self.least = torch.zeros_like(b), size  # the x of the smallest residual so far, and that
-        self.iterations, self.norm, self.trouble = 0, 0.0, ""
-        self.p = self._precondition(self.r)
-        self.rz = self._positive(self.r, self.p)
-        self.last_true = torch.full_like(self.rz, torch.inf)
+        super().__init__(A, b, rtol, preconditioner, "conjugate gradients")
+        self.p = self.precondition(self.r)
+        self.rz = self.positive(self.r, self.p)
         self.steps: list[tuple[float, float]] = []  # (alpha, beta) of the first active row, until it restarts or ends
         self.watched = int(self.active[0]) if len(self.active) else -1
 
     def step(self) -> None:
         """One step of every row that is not done."""
         on = self.active
-        p, Ap = self.p[on], apply(self.A, self.p[on])
+        p, Ap = self.p[on], self.product(self.p[on])
         curvature, is_flat = self._curvature(p, Ap)
         alpha = torch.where(is_flat, torch.zeros_like(curvature), self.rz[on] / curvature)
         self.x[on] += alpha[:, None] * p
         self.r[on] -= alpha[:, None] * Ap
         self.iterations += 1
-        self._remember(on)
-        restarted = self._settle(on, is_flat)
-        z = self._precondition(self.r[on])
-        rz = self._positive(self.r[on], z)
+        self.remember()
+        _, restarted = self.settle(is_flat)
+        z = self.precondition(self.r[on])
+        rz = self.positive(self.r[on], z)
         beta = torch.where(restarted | (self.rz[on] <= 0), torch.zeros_like(rz), rz / self.rz[on])
         self.p[on] = z + beta[:, None] * p
         self.rz[on] = rz
@@ -81,45 +80,21 @@ class _State:
 
     def _curvature(self, p: Tensor, Ap: Tensor) -> tuple[Tensor, Tensor]:
         """``Re p^H A p``, and where it cannot be told from zero; negative curvature is refused."""
-        curvature, square = _real_inner(p, Ap), _real_inner(p, p)
+        curvature, square = inner(p, Ap), inner(p, p)
         lengths = torch.linalg.vector_norm(Ap, dim=-1) / square.sqrt()
         self.norm = max(self.norm, float(lengths.nan_to_num(0.0).max()))
         threshold = self.flat * self.norm * square
-        if bool((curvature < -threshold).any()):
-            raise SymmetryError(
+        is_flat = curvature <= threshold
+        # for a positive semi-definite A, |A p|^2 <= |A| p^H A p: no curvature along p means that A p vanishes
+        bent = is_flat & (lengths > 10 * self.flat**0.5 * self.norm)
+        if bool((bent | (curvature < -threshold)).any()):
+            raise NegativeCurvatureError(
                 "Conjugate gradients need a positive definite operator.",
                 f"negative curvature in step {self.iterations + 1}: {type(self.A).__name__} of shape "
                 f"{self.A.shape} is indefinite",
-                "add damping (A + c * hesse.identity(A.in_space)), or use method='dense' if it is meant so",
+                "add damping (A + c * hesse.identity(A.in_space)), or use method='minres' or 'dense' if it is meant so",
             )
-        return curvature, curvature <= threshold
-
-    def _remember(self, on: Tensor) -> None:
-        seen = torch.linalg.vector_norm(self.r[on], dim=-1)
-        better = on[seen < self.least[on]]
-        self.best[better] = self.x[better]
-        self.least[on] = torch.minimum(seen, self.least[on])
-
-    def _settle(self, on: Tensor, is_flat: Tensor) -> Tensor:
-        """Take out the rows that are done or stuck; returns which of `on` go on from their true residual."""
-        claims = (torch.linalg.vector_norm(self.r[on], dim=-1) <= 0.9 * self.rtol) | is_flat
-        if not bool(claims.any()):
-            return claims
-        rows = on[claims]
-        self.r[rows] = self.b[rows] - apply(self.A, self.x[rows])
-        true = torch.linalg.vector_norm(self.r[rows], dim=-1)
-        done = true <= self.rtol
-        is_singular = ~done & is_flat[claims]
-        is_stuck = ~done & (true > 0.5 * self.last_true[rows])
-        if bool(is_singular.any()):
-            self.trouble = "A is singular to working precision, and b is not in its range"
-        elif bool(is_stuck.any()):
-            self.trouble = "rounding errors allow no smaller residual in this dtype"
-        self.last_true[rows] = true
-        self.done[rows] = done
-        out = set(rows[done | is_singular | is_stuck].tolist())
-        self.active = torch.tensor([i for i in on.tolist() if i not in out], dtype=on.dtype, device=on.device)
-        return claims
+        return curvature, is_flat
 
     def _note(self, on: Tensor, alpha: Tensor, beta: Tensor, restarted: Tensor) -> None:
         if self.watched < 0 or int(on[0]) != self.watched:
@@ -128,25 +103,6 @@ class _State:
             self.steps.append((float(alpha[0]), float(beta[0])))
         if bool(restarted[0]):
             self.watched = -1
-
-    def _precondition(self, r: Tensor) -> Tensor:
-        return r.clone() if self.preconditioner is None else apply(self.preconditioner, r)
-
-    def _positive(self, r: Tensor, z: Tensor) -> Tensor:
-        rz = _real_inner(r, z)
-        if self.preconditioner is not None and bool((rz < 0).any()):
-            raise SymmetryError(
-                "A preconditioner of conjugate gradients must be positive definite.",
-                f"r^H M r = {float(rz.min()):.2g} with {type(self.preconditioner).__name__}",
-                "pass an approximation of the inverse of A that is Hermitian with positive eigenvalues",
-            )
-        return rz
-
-
-def _real_inner(a: Tensor, b: Tensor) -> Tensor:
-    """``Re a^H b`` of each row."""
-    product = (a.conj() * b).sum(-1)
-    return product.real if product.is_complex() else product
 
 
 def _condition(state: _State) -> float | None:

@@ -1,38 +1,72 @@
-"""The diagonal of a square operator: exact, or estimated with random signs."""
+"""The diagonal of a square operator: exact, or estimated with its standard errors."""
 
 from __future__ import annotations
 
-from functools import singledispatch
-from itertools import count, islice
+from dataclasses import dataclass
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
 
 from hesse.core import random
-from hesse.core.batching import slices
 from hesse.core.memory import Budget
-from hesse.core.progress import track
-from hesse.linalg.hutchinson import FEWEST, next_count
+from hesse.linalg.adaptive import Goal, Search
+from hesse.linalg.diagonal_rules import column_squares_rule, diagonal_rule, exact_diagonal
+from hesse.linalg.hutchinson import Mean, sample_mean
 from hesse.linalg.options import check_choice, check_positive, require_square
-from hesse.linalg.products import apply, rows_at_once, sign_vectors, unit_vectors, work_dtype
-from hesse.operators import (
-    Average,
-    BlockDiagonal,
-    Composed,
-    Congruence,
-    Conjugate,
-    Dense,
-    Diagonal,
-    Identity,
-    Kronecker,
-    LinearOperator,
-    LowRank,
-    Scaled,
-    Sum,
-    Tag,
-)
+from hesse.linalg.products import apply, rows_at_once, sign_vectors
+from hesse.linalg.sketch import require_one_dtype
+from hesse.linalg.xdiag import DiagonalOf
+from hesse.operators import LinearOperator
 
-_METHODS = ("auto", "exact", "hutchinson")
+__all__ = ["DiagonalEstimate", "column_squares_rule", "diagonal", "diagonal_rule", "exact_diagonal"]
+
+_METHODS = ("auto", "exact", "hutchinson", "xdiag")
+
+
+@dataclass(frozen=True)
+class DiagonalEstimate:
+    """A diagonal, how far each entry may be off, and what it cost.
+
+    Attributes:
+        value: ``[dim]``.
+        standard_error: ``[dim]``, real, one standard deviation of each entry; zeros where the diagonal is exact.
+            Entries share their probes, so that their errors are correlated.
+        products: products with the operator, and with its adjoint, that were spent.
+    """
+
+    value: Tensor
+    standard_error: Tensor
+    products: int
+
+    def __repr__(self) -> str:
+        error, size = (float(torch.linalg.vector_norm(part.float())) for part in (self.standard_error, self.value.abs()))
+        relative = "exact" if error == 0 else f"+- {error / size:.1g} of its norm" if size else f"+- {error:.1g}"
+        return f"DiagonalEstimate([{len(self.value)}], {relative}, {self.products} products)"
+
+
+@overload
+def diagonal(
+    A: LinearOperator,
+    *,
+    method: str = "auto",
+    rtol: float | None = None,
+    generator: torch.Generator | None = None,
+    memory: Budget | None = None,
+    full: Literal[False] = False,
+) -> Tensor: ...
+
+
+@overload
+def diagonal(
+    A: LinearOperator,
+    *,
+    method: str = "auto",
+    rtol: float | None = None,
+    generator: torch.Generator | None = None,
+    memory: Budget | None = None,
+    full: Literal[True],
+) -> DiagonalEstimate: ...
 
 
 def diagonal(
@@ -42,185 +76,81 @@ def diagonal(
     rtol: float | None = None,
     generator: torch.Generator | None = None,
     memory: Budget | None = None,
-) -> Tensor:
+    full: bool = False,
+) -> Tensor | DiagonalEstimate:
     """The diagonal ``[dim]`` of a square operator; ``A.in_space.unravel`` gives it names and shapes.
 
     Args:
         A: the operator.
         method: ``"exact"``; ``"hutchinson"``: the estimate of Bekas, Kokiopoulou and Saad (Applied Numerical
-            Mathematics 57, 2007) with random signs; ``"auto"``: exact, unless an `rtol` is given and the
-            operator has no structure that knows its diagonal.
-        rtol: the estimate stops once its standard error, the 2-norm over the whole diagonal, is below this
+            Mathematics 57, 2007) with random signs, best where the off-diagonal part is flat; ``"xdiag"``
+            (Epperly, Tropp, Webber 2024), best on decaying spectra, which also takes products with the adjoint;
+            ``"auto"``: exact, unless an `rtol` is given and the operator has no structure that knows its
+            diagonal; then whichever estimate needs fewer products, by the errors on probes that serve both.
+        rtol: an estimate stops once its standard error, the 2-norm over the whole diagonal, is below this
             fraction of the 2-norm of the diagonal (0.05 by default). It never takes more products than the
             exact diagonal would: where it needs more, the exact one is computed.
         generator: source of the random signs.
-        memory: bytes, fraction or text; by default the budget in force.
+        memory: bytes, fraction or text; by default the budget in force. XDiag keeps 6 vectors for each probe,
+            in half of it.
+        full: also give standard errors and price.
+
+    Returns:
+        the diagonal, or with `full` a `DiagonalEstimate`.
 
     Raises:
-        StructureError: the operator is not square, or there is no such method.
+        StructureError: the operator is not square, there is no such method, or XDiag was asked of spaces with
+            several dtypes or 16-bit leaves.
 
     Cost: nothing but arithmetic where the structure knows it; exact: dim products, in blocks.
     """
     check_choice("diagonal", "method", method, _METHODS)
     require_square(A, "diagonal", "take the diagonal of A.T @ A or of A @ A.T, or hesse.dense(A)")
     check_positive("diagonal", rtol=rtol)
-    if method == "auto":
-        known = diagonal_rule(A)
-        if known is not None:
-            return known
-    if method == "hutchinson" or (method == "auto" and rtol is not None):
-        found = _hutchinson(A, 0.05 if rtol is None else rtol, generator or random.make_generator(), memory)
-        if found is not None:
-            return found
-    return exact_diagonal(A, memory)
+    known = diagonal_rule(A) if method in ("auto", "exact") else None
+    if known is None and (method in ("hutchinson", "xdiag") or (method == "auto" and rtol is not None)):
+        generator = generator or random.make_generator()
+        found = _estimate(A, method, 0.05 if rtol is None else rtol, generator, memory)
+    else:
+        value = exact_diagonal(A, memory) if known is None else known
+        found = DiagonalEstimate(value, torch.zeros_like(value.abs()), A.shape[0] if known is None else 0)
+    return found if full else found.value
 
 
-def exact_diagonal(A: LinearOperator, memory: Budget | None = None) -> Tensor:
-    """The diagonal ``[dim]`` from the structure of the operator, or by products with the unit vectors."""
-    known = diagonal_rule(A)
-    if known is not None:
-        return known
-    dim = A.shape[0]
-    result = torch.empty(dim, dtype=A.out_space.dtype, device=A.out_space.device)
-    for part in slices(dim, rows_at_once(A, dim, "the exact diagonal", memory=memory), "diagonal"):
-        units = A.in_space.unravel(unit_vectors(A.in_space, part.start, part.stop))
-        result[part] = A.out_space.ravel(A.mm(units), 1)[:, part].diagonal()
-    return result
+def _estimate(
+    A: LinearOperator, method: str, rtol: float, generator: torch.Generator, memory: Budget | None
+) -> DiagonalEstimate:
+    """The estimate, or the exact diagonal where that is cheaper."""
+    dim, dtype = A.shape[0], A.out_space.dtype
+    if method == "hutchinson":
+        mean = _hutchinson(A, rtol, generator, memory)
+        value, errors, spent = (mean.value, mean.errors, mean.samples) if mean.converged else (None, None, mean.samples)
+    else:
+        if method == "xdiag":
+            require_one_dtype(A, "diagonal with method='xdiag'")
+        search = Search(A, DiagonalOf(A), Goal(rtol, 0.0, max(dim, 1), dim), generator, memory, "the estimate of the diagonal")
+        found = search.auto() if method == "auto" else search.deflated()
+        value, errors = (found.value, found.errors) if found is not None and found.converged else (None, None)
+        spent = search.products
+    if value is None or errors is None:
+        exact = exact_diagonal(A, memory)
+        return DiagonalEstimate(exact, torch.zeros_like(exact.abs()), spent + dim)
+    return DiagonalEstimate(value.to(dtype), errors.to(dtype.to_real() if dtype.is_complex else dtype), spent)
 
 
-def _hutchinson(A: LinearOperator, rtol: float, generator: torch.Generator, memory: Budget | None) -> Tensor | None:
-    """The mean of ``conj(v) * A v``; None once the exact diagonal would have been as cheap."""
-    dim, dtype = A.shape[0], work_dtype(A.out_space.dtype)
-    mean = torch.zeros(dim, dtype=dtype, device=A.out_space.device)
-    spread, taken, wanted = 0.0, 0, FEWEST
-    at_once = rows_at_once(A, max(dim, 1), "the estimate of the diagonal", memory=memory)
-    for _ in track(count(), "diagonal (random signs)"):
-        if taken + wanted >= dim:
-            return None
-        wanted = min(wanted, at_once)
-        probes = sign_vectors(A.in_space, wanted, generator)
-        samples = probes.conj() * apply(A, probes)
-        # Chan's update of mean and summed squared deviation, in blocks
-        block_mean = samples.mean(0)
-        shift = block_mean - mean
-        spread += float((samples - block_mean).abs().square().sum())
-        spread += float(shift.abs().square().sum()) * taken * wanted / (taken + wanted)
-        mean = mean + shift * (wanted / (taken + wanted))
-        taken += wanted
-        error = (spread / max(taken - 1, 1) / taken) ** 0.5
-        size = float(torch.linalg.vector_norm(mean))
-        if taken >= FEWEST and error <= rtol * size:
-            return mean.to(A.out_space.dtype)
-        wanted = next_count(taken, error, rtol * size)
-    return None
+def _hutchinson(A: LinearOperator, rtol: float, generator: torch.Generator, memory: Budget | None) -> Mean:
+    diagonal_of, dim = DiagonalOf(A), A.shape[0]
 
+    def draw(count: int) -> tuple[Tensor, float]:
+        probes = sign_vectors(A.in_space, count, generator)
+        return diagonal_of.plain(probes, apply(A, probes)), 0.0
 
-@singledispatch
-def diagonal_rule(A: LinearOperator) -> Tensor | None:
-    """The open rule behind `diagonal`: ``[dim]``, or None where it takes many products."""
-    if Tag.DIAGONAL in A.tags:
-        ones = torch.ones(A.in_space.dim, dtype=A.in_space.dtype, device=A.in_space.device)
-        return A.out_space.ravel(A.mv(A.in_space.unravel(ones)))
-    return None
-
-
-@diagonal_rule.register(Identity)
-def _identity(A: Identity) -> Tensor:
-    return torch.ones(A.in_space.dim, dtype=A.in_space.dtype, device=A.in_space.device)
-
-
-@diagonal_rule.register(Dense)
-def _dense(A: Dense) -> Tensor:
-    return A.matrix.diagonal().to(A.out_space.dtype, copy=True)
-
-
-@diagonal_rule.register(Diagonal)
-def _diagonal(A: Diagonal) -> Tensor:
-    return A.in_space.ravel(A.entries).clone()
-
-
-@diagonal_rule.register(LowRank)
-def _low_rank(A: LowRank) -> Tensor:
-    return (A.left * A.weights * A.right).sum(-1)
-
-
-@diagonal_rule.register(Kronecker)
-def _kronecker(A: Kronecker) -> Tensor:
-    rows, columns = A.right.shape
-    at = torch.arange(A.shape[0], device=A.left.device)
-    return A.left[at // rows, at // columns] * A.right[at % rows, at % columns]
-
-
-@diagonal_rule.register(Sum)
-def _sum(A: Sum) -> Tensor | None:
-    total: Tensor | None = None
-    for term in A.terms:
-        part = diagonal_rule(term)
-        if part is None:
-            return None
-        total = part if total is None else total + part
-    return total
-
-
-@diagonal_rule.register(Scaled)
-def _scaled(A: Scaled) -> Tensor | None:
-    known = diagonal_rule(A.operator)
-    return None if known is None else A.factor * known
-
-
-@diagonal_rule.register(Conjugate)
-def _conjugate(A: Conjugate) -> Tensor | None:
-    known = diagonal_rule(A.operator)
-    return None if known is None else known.conj().resolve_conj()
-
-
-@diagonal_rule.register(Composed)
-def _composed(A: Composed) -> Tensor | None:
-    if isinstance(A.first, Dense) and isinstance(A.second, Dense):
-        return (A.first.matrix * A.second.matrix.mT).sum(-1)
-    if not (A.first.tags | A.second.tags) & {Tag.DIAGONAL}:
-        return None
-    first, second = diagonal_rule(A.first), diagonal_rule(A.second)
-    return None if first is None or second is None else first * second
-
-
-@diagonal_rule.register(Congruence)
-def _congruence(A: Congruence) -> Tensor | None:
-    if A.middle is None:
-        return column_squares_rule(A.outer)
-    if not isinstance(A.outer, Dense) or A.outer.matrix.is_complex() != A.in_space.dtype.is_complex:
-        return None
-    squares = A.outer.matrix.abs().square()
-    middle = diagonal_rule(A.middle) if Tag.DIAGONAL in A.middle.tags else None
-    return None if middle is None else (middle[:, None] * squares).sum(0)
-
-
-@singledispatch
-def column_squares_rule(J: LinearOperator) -> Tensor | None:
-    """The open rule behind the diagonal of ``J.H @ J``: ``[in]``, the squared 2-norms of the columns, or None."""
-    return None
-
-
-@column_squares_rule.register(Dense)
-def _dense_columns(J: Dense) -> Tensor | None:
-    if J.matrix.is_complex() != J.in_space.dtype.is_complex:
-        return None
-    return J.matrix.abs().square().sum(0).to(J.in_space.dtype)
-
-
-@diagonal_rule.register(Average)
-def _average(A: Average) -> Tensor | None:
-    if any(diagonal_rule(first) is None for first in islice(A.operators(), 1)):
-        return None
-    return A.combine(exact_diagonal)
-
-
-@diagonal_rule.register(BlockDiagonal)
-def _blocks(A: BlockDiagonal) -> Tensor | None:
-    parts: list[Tensor] = []
-    for block in A.blocks.values():
-        part = diagonal_rule(block) if block.shape[0] == block.shape[1] else None
-        if part is None:
-            return None
-        parts.append(part.to(A.out_space.dtype))
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=A.out_space.dtype, device=A.out_space.device)
+    return sample_mean(
+        draw,
+        rtol=rtol,
+        atol=0.0,
+        most=max(dim - 1, 0),
+        exact_cost=dim,
+        at_once=rows_at_once(A, max(dim, 1), "the estimate of the diagonal", memory=memory),
+        label="diagonal (random signs)",
+    )

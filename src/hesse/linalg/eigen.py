@@ -15,6 +15,7 @@ from hesse.core.tree import Tree
 from hesse.linalg.dense import dense
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.lanczos import BlockLanczos, Ritz
+from hesse.linalg.lobpcg import Lobpcg, block_size
 from hesse.linalg.options import (
     ON_FAILURE,
     check_choice,
@@ -28,6 +29,7 @@ from hesse.operators import Kronecker, LinearOperator, Scaled, Tag
 
 _DENSE_DIM = 256
 _SWITCH_DIM = 2000  # up to here the dense eigenvalues are affordable when Lanczos has a hard time
+_METHODS = ("auto", "exact", "lanczos", "lobpcg")
 _KEYS: dict[str, Callable[[Tensor], Tensor]] = {
     "largest": lambda values: values,
     "smallest": lambda values: -values,
@@ -53,28 +55,34 @@ class Eigen:
     products: int
 
 
-def eigsh(
+def eigsh(  # noqa: PLR0913 - which pairs, by which method, how exactly, and within which limits
     A: LinearOperator,
     k: int = 6,
     *,
     which: str = "largest",
+    method: str = "auto",
+    preconditioner: LinearOperator | None = None,
     rtol: float | None = None,
     max_products: int | None = None,
     generator: torch.Generator | None = None,
     on_failure: str = "raise",
 ) -> Eigen:
-    """The `k` wanted eigenpairs of a Hermitian operator.
+    """The `k` wanted eigenpairs of a Hermitian operator, each with its residual from a fresh product.
 
-    Block Lanczos with full re-orthogonalization and thick restarts (see `hesse.linalg.lanczos`), on the
-    operator's device and in its dtype (16-bit ones in float32); by the dense matrix up to dimension 256, or
-    where the structure knows the answer. Multiple eigenvalues come out with their multiplicity.
+    Multiple eigenvalues come out with their multiplicity. All work is done on the operator's device and in its dtype
+    (16-bit ones in float32).
 
     Args:
         A: an operator tagged SYMMETRIC (real), HERMITIAN or PSD.
         k: how many pairs.
         which: ``"largest"`` (descending), ``"smallest"`` (ascending) or ``"magnitude"`` (largest first).
-        rtol: largest residual allowed, as a fraction of the spectral norm of `A`; by default 1e-6, or 32
-            roundings of the coarsest leaf dtype where that is larger (8 for 16-bit ones).
+        method: ``"lanczos"``: block Lanczos with full re-orthogonalization and thick restarts (`hesse.linalg.lanczos`).
+            ``"lobpcg"``: for one end of the spectrum, with a preconditioner (`hesse.linalg.lobpcg`). ``"exact"``: by the
+            dense matrix. ``"auto"``: by the structure where it knows the answer, by the matrix up to dimension 256; else
+            LOBPCG if there is a preconditioner, Lanczos if not, and the matrix up to dimension 2000 where they cost more.
+        preconditioner: an operator close to the inverse of `A`, Hermitian positive definite; for LOBPCG.
+        rtol: largest residual allowed, as a fraction of the spectral norm of `A`; by default 1e-6, or 32 roundings of the
+            coarsest leaf dtype where that is larger (8 for 16-bit ones).
         max_products: products that may be spent; by default ``2000 + 100 k``.
         generator: source of the random starting block.
         on_failure: ``"raise"``, or ``"return"`` what was reached, with a warning.
@@ -84,23 +92,20 @@ def eigsh(
         StructureError: `k` is not between 1 and the dimension, or there is no such option.
         NotConvergedError: the residuals are larger than asked for; carries the `Eigen` reached.
 
-    Cost: tens to hundreds of products, in blocks of ``min(k, 4)``: 6 pairs to the default tolerance take about
-    100 where eigenvalues decay, 400 to 700 in the bulk of a flat spectrum; up to dimension 2000 never more
-    than twice the dimension. Holds ``max(24, 2 k + 10 min(k, 4))`` vectors, fewer on a small memory budget.
+    Cost: tens to hundreds of products, in blocks of ``min(k, 4)``: 6 pairs to the default tolerance take about 100 where
+    eigenvalues decay, 400 to 700 in the bulk of a flat spectrum; up to dimension 2000 never more than twice the dimension.
+    Holds ``max(24, 2 k + 10 min(k, 4))`` vectors, fewer on a small memory budget; LOBPCG ``8 k`` and as many products.
     """
-    check_choice("eigsh", "which", which, tuple(_KEYS))
+    _check(A, k, which, method, preconditioner)
     check_choice("eigsh", "on_failure", on_failure, ON_FAILURE)
-    require_hermitian(A, "eigsh", "for other operators use the singular values, the eigenpairs of A.H @ A")
     check_positive("eigsh", rtol=rtol, max_products=max_products)
-    dim = A.in_space.dim
-    if not 1 <= k <= dim:
-        raise StructureError("eigsh needs 1 <= k <= dim.", f"k={k} for dimension {dim}", "ask for fewer pairs")
     eps = rounding(A)
     rtol = max(1e-6, (32 if eps < 1e-4 else 8) * eps) if rtol is None else rtol
-    found = _structured(A, k, which)
+    budget = 2000 + 100 * k if max_products is None else max_products
+    found = _structured(A, k, which) if method == "auto" else None
     if found is None:
-        budget = 2000 + 100 * k if max_products is None else max_products
-        found = _unstructured(A, k, which, rtol, budget, generator or random.make_generator())
+        search = _Search(A, k, which, rtol, generator or random.make_generator(), preconditioner)
+        found = search.run(method, budget)
     result, allowed = _certified(A, found), rtol * found.scale + eps * float(found.values.abs().max())
     largest = float(result.residuals.max())
     if not found.converged or largest > allowed:
@@ -111,6 +116,26 @@ def eigsh(
     return result
 
 
+def _check(A: LinearOperator, k: int, which: str, method: str, preconditioner: LinearOperator | None) -> None:
+    check_choice("eigsh", "which", which, tuple(_KEYS))
+    check_choice("eigsh", "method", method, _METHODS)
+    require_hermitian(A, "eigsh", "for other operators use hesse.svd, or the eigenpairs of A.H @ A")
+    dim = A.in_space.dim
+    if not 1 <= k <= dim:
+        raise StructureError("eigsh needs 1 <= k <= dim.", f"k={k} for dimension {dim}", "ask for fewer pairs")
+    if method == "lobpcg" and which == "magnitude":
+        remedy = "ask for 'largest' or 'smallest', or use method='lanczos'"
+        raise StructureError("LOBPCG finds eigenpairs at one end of the spectrum.", "which='magnitude'", remedy)
+    if preconditioner is None:
+        return
+    if method in ("exact", "lanczos") or which == "magnitude":
+        remedy = "use method='lobpcg' with which='smallest' or 'largest', or pass no preconditioner"
+        raise StructureError("Only LOBPCG takes a preconditioner.", f"method={method!r}, which={which!r}", remedy)
+    if not preconditioner.in_space == preconditioner.out_space == A.in_space:
+        found = f"{preconditioner.in_space} to {preconditioner.out_space}"
+        raise StructureError("A preconditioner maps the space of A to itself.", found, f"use an operator on {A.in_space}")
+
+
 def _structured(A: LinearOperator, k: int, which: str) -> Ritz | None:
     known, top = eigsh_rule(A, k, which), eigsh_rule(A, 1, "magnitude")
     if known is None or top is None:
@@ -118,17 +143,38 @@ def _structured(A: LinearOperator, k: int, which: str) -> Ritz | None:
     return Ritz(*known, products=0, scale=float(top[0].abs().max()), converged=True)
 
 
-def _unstructured(A: LinearOperator, k: int, which: str, rtol: float, budget: int, generator: torch.Generator) -> Ritz:
-    """By the matrix where it is small; else by Lanczos, or the matrix once Lanczos has cost as much."""
-    dim = A.in_space.dim
-    if dim <= max(_DENSE_DIM, 4 * k):
-        return _by_matrix(A, k, which)
-    first = dim if dim <= _SWITCH_DIM and 2 * dim <= budget else budget
-    found = BlockLanczos(A, k, _KEYS[which], rtol, generator).run(first)
-    if found.converged or first == budget:
-        return found
-    exact = _by_matrix(A, k, which)
-    return replace(exact, products=exact.products + found.products)
+@dataclass(frozen=True)
+class _Search:
+    """A search for eigenpairs that no structure knows."""
+
+    A: LinearOperator
+    k: int
+    which: str
+    rtol: float
+    generator: torch.Generator
+    preconditioner: LinearOperator | None
+
+    def run(self, method: str, budget: int) -> Ritz:
+        """By the matrix where it is small; else by an iteration, or the matrix once that has cost as much."""
+        dim = self.A.in_space.dim
+        if method == "exact" or (method == "auto" and dim <= max(_DENSE_DIM, 4 * self.k)):
+            return _by_matrix(self.A, self.k, self.which)
+        by_blocks = method == "lobpcg" or (method == "auto" and self.preconditioner is not None)
+        if by_blocks and 3 * block_size(self.k) > dim:  # the three blocks would span the whole space
+            return _by_matrix(self.A, self.k, self.which)
+        first = dim if method == "auto" and dim <= _SWITCH_DIM and 2 * dim <= budget else budget
+        found = self._lobpcg(first) if by_blocks else self._lanczos(first)
+        if found.converged or first == budget:
+            return found
+        exact = _by_matrix(self.A, self.k, self.which)
+        return replace(exact, products=exact.products + found.products)
+
+    def _lanczos(self, budget: int) -> Ritz:
+        return BlockLanczos(self.A, self.k, _KEYS[self.which], self.rtol, self.generator).run(budget)
+
+    def _lobpcg(self, budget: int) -> Ritz:
+        sign = 1 if self.which == "smallest" else -1
+        return Lobpcg(self.A, self.k, sign, self.rtol, self.preconditioner, self.generator).run(budget)
 
 
 def _by_matrix(A: LinearOperator, k: int, which: str) -> Ritz:

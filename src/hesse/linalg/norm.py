@@ -5,23 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
 from hesse.core import random
-from hesse.core.batching import slices
 from hesse.core.errors import NotConvergedError
 from hesse.core.memory import Budget
 from hesse.linalg.dense import dense
 from hesse.linalg.eigen import eigsh
 from hesse.linalg.estimate import Estimate
-from hesse.linalg.hutchinson import sample_mean
-from hesse.linalg.norm_rules import Order, frobenius, norm_rule, spectral
+from hesse.linalg.norm_rules import Order, norm_rule, spectral
 from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude, is_hermitian
-from hesse.linalg.products import apply, rows_at_once, sign_vectors, unit_vectors
+from hesse.linalg.squared_norm import EXACT_PRODUCTS, METHODS, failure, squared_frobenius
 from hesse.operators import Congruence, LinearOperator
 
-_EXACT_PRODUCTS = 128  # up to this many products the exact answer is not worth estimating
-_METHODS = {"fro": ("auto", "exact", "hutchinson"), 2: ("auto", "exact", "lanczos")}
+_METHODS = {"fro": METHODS, 2: ("auto", "exact", "lanczos")}
 
 
 def norm(
@@ -40,10 +36,10 @@ def norm(
     Args:
         A: any operator, square or not.
         ord: which norm.
-        method: ``"exact"``; for the Frobenius norm ``"hutchinson"``, from ``|A|_F^2 = E |A v|^2`` over random
-            signs; for the spectral norm ``"lanczos"``, on `A` if it is Hermitian, else on ``A^H A`` or ``A
+        method: ``"exact"``; for the Frobenius norm ``"hutchinson"`` and ``"deflated"``, the roots of what
+            `squared_norm` estimates; for the spectral norm ``"lanczos"``, on `A` if it is Hermitian, else on ``A^H A`` or ``A
             A^H``, whichever is smaller; ``"auto"``: exact where the structure knows it or where that takes at
-            most 128 products.
+            most 128 products, else for the Frobenius norm whichever estimate needs fewer products.
         rtol: relative standard error of the estimate (0.05 by default); for Lanczos the relative residual of
             the eigenvalue (see `eigsh`).
         generator: source of the random vectors.
@@ -59,68 +55,47 @@ def norm(
         StructureError: no such norm or method.
         NotConvergedError: the tolerance was not reached within `max_products`.
 
-    Cost: exact: ``min(out, in)`` products; Hutchinson: about ``1 / (2 rtol^2)`` at worst; Lanczos: tens.
+    Cost: exact: ``min(out, in)`` products; estimates of the Frobenius norm: at most about ``1 / (2 rtol^2)``;
+        Lanczos: tens.
     """
     check_choice("norm", "ord", ord, tuple(_METHODS))
     check_choice(f"norm with ord={ord!r}", "method", method, _METHODS[ord])
     check_choice("norm", "on_failure", on_failure, ON_FAILURE)
     check_positive("norm", rtol=rtol, max_products=max_products)
+    if ord == "fro":
+        return _frobenius(A, method, rtol or 0.05, generator, max_products, on_failure, memory)
     if method in ("auto", "exact"):
         known = norm_rule(A, ord)
         if known is not None:
             return Estimate(float(known))
-        if method == "exact" or min(A.shape) <= _EXACT_PRODUCTS:
-            return _exact_frobenius(A, memory) if ord == "fro" else _exact_spectral(A, memory)
-    source = generator or random.make_generator()
-    if ord == 2:
-        return _lanczos(A, rtol, source, max_products, on_failure)
-    result, converged = _hutchinson(A, rtol or 0.05, source, max_products, method == "auto", memory)
-    if not converged and method == "auto" and min(A.shape) <= max_products:
-        return _exact_frobenius(A, memory, result.products)
+        if method == "exact" or min(A.shape) <= EXACT_PRODUCTS:
+            return _exact_spectral(A, memory)
+    return _lanczos(A, rtol, generator or random.make_generator(), max_products, on_failure)
+
+
+def _frobenius(
+    A: LinearOperator,
+    method: str,
+    rtol: float,
+    generator: torch.Generator | None,
+    max_products: int,
+    on_failure: str,
+    memory: Budget | None,
+) -> Estimate:
+    known = norm_rule(A, "fro") if method in ("auto", "exact") else None
+    if known is not None:
+        return Estimate(float(known))
+    squared, converged = squared_frobenius(A, method, 2 * rtol, generator, max_products, memory)
+    value = math.sqrt(float(squared))
+    error = squared.standard_error / (2 * value) if value else 0.0
+    result = Estimate(value, error, squared.products)
     if not converged:
-        asked, remedy = "The Frobenius norm was not estimated to its tolerance.", "raise max_products or rtol"
-        conclude(NotConvergedError(asked, repr(result), remedy, result), on_failure)
+        conclude(failure("Frobenius norm", result), on_failure)
     return result
-
-
-def _exact_frobenius(A: LinearOperator, memory: Budget | None, spent: int = 0) -> Estimate:
-    if A.shape[0] < A.shape[1] and A.in_space.dtype == A.out_space.dtype:
-        A = A.T
-    dim, sizes = A.shape[1], [0.0]
-    for part in slices(dim, rows_at_once(A, dim, "the Frobenius norm", memory=memory), "Frobenius norm"):
-        sizes.append(frobenius(apply(A, unit_vectors(A.in_space, part.start, part.stop))))
-    return Estimate(math.hypot(*sizes), 0.0, spent + dim)
 
 
 def _exact_spectral(A: LinearOperator, memory: Budget | None) -> Estimate:
     return Estimate(spectral(dense(A, memory=memory)), 0.0, min(A.shape))
-
-
-def _hutchinson(
-    A: LinearOperator,
-    rtol: float,
-    generator: torch.Generator,
-    most: int,
-    may_give_up: bool,
-    memory: Budget | None,
-) -> tuple[Estimate, bool]:
-    def draw(count: int) -> tuple[Tensor, float]:
-        products = apply(A, sign_vectors(A.in_space, count, generator))
-        return torch.linalg.vector_norm(products, dim=-1).cpu().double().square(), 0.0
-
-    at_once = rows_at_once(A, most, "the estimate of the norm", memory=memory)
-    exact_cost = min(A.shape) if may_give_up and min(A.shape) <= most else math.inf
-    mean = sample_mean(
-        draw,
-        rtol=2 * rtol,
-        atol=0.0,
-        most=most,
-        exact_cost=exact_cost,
-        at_once=at_once,
-        label="norm (random signs)",
-    )
-    value = math.sqrt(mean.value.real)
-    return Estimate(value, mean.standard_error / (2 * value) if value else 0.0, mean.samples), mean.converged
 
 
 def _lanczos(A: LinearOperator, rtol: float | None, generator: torch.Generator, most: int, on_failure: str) -> Estimate:

@@ -18,9 +18,7 @@ from hesse.operators import (
     Identity,
     Kronecker,
     LinearOperator,
-    LowRank,
     Scaled,
-    Sum,
     Tag,
 )
 
@@ -40,10 +38,11 @@ def solve_rule(A: LinearOperator, B: Tensor, inner: Inner) -> Answer | None:
         inner: solves systems with the parts of `A`, by whatever suits them.
     """
     entries = diagonal_rule(A) if Tag.DIAGONAL in A.tags else None
-    return None if entries is None else _by_entries(entries, B)
+    return None if entries is None else solve_diagonal(entries, B)
 
 
-def _by_entries(entries: Tensor, B: Tensor) -> Answer:
+def solve_diagonal(entries: Tensor, B: Tensor) -> Answer:
+    """Rows ``b / entries``; zeros, and trouble, where an entry is zero."""
     if not entries.numel():
         return Answer(B, 1.0)
     entries = entries.detach()
@@ -104,40 +103,3 @@ def _blocks(A: BlockDiagonal, B: Tensor, inner: Inner) -> Answer | None:
     trouble = next((answer.trouble for answer in answers if answer.trouble), "")
     value = torch.cat(values, dim=-1) if values else B
     return Answer(value, None, max((answer.iterations for answer in answers), default=0), trouble)
-
-
-@solve_rule.register(Sum)
-def _sum(A: Sum, B: Tensor, inner: Inner) -> Answer | None:
-    """A diagonal plus low ranks, by the identity of Woodbury (1950)."""
-    entries: Tensor | None = None
-    factors: list[tuple[Tensor, Tensor, Tensor]] = []
-    for term in A.terms:
-        factor = _low_rank(term)
-        if factor is not None:
-            factors.append(factor)
-            continue
-        part = diagonal_rule(term) if Tag.DIAGONAL in term.tags else None
-        if part is None:
-            return None
-        entries = part if entries is None else entries + part
-    if entries is None or bool((entries == 0).any()):
-        return None
-    if not factors:
-        return _by_entries(entries, B)
-    U, weights, V = (torch.cat([factor[i] for factor in factors], dim=-1).detach().to(B.dtype) for i in range(3))
-    if len(weights) >= len(entries):
-        return None
-    entries = entries.detach().to(B.dtype)
-    scaled_U = U / entries[:, None]
-    small = torch.eye(len(weights), dtype=B.dtype, device=B.device) + weights[:, None] * (V.mT @ scaled_U)
-    plain = B / entries
-    middle = solve_matrix(small, (plain @ V) * weights)
-    return Answer(plain - middle.value @ scaled_U.mT, None, 0, middle.trouble)
-
-
-def _low_rank(term: LinearOperator) -> tuple[Tensor, Tensor, Tensor] | None:
-    """``U, s, V`` of a term ``U diag(s) V^T``, scaled or not."""
-    if isinstance(term, Scaled):
-        inside = _low_rank(term.operator)
-        return None if inside is None else (inside[0], term.factor * inside[1], inside[2])
-    return (term.left, term.weights, term.right) if isinstance(term, LowRank) else None

@@ -10,6 +10,8 @@ from hesse.operators.function import Function
 from hesse.operators.identity import Identity, identity
 from hesse.operators.kronecker import Kronecker
 from hesse.operators.low_rank import LowRank
+from hesse.operators.restriction import DiagonalBlocks, Restriction, block_diagonal, restrict
+from hesse.operators.storage import load, save, storable
 
 __all__ = [
     "Average",
@@ -19,15 +21,22 @@ __all__ = [
     "Conjugate",
     "Dense",
     "Diagonal",
+    "DiagonalBlocks",
     "FlatOperator",
     "Function",
     "Identity",
     "Kronecker",
     "LinearOperator",
     "LowRank",
+    "Restriction",
     "Scaled",
     "Sum",
     "Tag",
     "average",
+    "block_diagonal",
     "identity",
+    "load",
+    "restrict",
+    "save",
+    "storable",
 ]

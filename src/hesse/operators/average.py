@@ -6,21 +6,13 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
-
 from hesse.core import tree
-from hesse.core.errors import DataError, OneShotDataError, StructureError
+from hesse.core.errors import DataError, StructureError
+from hesse.core.memory import Budget
 from hesse.core.progress import track
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
-
-
-def refuse_one_shot(data: Any, asked: str) -> None:
-    """Raise `OneShotDataError` if `data` can be read only once."""
-    if isinstance(data, Iterator):
-        raise OneShotDataError(
-            asked, f"a one-shot {type(data).__name__}", "pass list(data), or a DataLoader, which can be read again"
-        )
+from hesse.operators.data_set import DataSet, refuse_one_shot
 
 
 class Average(LinearOperator):
@@ -30,20 +22,28 @@ class Average(LinearOperator):
     class weights or ignored targets, since each batch weighs as much as its loss's own normalizer.
 
     Args:
-        make: turns a batch into an operator; called for each batch at each product.
+        make: turns a batch into an operator (see `DataSet` for what it may say of itself).
         batches: an iterable of batches that can be read again and again.
         additive: add instead of average (losses with ``reduction="sum"``); None: as the first operator's attribute `additive`
             says, where it has one.
+        data_check, keep, memory: as for `average`.
 
-    Cost: one pass over the data a product; a block of vectors (`mm`) shares one pass.
+    Cost: one pass over the data a product, or over the kept operators; a block of vectors (`mm`) shares one pass.
     """
 
-    def __init__(self, make: Callable[[Any], LinearOperator], batches: Iterable[Any], *, additive: bool | None = None) -> None:
+    def __init__(
+        self,
+        make: Callable[[Any], LinearOperator],
+        batches: Iterable[Any],
+        *,
+        additive: bool | None = None,
+        data_check: bool = True,
+        keep: bool = True,
+        memory: Budget | None = None,
+    ) -> None:
         refuse_one_shot(batches, "An operator over a data set reads the data once for every product.")
-        self.make, self.batches, self._flipped = make, batches, False
-        first = next(iter(self.operators()), None)
-        if first is None:
-            raise DataError("An operator over a data set needs data.", "no batch", "pass at least one batch")
+        self.data, self._flipped = DataSet(make, batches, data_check=data_check, keep=keep, memory=memory), False
+        first = self.data.first()
         self.in_space, self.out_space, self.tags = first.in_space, first.out_space, first.tags
         self.additive = bool(getattr(first, "additive", False)) if additive is None else additive
         self._mass: float | None = 1.0 if self.additive else None
@@ -52,12 +52,12 @@ class Average(LinearOperator):
     def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The normalizer of the whole data set; costs a pass over the data the first time it is asked for."""
         if self._mass is None:
-            self._mass = sum(operator.mass for operator in self.operators())
+            self._mass = sum(operator.mass for operator in self.data.operators())
         return self._mass
 
     def operators(self) -> Iterator[LinearOperator]:
-        """The operator of each batch, made as it is reached."""
-        return (self.make(batch) for batch in self.batches)
+        """The operator of each batch, made as it is reached or kept from the first pass."""
+        return self.data.operators()
 
     def _require_alike(self, operator: LinearOperator) -> None:
         if (operator.in_space, operator.out_space) != (self.in_space, self.out_space):
@@ -74,30 +74,46 @@ class Average(LinearOperator):
                 "make operators whose tags do not depend on the batch",
             )
 
-    def combine(self, quantity: Callable[[LinearOperator], Tree]) -> Tree:
-        """A quantity that is linear in the operator (a product, a diagonal), averaged over the batches as the operator is.
+    def weighted(self) -> Iterator[tuple[LinearOperator, float]]:
+        """One pass over the data: each batch's operator and its weight, without the batches of weight zero.
 
-        Cost: one pass over the data.
+        For quantities that are not a tree linear in the operator (`combine`). Divide by the sum of the weights, unless
+        `additive`. Use nothing of it before the pass has ended: only then it is known that the data are those of other passes.
+
+        Raises:
+            DataError: nothing counts, other data than in other passes, or changed parameters.
+            StructureError: a batch's operator has other spaces or fewer tags than the first.
         """
-        total, mass = None, 0.0
-        count = len(self.batches) if hasattr(self.batches, "__len__") else None  # pyright: ignore[reportArgumentType]
-        for operator in track(self.operators(), "batches", count):
+        count = len(self.data) if hasattr(self.data.batches, "__len__") else None
+        mass = 0.0
+        for operator in track(self.data.operators(), "batches", count):
             weight = 1.0 if self.additive else operator.mass
-            if weight == 0 and total is not None:  # nothing in this batch counts (all targets ignored): 0/0 stays out
+            if weight == 0:  # nothing in this batch counts (all targets ignored): 0/0 stays out
                 continue
             operator = operator.T if self._flipped else operator  # after its mass was read: .T need not keep it
             self._require_alike(operator)
-            part = tree.map_tree(lambda leaf, w=weight: leaf * w if w else torch.zeros_like(leaf), quantity(operator))
-            total = part if total is None else tree.map_tree(lambda a, b: a + b, total, part)
             mass += weight
-        if total is None:
-            raise DataError("An operator over a data set needs data.", "no batch in this pass", "pass a list of batches")
-        if self.additive:
-            return total
+            yield operator, weight
+            del operator  # so that the next batch is not made beside this one
         if mass == 0:
             raise DataError("An average over data needs something that counts.", "a total mass of 0", "check the targets")
-        self._mass = mass
-        return tree.map_tree(lambda leaf: leaf / mass, total)
+        self._mass = 1.0 if self.additive else mass
+
+    def combine(self, quantity: Callable[[LinearOperator], Tree]) -> Tree:
+        """A quantity that is linear in the operator (a product, a diagonal), averaged over the batches as the operator is.
+
+        Raises:
+            DataError: nothing counts, other data than in other passes, or changed parameters.
+
+        Cost: one pass over the data.
+        """
+        total = None
+        for operator, weight in self.weighted():
+            part = tree.map_tree(lambda leaf, w=weight: leaf * w, quantity(operator))
+            total = part if total is None else tree.map_tree(lambda a, b: a + b, total, part)
+            del operator
+        mass = self.mass
+        return total if self.additive else tree.map_tree(lambda leaf: leaf / mass, total)
 
     def mv(self, v: Tree) -> Tree:
         return self.combine(lambda operator: operator.mv(v))
@@ -114,24 +130,42 @@ class Average(LinearOperator):
     def __repr__(self) -> str:
         name = "Sum" if self.additive else "Average"
         tags = ", ".join(sorted(tag.value for tag in self.tags if isinstance(tag, Tag)))
-        return f"{name}({self.shape[0]} x {self.shape[1]} over batches{', ' if tags else ''}{tags})"
+        kept = repr(self.data)
+        shape = f"{self.shape[0]} x {self.shape[1]}"
+        return f"{name}({shape} over batches{', ' if tags else ''}{tags}{'; ' if kept else ''}{kept})"
 
 
-def average(make: Callable[[Any], LinearOperator], batches: Iterable[Any], *, additive: bool | None = None) -> Average:
+def average(
+    make: Callable[[Any], LinearOperator],
+    batches: Iterable[Any],
+    *,
+    additive: bool | None = None,
+    data_check: bool = True,
+    keep: bool = True,
+    memory: Budget | None = None,
+) -> Average:
     """The average of one operator a batch over a data set, weighted by `mass`: ``sum_b mass_b A_b / sum_b mass_b``.
 
     Args:
-        make: turns a batch into an operator, ``lambda batch: hesse.ggn(model, loss, batch)``; called at each product.
+        make: turns a batch into an operator, ``lambda batch: hesse.ggn(model, loss, batch)``.
         batches: an iterable of batches that can be read again and again (a list, a DataLoader).
         additive: add instead of average; by default as the operators say (losses with ``reduction="sum"`` add up).
+        data_check: refuse to go on where a pass over the data reads other samples than the first complete one; order and
+            batches may change. Pass False for losses that are random on purpose.
+        keep: use the operators of the first pass (their graphs) again instead of reading the data, as many as fit into half of
+            the memory budget: of a list or tuple the first ones; of anything else all or none. The printed operator says how
+            many. Without `data_check` nothing is kept.
+        memory: bytes, fraction or text such as ``"2GiB"``; by default the budget in force.
 
     Returns:
         The operator of the whole data set: for losses with ``reduction="mean"`` it equals the full-batch operator, however
         uneven the batches and whatever the class weights or ignored targets.
 
     Raises:
-        OneShotDataError: a generator. DataError: no batch.
+        OneShotDataError: a generator. DataError: no batch; later, in a product, other data than in the first complete pass, or
+        parameters that were changed in place.
 
-    Cost: one pass over the data a product; a block of vectors shares one pass.
+    Cost: one pass over the data a product, or over the kept operators; a block of vectors shares one pass. The check adds
+    about one pass over the bytes of the batches that are read.
     """
-    return Average(make, batches, additive=additive)
+    return Average(make, batches, additive=additive, data_check=data_check, keep=keep, memory=memory)

@@ -1,0 +1,136 @@
+"""Least squares with any operator; never without a certificate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.core import random
+from hesse.core.errors import NotConvergedError, StructureError
+from hesse.core.tree import Tree
+from hesse.linalg.answer import Answer, lstsq_matrix
+from hesse.linalg.dense import dense
+from hesse.linalg.lsmr import lsmr
+from hesse.linalg.lstsq_rules import lstsq_rule
+from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude
+from hesse.linalg.products import apply, normal_vectors, row_norms
+from hesse.linalg.solution import Solution, default_rtol, largest_ratio, right_hand_sides
+from hesse.operators import LinearOperator
+
+_METHODS = ("auto", "dense", "lsmr")
+_DENSE_DIM, _DENSE_SIZE = 1000, 2**23
+_POWER_STEPS = 4
+
+
+def lstsq(
+    A: LinearOperator,
+    b: Tree,
+    *,
+    method: str = "auto",
+    damping: float = 0.0,
+    rtol: float | None = None,
+    max_iterations: int | None = None,
+    on_failure: str = "raise",
+    full: bool = False,
+) -> Any:
+    """The x that minimizes ``|b - A x|^2 + damping |x|^2``; without damping the shortest of them.
+
+    Args:
+        A: any operator, rectangular or rank-deficient ones too.
+        b: a tree of `A.out_space`; batch axes in front of every leaf are allowed.
+        method: ``"dense"``: singular values of the matrix, of which those below ``eps max(out, in)`` times the
+            largest count as zero if there is no damping. ``"lsmr"``: LSMR. ``"auto"``: by the structure (diagonal,
+            dense, Kronecker, block-diagonal, low rank, scaled) where there is one; else dense if the smaller side is at
+            most 1000 and the matrix has at most 2^23 entries; else LSMR.
+        damping: of Tikhonov (ridge), not negative: x solves ``(A^H A + damping I) x = A^H b``.
+        rtol: x is accepted if ``|r| <= rtol |b|``, or if ``|A^H r| <= rtol |A| |r|``, where r is the residual; with
+            damping, r and A have the further rows ``sqrt(damping)`` (see `Solution.normal_residual`). By default 1e-8,
+            or the root of the rounding unit of the coarsest leaf dtype where that is larger.
+        max_iterations: of LSMR; by default ``10 min(out, in)``, at least 100 and at most 10000.
+        on_failure: ``"raise"``, or ``"return"`` what was reached, with a warning.
+        full: return a `Solution` instead of its value.
+
+    Raises:
+        StructureError: `b` is not in the space, damping is negative, or there is no such method; the transpose of `A` is
+            wrong.
+        NotConvergedError: neither certificate holds; carries the `Solution` reached.
+
+    Cost: dense: ``min(out, in)`` products, in blocks. LSMR: a product with A and one with its adjoint a step, about
+    ``condition`` steps (of the damped operator), the right-hand sides of a batch in one block. One more of each for the
+    certificate.
+    """
+    check_choice("lstsq", "method", method, _METHODS)
+    check_choice("lstsq", "on_failure", on_failure, ON_FAILURE)
+    check_positive("lstsq", rtol=rtol, max_iterations=max_iterations)
+    if not 0 <= damping < float("inf"):
+        raise StructureError("lstsq needs damping >= 0.", f"damping={damping}", "pass a number that is not negative")
+    rtol = default_rtol(A) if rtol is None else rtol
+    steps = min(max(10 * min(A.shape), 100), 10_000) if max_iterations is None else max_iterations
+    B, batch = right_hand_sides(A, b, "lstsq")
+    used, answer = _answer(A, B, method, damping, (rtol, steps))
+    result, is_good = _certified(A, B, answer, (damping, rtol))
+    value = A.in_space.unravel(answer.value.reshape(*batch, A.shape[1]))
+    result = Solution(value, result[0], answer.iterations, answer.condition, used, result[1])
+    if not is_good:
+        conclude(_failure(result, rtol, answer), on_failure)
+    return result if full else value
+
+
+def _answer(A: LinearOperator, B: Tensor, method: str, damping: float, limits: tuple[float, int]) -> tuple[str, Answer]:
+    if method == "auto":
+        found = lstsq_rule(A, B, damping, lambda part, rows, c: _answer(part, rows, "auto", c, limits)[1])
+        if found is not None:
+            return "structure", found
+        out, into = A.shape
+        method = "dense" if min(out, into) <= _DENSE_DIM and out * into <= _DENSE_SIZE else "lsmr"
+    if method == "dense":
+        return method, lstsq_matrix(dense(A), B, damping)
+    return method, lsmr(A, B, limits[0], limits[1], damping=damping)
+
+
+def _certified(A: LinearOperator, B: Tensor, answer: Answer, options: tuple[float, float]) -> tuple[tuple[float, float], bool]:
+    """Relative residual and normal residual (largest over the batch), and whether each row meets one of the tolerances."""
+    damping, rtol = options
+    if not B.numel() or not A.shape[1]:
+        return (largest_ratio(row_norms(B), row_norms(B)), 0.0), True
+    X = answer.value
+    missing = B - apply(A, X)
+    missed, size = row_norms(missing), row_norms(B)
+    whole = torch.hypot(missed, damping**0.5 * row_norms(X))
+    # of rows of norm one, so that squares of tiny ones do not underflow
+    unit = torch.where(whole > 0, whole, torch.ones_like(whole))[:, None]
+    gradient = row_norms(apply(A.H, missing / unit) - damping * X / unit)
+    norm = _norm(A, damping) if answer.norm is None else answer.norm
+    normal = torch.where(gradient == 0, gradient, gradient / norm)
+    is_good = bool(((whole <= rtol * size) | (normal <= rtol)).all())
+    return (largest_ratio(missed, size), float(normal.max())), is_good
+
+
+def _norm(A: LinearOperator, damping: float) -> float:
+    """A lower bound of ``|A|`` with the damping rows, by a few steps of the power method."""
+    v = normal_vectors(A.in_space, 1, random.make_generator())
+    norm = torch.zeros(())
+    for _ in range(_POWER_STEPS):
+        size = row_norms(v)
+        if not float(size):
+            break
+        image = apply(A, v / size[:, None])
+        norm = row_norms(image)[0]
+        v = apply(A.H, image)
+    return float(torch.hypot(norm.double(), torch.tensor(damping**0.5, dtype=torch.float64, device=norm.device)))
+
+
+def _failure(partial: Solution, rtol: float, answer: Answer) -> NotConvergedError:
+    found = f"a normal residual of {partial.normal_residual:.2g} after {partial.iterations} iterations"
+    if answer.trouble:
+        found += f"; {answer.trouble}"
+    if answer.condition is not None:
+        found += f"; condition number about {answer.condition:.1g}"
+    remedy = "add damping=, which lowers the condition number"
+    if partial.method == "lsmr":
+        remedy += ", allow more max_iterations, use method='dense'"
+    return NotConvergedError(
+        f"lstsq by {partial.method} did not reach rtol={rtol:.2g}.", found, remedy + ", or float64", partial
+    )

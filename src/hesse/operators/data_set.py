@@ -1,0 +1,202 @@
+"""Passes over a data set that make one operator a batch: checked for changed content, kept while memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.core import tree
+from hesse.core.errors import DataError, OneShotDataError
+from hesse.core.fingerprint import fingerprint, sample_hashes
+from hesse.core.memory import Budget, current_budget, format_bytes, parse_budget
+from hesse.operators.base import LinearOperator
+
+_SHARE = 0.5  # of the memory budget that kept operators may take; the products need the rest
+_ASKED = "Every product with an operator over data has to see the same data."
+
+
+def refuse_one_shot(data: Any, asked: str) -> None:
+    """Raise `OneShotDataError` if `data` can be read only once."""
+    if isinstance(data, Iterator):
+        raise OneShotDataError(
+            asked, f"a one-shot {type(data).__name__}", "pass list(data), or a DataLoader, which can be read again"
+        )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A batch's operator, with the hashes of the batch's samples and what tells that the batch in hand is still that one."""
+
+    operator: LinearOperator
+    hashes: Tensor | None
+    batch: Any
+    stamp: list[tuple[Tensor, int]]
+
+    @property
+    def held_bytes(self) -> int | None:
+        return getattr(self.operator, "held_bytes", None)
+
+    def is_of(self, batch: Any) -> bool:
+        """Whether it was made from this very batch, whose tensors were not written to since."""
+        if batch is not self.batch:
+            return False
+        now = _stamp(batch)
+        same = (a is b and old == new for (a, old), (b, new) in zip(self.stamp, now, strict=False))
+        return len(now) == len(self.stamp) and all(same)
+
+
+class DataSet:
+    """The operators of the batches of a data set, pass by pass.
+
+    Args:
+        make: turns a batch into an operator. Of the operator it asks two optional attributes: `held_bytes`, the bytes it
+            holds on to (without it, it is not kept), and `reads`, the tensors it was made from other than the batch.
+        batches: an iterable of batches that can be read again and again.
+        data_check: refuse passes whose samples are others than those of the first complete pass, in whatever order and batches.
+        keep: use the operators of the first complete pass again, as many as fit into half of the memory budget: of a list or
+            tuple the first ones; of anything else, whose order may change, all or none. Nothing is kept without `data_check`.
+        memory: the budget; by default the one in force.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Any], LinearOperator],
+        batches: Iterable[Any],
+        *,
+        data_check: bool = True,
+        keep: bool = True,
+        memory: Budget | None = None,
+    ) -> None:
+        if memory is not None:
+            parse_budget(memory)
+        self.make, self.batches, self.data_check, self.memory = make, batches, data_check, memory
+        self._keeps, self._in_order = keep and data_check, isinstance(batches, (list, tuple))
+        self._kept: list[_Made] = []
+        self._count: int | None = None  # of the batches of the first complete pass
+        self._fingerprint: int | None = None
+        self._versions: dict[int, tuple[Tensor, int]] = {}
+
+    def __len__(self) -> int:
+        """Number of batches; raises TypeError where only a pass can tell."""
+        return len(self.batches)  # pyright: ignore[reportArgumentType]
+
+    def first(self) -> LinearOperator:
+        """The operator of the first batch; what it took is not lost where the first pass begins with the same batch.
+
+        Raises:
+            DataError: no batch.
+        """
+        for batch in self.batches:
+            made = self._make(batch, None)
+            if self._keeps and self._fits(0, made):
+                self._kept = [made]
+            return made.operator
+        raise DataError("An operator over a data set needs data.", "no batch", "pass at least one batch")
+
+    def operators(self) -> Iterator[LinearOperator]:
+        """One pass: the operator of each batch.
+
+        What was made of the operators may be used only once the pass has ended without an error.
+
+        Raises:
+            DataError: no batch; other content than in the first complete pass; a tensor that the operators read was changed.
+        """
+        self._require_unchanged()
+        if self._count is not None and self._kept and not self._in_order:
+            for made in self._kept:
+                yield made.operator
+        else:
+            yield from self._read()
+        self._require_unchanged()
+
+    def _read(self) -> Iterator[LinearOperator]:
+        hashes: list[Tensor] = []
+        kept: list[_Made] = []
+        count = held = 0
+        keeps = self._keeps and self._count is None
+        all_kept = True
+        for batch in self.batches:
+            known = self._kept[count] if count < len(self._kept) else None
+            made = known if known is not None and self._in_order and known.is_of(batch) else self._make(batch, known)
+            all_kept = all_kept and made is known
+            yield made.operator
+            count += 1
+            if made.hashes is not None:
+                hashes.append(made.hashes)
+            keeps = keeps and self._fits(held, made)
+            if keeps:
+                kept.append(made)
+                held += made.held_bytes or 0
+            elif not self._in_order:
+                kept.clear()
+            del made, known, batch  # so that the next batch is not made beside this one
+        if not count:
+            raise DataError("An operator over a data set needs data.", "no batch in this pass", "pass a list of batches")
+        if self.data_check and not (all_kept and count == self._count):
+            self._compare(fingerprint(*hashes))
+        if self._count is None:
+            self._kept, self._count = kept, count
+
+    def _make(self, batch: Any, known: _Made | None) -> _Made:
+        """The operator of a batch: `known` if that was made from samples of the same content, else a new one."""
+        stamp = _stamp(batch)
+        hashes = sample_hashes(batch) if self.data_check else None
+        if known is not None and hashes is not None and known.hashes is not None and _equal(hashes, known.hashes):
+            return _Made(known.operator, hashes, batch, stamp)
+        operator = self.make(batch)
+        if self._count is None:
+            for leaf in getattr(operator, "reads", ()):
+                self._versions.setdefault(id(leaf), (leaf, _version(leaf)))
+        return _Made(operator, hashes, batch, stamp)
+
+    def _fits(self, held: int, made: _Made) -> bool:
+        if made.held_bytes is None:
+            return False
+        return held + made.held_bytes <= _SHARE * current_budget(self.memory, made.operator.in_space.device)
+
+    def _compare(self, found: int) -> None:
+        if self._fingerprint is None:
+            self._fingerprint = found
+        if found == self._fingerprint:
+            return
+        samples, before = found >> 64, self._fingerprint >> 64
+        what = f"{samples} samples where the first pass had {before}" if samples != before else f"{samples} samples"
+        raise DataError(
+            _ASKED,
+            f"{what}, some with other content than in the first pass (the order may change)",
+            "read the same samples in every pass (no random augmentation, no drop_last or sampling with replacement, nothing "
+            "changed in place); make a new operator for new data; pass data_check=False for losses that are random on purpose",
+        )
+
+    def _require_unchanged(self) -> None:
+        changed = [leaf for leaf, version in self._versions.values() if _version(leaf) != version]
+        if changed:
+            shown = ", ".join(str(list(leaf.shape)) for leaf in changed[:3])
+            raise DataError(
+                "Every product with an operator over data has to see the same parameters.",
+                f"{len(changed)} of {len(self._versions)} changed in place since the operator was made (of shape {shown})",
+                "make a new operator after every update",
+            )
+
+    def __repr__(self) -> str:
+        """What became of the operators of the first pass; empty before it."""
+        if self._count is None:
+            return ""
+        held = format_bytes(sum(made.held_bytes or 0 for made in self._kept))
+        return f"{len(self._kept)} of {self._count} batches kept ({held})" if self._kept else "recomputed"
+
+
+def _stamp(batch: Any) -> list[tuple[Tensor, int]]:
+    return [(leaf, _version(leaf)) for leaf in tree.leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _version(leaf: Tensor) -> int:
+    return 0 if leaf.is_inference() else leaf._version  # inference tensors do not count their changes
+
+
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.device == second.device and torch.equal(first, second)
