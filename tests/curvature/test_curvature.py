@@ -325,15 +325,15 @@ def test_chosen_parameters_are_a_block_of_the_whole() -> None:
     )
 
 
-def test_forward_mode_is_checked_once_for_a_model_and_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_way_to_products_is_checked_once_for_a_model_and_a_shape(monkeypatch: pytest.MonkeyPatch) -> None:
     checks: list[int] = []
-    original = JacobianOperator._forward_is_right
+    original = JacobianOperator._agrees
 
-    def counted(self: Any) -> bool:
+    def counted(self: Any, way: str) -> bool:
         checks.append(1)
-        return original(self)
+        return original(self, way)
 
-    monkeypatch.setattr(JacobianOperator, "_forward_is_right", counted)
+    monkeypatch.setattr(JacobianOperator, "_agrees", counted)
     model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3)).double()
     v = {name: torch.ones_like(p) for name, p in model.named_parameters()}
     for count in (6, 6, 4, 6):

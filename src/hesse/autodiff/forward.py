@@ -50,13 +50,16 @@ class Forward:
         set_random_state(self.random_state, self.model.device)
 
 
-def run_forward(model: Model, inputs: Any, count: int, asked: str, *, attached: bool = False) -> Forward:
+def run_forward(
+    model: Model, inputs: Any, count: int, asked: str, *, attached: bool = False, any_output: bool = False
+) -> Forward:
     """Run the model once as its user would, with its parameters as the leaves of the graph; its buffers are put back.
 
     Args:
         model, inputs, count, asked: the model, the inputs, the number of samples, and what is asked, for error messages.
         attached: run it such that the gradient can be differentiated by the user's parameters: fused kernels without a second
             derivative give way to plain ops.
+        any_output: let through what is no tensor.
 
     Raises:
         StructureError: the model returned something else than a tensor.
@@ -79,7 +82,7 @@ def run_forward(model: Model, inputs: Any, count: int, asked: str, *, attached: 
             with plain_recurrences(), PlainWeightNorm():
                 leaves, output = run()
     drew = any(not torch.equal(a, b) for a, b in zip(before, random_state(model.device), strict=True))
-    if not isinstance(output, Tensor):
+    if not isinstance(output, Tensor) and not any_output:
         raise StructureError(asked, f"the model returned {type(output).__name__}", "pick the tensor: output=lambda o: o.logits")
     return Forward(model, inputs, count, output, leaves, drew, before, attached)
 

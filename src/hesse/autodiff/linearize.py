@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -11,19 +12,18 @@ import torch.autograd.forward_ad as fwd
 from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
+from hesse.autodiff.block_ways import BlockWays
 from hesse.autodiff.blocks import pull_block
 from hesse.autodiff.cuts import diagnose
 from hesse.autodiff.fused import differentiable_attention
 from hesse.autodiff.layout import Walk
+from hesse.autodiff.push import GraphPush
 from hesse.autodiff.recording import Function, Recording, inside_functorch, nodes, record
 from hesse.core import random
 from hesse.core.errors import DetachedError, HolomorphyError, UnsupportedError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator
-
-SMALL_GRAPH_BYTES = 2**20  # below this, a pass is bound by overhead and vectors share one batched pass (benchmarks/blocks.py)
-
 
 _GRAPHS_OF_A_KEY = 64
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
@@ -44,51 +44,87 @@ class Linearization(NamedTuple):
 class JacobianOperator(LinearOperator):
     """The derivative of a function at a point, from a graph that is kept.
 
-    ``J.T @ u`` is one backward pass through the kept graph. ``J @ v`` runs the function once in forward mode; functions whose
-    ops have no forward mode, or whose forward and reverse derivatives disagree (dropout drawn anew, PyTorch's own errors),
-    are differentiated twice in reverse mode instead, on the kept graph. The choice is made at the first product, by a check on
-    random vectors.
+    ``J.T @ u`` is one backward pass through the kept graph. ``J @ v`` takes the tangents along the same graph, without running
+    the function again. Where that cannot be done (complex numbers, checkpointing, a product that is itself to be
+    differentiated), the function is run in forward mode; where its ops have none, or where forward and reverse derivatives
+    disagree (dropout drawn anew, PyTorch's own errors), it is differentiated twice in reverse mode. The choice is made at the
+    first product, by a check on random vectors.
     """
 
     def __init__(self, recording: Recording, key: Any = None) -> None:
         self.recording, self._key = recording, key
         self.in_space, self.out_space = recording.in_space, recording.out_space
-        self._forward_works: bool | None = None
+        self._known: dict[str, bool] = {}
         self._double: tuple[list[Tensor], list[Tensor]] | None = None
 
     def mv(self, v: Tree) -> Tree:
-        tangents = cast_leaves(self.in_space, v, "tangent")
-        if self._forward_works is None:
-            self._forward_works = self.recording.functorch or self._remembered()
-        push = self._push_by_double_reverse
-        if self._forward_works:
-            push = self._push_inside_transform if inside_functorch() else self._push
-        return self.out_space.rebuild(push(tangents))
+        return self.out_space.rebuild(self._way(cast_leaves(self.in_space, v, "tangent")))
 
-    def _remembered(self) -> bool:
-        """Whether forward mode is right, checked once for every graph of a key."""
+    def _way(self, tangents: list[Tensor]) -> list[Tensor]:
+        inside = inside_functorch()
+        if not (inside or self.recording.follows(tangents)) and self._is_right("graph"):
+            return self._push_along_graph(tangents)
+        if self.recording.functorch or self._is_right("forward"):
+            return self._push_inside_transform(tangents) if inside else self._push(tangents)
+        return self._push_by_double_reverse(tangents)
+
+    def _is_right(self, way: str) -> bool:
+        """Whether a way to J v is right, checked once for every graph of a key."""
+        if way not in self._known:
+            self._known[way] = not self.recording.functorch and self._remembered(way)
+        return self._known[way]
+
+    def _remembered(self, way: str) -> bool:
         if self._key is None or inside_functorch():
-            return self._forward_is_right()
+            return self._agrees(way)
         try:
             known = _checked.setdefault(self._key, {})
         except TypeError:  # a key that cannot be referred to weakly
-            return self._forward_is_right()
-        leaves = dict(zip(self.in_space.names, self.recording.inputs, strict=True))
-        graphs = tuple(Walk.of(y, leaves).signature() for y in self.recording.outputs if y.requires_grad)
-        signature = (graphs, self.in_space.dtypes, self.out_space.dtypes)
+            return self._agrees(way)
+        signature = (way, *self._signature)
         if signature not in known:
-            known[signature] = self._forward_is_right()
+            known[signature] = self._agrees(way)
             while len(known) > _GRAPHS_OF_A_KEY:
                 del known[next(iter(known))]
         return known[signature]
 
-    def _forward_is_right(self) -> bool:
+    @cached_property
+    def _signature(self) -> tuple[Any, ...]:
+        leaves = dict(zip(self.in_space.names, self.recording.inputs, strict=True))
+        graphs = tuple(Walk.of(y, leaves).signature() for y in self.recording.outputs if y.requires_grad)
+        return graphs, self.in_space.dtypes, self.out_space.dtypes
+
+    def _agrees(self, way: str) -> bool:
         devices = [self.in_space.device] if self.in_space.device.type == "cuda" else []
+        push = self._push_along_graph if way == "graph" else self._push
         try:
             with temporarily_clear_interpreter_stack(), torch.random.fork_rng(devices):
-                return forward_agrees(self.recording, self._push)
+                return forward_agrees(self.recording, push)
         except RuntimeError:
             return False
+
+    def mm(self, V: Tree) -> Tree:
+        parts = cast_leaves(self.in_space, V, "tangents", 1)
+        inside, follow = inside_functorch(), self.recording.follows(parts)
+        if inside or follow or not parts[0].shape[0] or not self._is_right("graph"):
+            return super().mm(V)
+        return self.out_space.rebuild(self._blocks(parts, follow=False))
+
+    @cached_property
+    def _blocks(self) -> BlockWays:
+        return BlockWays(self._graph.push, self._graph.push_all, self.graph_bytes, self.in_space.device)
+
+    @cached_property
+    def graph_bytes(self) -> int:
+        """Bytes of what the nodes of the graph produced."""
+        return 0 if self.recording.functorch else self.recording.graph_bytes()
+
+    @cached_property
+    def _graph(self) -> GraphPush:
+        return GraphPush(self.recording)
+
+    def _push_along_graph(self, tangents: list[Tensor]) -> list[Tensor]:
+        return self._graph.push(tangents)
 
     def _push_inside_transform(self, tangents: list[Tensor]) -> list[Tensor]:
         r = self.recording
@@ -157,24 +193,31 @@ class _Transposed(LinearOperator):
     def __init__(self, jacobian: JacobianOperator) -> None:
         self.jacobian = jacobian
         self.in_space, self.out_space = jacobian.out_space, jacobian.in_space
-        recording = jacobian.recording
-        self._small = recording.functorch or recording.graph_bytes() < SMALL_GRAPH_BYTES
-
-    def _pull(self, parts: list[Tensor], *, batched: bool) -> Tree:
-        pull = pull_block if batched else Recording.pull
-        pulled = pull(self.jacobian.recording, [_conjugate(part) for part in parts])
-        return self.out_space.rebuild([_conjugate(part) for part in pulled])
 
     def mv(self, v: Tree) -> Tree:
-        return self._pull(cast_leaves(self.in_space, v, "cotangent"), batched=False)
+        return self.out_space.rebuild(_pulled(self.jacobian.recording, cast_leaves(self.in_space, v, "cotangent")))
 
     def mm(self, V: Tree) -> Tree:
-        if not self._small:
+        parts, recording = cast_leaves(self.in_space, V, "cotangents", 1), self.jacobian.recording
+        if not parts[0].shape[0]:
             return super().mm(V)
-        return self._pull(cast_leaves(self.in_space, V, "cotangents", 1), batched=True)
+        if recording.functorch or inside_functorch():
+            pulled = pull_block(recording, [_conjugate(part) for part in parts])
+            return self.out_space.rebuild([_conjugate(part) for part in pulled])
+        return self.out_space.rebuild(self._blocks(parts, follow=recording.follows(parts)))
+
+    @cached_property
+    def _blocks(self) -> BlockWays:
+        one = partial(_pulled, self.jacobian.recording)
+        return BlockWays(one, partial(one, batched=True), self.jacobian.graph_bytes, self.in_space.device)
 
     def transpose(self) -> LinearOperator:
         return self.jacobian
+
+
+def _pulled(recording: Recording, parts: list[Tensor], *, batched: bool = False) -> list[Tensor]:
+    pulled = recording.pull([_conjugate(part) for part in parts], batched=batched)
+    return [_conjugate(part) for part in pulled]
 
 
 def _conjugate(part: Tensor) -> Tensor:
@@ -278,8 +321,8 @@ def linearize(f: Function, x: Any) -> Linearization:
         LeafError: an integer leaf. DetachedError: the graph was cut, with the line that cut it.
         HolomorphyError: a complex function that is not holomorphic. NonFiniteError: NaN in x.
 
-    Cost: one forward pass; then one backward pass for each ``J.T @ u``, and one forward pass in forward mode (about
-    1 gradient) for each ``J @ v``; the first one takes a product and a backward pass more, which check it.
+    Cost: one forward pass; then one backward pass for each ``J.T @ u``, and as many operations (about 0.7 gradients) for
+    each ``J @ v``; the first one takes a product and a backward pass more, which check it.
     """
     return linearize_again(f, x, None)
 

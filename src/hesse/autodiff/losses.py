@@ -82,7 +82,7 @@ def _sample_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: A
 
 
 def _terms(loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any, asked: str) -> Tensor:
-    return torch.stack([_scalar(loss(output[i : i + 1], _sample(target, i)), asked) for i in range(len(output))])
+    return torch.stack([require_scalar(loss(output[i : i + 1], _sample(target, i)), asked) for i in range(len(output))])
 
 
 def _reductions(
@@ -92,7 +92,7 @@ def _reductions(
     output.requires_grad_()
     twice = torch.arange(count).repeat(2 if count == 1 else 1)  # one sample alone cannot tell a sum from a mean
     terms = select_rows(_terms(loss, output, target, asked), twice)
-    whole = _scalar(loss(select_rows(output, twice), select_rows(target, twice)), asked)
+    whole = require_scalar(loss(select_rows(output, twice), select_rows(target, twice)), asked)
     total = terms.sum()
     slopes = [_slope(value, output) for value in (whole, total)]
     eps = 64 * torch.finfo(whole.dtype).eps * len(twice) ** 0.5
@@ -116,7 +116,12 @@ def _sample(target: Any, i: int) -> Any:
     return tree.map_tree(lambda leaf: leaf[i : i + 1] if isinstance(leaf, Tensor) else leaf, target)
 
 
-def _scalar(value: Any, asked: str) -> Tensor:
+def require_scalar(value: Any, asked: str) -> Tensor:
+    """The value of a loss, 0-d.
+
+    Raises:
+        StructureError: it is no tensor. NonScalarError: it has several elements.
+    """
     if not isinstance(value, Tensor):
         raise StructureError(asked, f"the loss returned {type(value).__name__}", "return a 0-d tensor, not .item()")
     if value.numel() != 1:
@@ -124,14 +129,14 @@ def _scalar(value: Any, asked: str) -> Tensor:
     return value.reshape(())
 
 
-def batch_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, model: Model, asked: str) -> Tensor:
+def batch_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, model: Model | None, asked: str) -> Tensor:
     """The loss of a batch as the user's callable gives it.
 
     Raises:
         NonScalarError: it is no scalar. UnsupportedError: it reads the model's parameters past the model's output.
     """
-    value = _scalar(loss(output, target), asked)
-    own = {id(parameter): name for name, parameter in model.own.items()}
+    value = require_scalar(loss(output, target), asked)
+    own = {} if model is None else {id(parameter): name for name, parameter in model.own.items()}
     for node in nodes([value.grad_fn]):
         name = own.get(id(getattr(node, "variable", None)))
         if name is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_gradtrackingtensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hesse.autodiff.functional import functional
@@ -73,6 +74,7 @@ def as_model(model: Any, *, params: Selection = None, output: Callable[[Any], Te
     elif isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
         f, everything = model
         own = {name: leaf for name, leaf in tree.named_leaves(everything) if isinstance(leaf, Tensor)}
+        _refuse_differentiated(own)
         everything = tree.map_tree(lambda p: torch.as_tensor(p).detach(), everything)
         key = getattr(f, "module", f)
         module = key if isinstance(key, nn.Module) else None
@@ -129,6 +131,17 @@ def _choose(everything: Tree, params: Selection) -> Tree:
 def _merge(everything: Tree, frozen: dict[str, Tensor], values: dict[str, Tensor]) -> Tree:
     _, structure = tree.flatten(everything)
     return structure.unflatten(values.get(name, leaf) for name, leaf in frozen.items())
+
+
+def _refuse_differentiated(own: Mapping[str, Tensor]) -> None:
+    """Refuse parameters that a torch.func transform differentiates by: the derivatives of results would be zero, silently."""
+    for name, leaf in own.items():
+        if is_gradtrackingtensor(leaf):
+            raise UnsupportedError(
+                "Derivatives of a model are taken at fixed parameters.",
+                f"'{name}' is differentiated by torch.func around the call",
+                "use hesse.linearize or hesse.hessian_operator of a function, or parameter_jacobian(..., create_graph=True)",
+            )
 
 
 def _refuse_modules(module: nn.Module) -> None:

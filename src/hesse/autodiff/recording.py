@@ -16,6 +16,7 @@ from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 
 from hesse.autodiff.fused import FUSED_RECURRENCES, differentiable_attention, with_plain_recurrences
+from hesse.autodiff.plain_bags import FUSED_BAGS, WithPlainBags
 from hesse.autodiff.weight_norm import FUSED_WEIGHT_NORM, with_plain_weight_norm
 from hesse.core import tree
 from hesse.core.errors import DeviceError, LeafError, NonFiniteError, StructureError, UnsupportedError
@@ -198,7 +199,9 @@ def record(f: Function, x: Tree, asked: str) -> Recording:
         return record(with_plain_weight_norm(f), x, asked)
     if ops & FUSED_RECURRENCES:
         return record(with_plain_recurrences(f), x, asked)
-    attached = any(linked) or (follow and _has_foreign_leaf(outputs, inputs))
+    if ops & FUSED_BAGS and not isinstance(f, WithPlainBags):
+        return record(WithPlainBags(f), x, asked)
+    attached = any(linked) or (follow and has_foreign_leaf(outputs, inputs))
     if not attached:
         value = tree.map_tree(lambda y: y.detach() if isinstance(y, Tensor) else y, value)
     return Recording(f, point, inputs, outputs, value, in_space, out_space, attached, functorch=False)
@@ -272,7 +275,8 @@ def node_outputs(node: Any) -> Sequence[Any]:
     return node._input_metadata
 
 
-def _has_foreign_leaf(outputs: list[Tensor], inputs: list[Tensor]) -> bool:
+def has_foreign_leaf(outputs: list[Tensor], inputs: list[Tensor]) -> bool:
+    """Whether the graph of some outputs ends at a tensor that requires grad and is none of the inputs."""
     own = {id(leaf) for leaf in inputs}
     roots = [y.grad_fn for y in outputs if y.grad_fn is not None]
     return any(hasattr(node, "variable") and id(node.variable) not in own for node in nodes(roots))

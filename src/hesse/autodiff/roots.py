@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.alone import capture_one_by_one
-from hesse.autodiff.capture import capture, forget, plan_of, stream
+from hesse.autodiff.capture import capture, forget, plan_of
 from hesse.autodiff.cuts import diagnose
 from hesse.autodiff.deliver import Captured
 from hesse.autodiff.forward import Forward, run_forward
@@ -20,14 +20,13 @@ from hesse.autodiff.model import Model, check_inputs, sample_count, split_batch
 from hesse.autodiff.one_sample import check_one_sample, row_of_forms
 from hesse.autodiff.plan import Plan
 from hesse.autodiff.recording import nodes
+from hesse.autodiff.streaming import Take, stream
 from hesse.core import tree
 from hesse.core.errors import DetachedError, MixedSamplesError, StructureError, UnsupportedError
-from hesse.rules.forms import Form
 from hesse.rules.losses import known_loss
 
 Loss = Callable[[Any, Any], Tensor] | None
 Outputs = int | Sequence[int] | Tensor | None
-Take = Callable[[str, Sequence[Form]], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +34,7 @@ class RowFacts:
     """What is known of the rows besides their forms.
 
     Attributes:
-        of: what they are the derivatives of, "loss" or "output".
+        of: what they are the derivatives of: "loss", "output", or "root" (cotangents that somebody chose).
         shape: of the rows: ``[N]`` or ``[N, C]`` (any number of axes for outputs).
         dtype, device: of the output.
         mass: the loss's normalizer.
@@ -58,7 +57,8 @@ class Rows:
 
     Attributes:
         captured: the forms of each root; None if they are captured anew whenever they are asked for.
-        stream: ``stream(root, take)`` captures the forms of one root and hands them over by parameter; returns the paths.
+        stream: ``stream(take, first)`` captures the forms root by root (or of the first one only) and hands them over by
+            parameter; returns the paths.
         roots: number of roots.
         count: number of samples.
         facts: what is known of the rows besides.
@@ -66,7 +66,7 @@ class Rows:
     """
 
     captured: list[Captured] | None
-    stream: Callable[[int, Take], dict[str, str]]
+    stream: Callable[[Take, bool], dict[str, str]]
     roots: int
     count: int
     facts: RowFacts
@@ -99,11 +99,7 @@ def capture_rows(model: Model, loss: Loss, batch: Any, asked: Asked) -> Rows:
     inputs, targets = split_batch(batch, asked.text, target_needed=loss is not None)
     count = sample_count(inputs, targets if loss is not None else None, asked.text)
     check_inputs(model, inputs, asked.text)
-    for name, leaf in tree.named_leaves(model.params):
-        if leaf.is_complex():
-            raise UnsupportedError(
-                asked.text, f"complex parameter '{name}'", "hold it as real numbers: torch.view_as_complex(p) inside the model"
-            )
+    _refuse_complex(model, asked.text)
     forward = run_forward(model, inputs, count, asked.text, attached=asked.attached)
     output = forward.output
     if not output.requires_grad:
@@ -117,16 +113,60 @@ def capture_rows(model: Model, loss: Loss, batch: Any, asked: Asked) -> Rows:
         cotangents, shape = [taken[1]], torch.Size((count,))
     else:
         cotangents, shape = chosen_cotangents(output, count, asked.outputs)
-    captured, walk, plan = _captured(forward, loss, targets, taken, cotangents, asked)
-
-    def again(root: int, take: Take) -> dict[str, str]:
-        return stream(forward, walk, plan, cotangents[root], take)
-
     mass, additive = (taken[0].mass, taken[0].additive) if taken is not None else (1.0, True)
-    of = "output" if taken is None else "loss"
-    facts = RowFacts(of, shape, output.dtype, output.device, mass, additive, asked.attached)
-    reads = (*forward.leaves.values(), *(() if asked.keep else _tensors(inputs)))
-    return Rows(captured, again, len(cotangents), count, facts, reads)
+    facts = RowFacts("output" if taken is None else "loss", shape, output.dtype, output.device, mass, additive, asked.attached)
+
+    def check() -> None:
+        if taken is not None and loss is not None:
+            _check_loss(loss, forward, targets, taken[0], asked.text)
+
+    return _rows(forward, cotangents, facts, asked, check)
+
+
+def rows_of(forward: Forward, cotangents: Sequence[Tensor], mass: float, additive: bool, asked: Asked) -> Rows:
+    """The rows of any cotangents of a model's output, of a run that was made already.
+
+    Args:
+        forward: the run; the first axis of its output is the batch.
+        cotangents: laid out like the output; they may be made when they are asked for. Row ``[n, k]`` is the derivative of
+            sample n's output times cotangent k.
+        mass, additive: how rows are normalized, see `RowFacts`.
+        asked: what for, and whether forms are kept.
+
+    Raises:
+        UnsupportedError: the first axis of the output is not the batch. Others as `capture_rows`.
+
+    Cost: one backward pass without weight gradients a cotangent.
+    """
+    output = forward.output
+    _refuse_complex(forward.model, asked.text)
+    if output.shape[:1] != (forward.count,):
+        raise UnsupportedError(
+            asked.text,
+            f"an output of shape {tuple(output.shape)} for {forward.count} samples",
+            "return a tensor whose first axis is the batch: output=lambda o: o.reshape(n, -1)",
+        )
+    shape = torch.Size((forward.count, len(cotangents)))
+    facts = RowFacts("root", shape, output.dtype, output.device, mass, additive, asked.attached)
+    return _rows(forward, cotangents, facts, asked, lambda: None)
+
+
+def _rows(forward: Forward, cotangents: Sequence[Tensor], facts: RowFacts, asked: Asked, check: Callable[[], None]) -> Rows:
+    captured, walk, plan = _captured(forward, cotangents, asked, check)
+
+    def again(take: Take, first: bool = False) -> dict[str, str]:
+        return stream(forward, walk, plan, [cotangents[0]] if first else cotangents, take)
+
+    reads = (*forward.leaves.values(), *(() if asked.keep else _tensors(forward.inputs)))
+    return Rows(captured, again, len(cotangents), forward.count, facts, reads)
+
+
+def _refuse_complex(model: Model, asked: str) -> None:
+    for name, leaf in tree.named_leaves(model.params):
+        if leaf.is_complex():
+            raise UnsupportedError(
+                asked, f"complex parameter '{name}'", "hold it as real numbers: torch.view_as_complex(p) inside the model"
+            )
 
 
 def _tensors(inputs: Any) -> list[Tensor]:
@@ -134,7 +174,7 @@ def _tensors(inputs: Any) -> list[Tensor]:
 
 
 def _captured(
-    forward: Forward, loss: Loss, targets: Any, taken: Any, cotangents: list[Tensor], asked: Asked
+    forward: Forward, cotangents: Sequence[Tensor], asked: Asked, check: Callable[[], None]
 ) -> tuple[list[Captured] | None, Walk, Plan]:
     """The forms of all roots, unless they are not to be kept; checked if the graph is new."""
     walk = forward.walk
@@ -145,14 +185,19 @@ def _captured(
     elif asked.keep:
         captured = [capture(forward, walk, plan, u) for u in cotangents]
     if is_new:
-        if taken is not None and loss is not None:
-            _check_loss(loss, forward, targets, taken[0], asked.text)
+        check()
 
         def row_of(sample: int) -> dict[str, Tensor]:
             if captured:
                 return row_of_forms(captured[0].forms, sample)
             found: dict[str, Tensor] = {}
-            stream(forward, walk, plan, cotangents[0], lambda name, forms: found.update(row_of_forms({name: forms}, sample)))
+            stream(
+                forward,
+                walk,
+                plan,
+                [cotangents[0]],
+                lambda root, name, forms: found.update(row_of_forms({name: forms}, sample)),
+            )
             return found
 
         try:

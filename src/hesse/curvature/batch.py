@@ -10,12 +10,16 @@ from torch import Tensor
 
 from hesse.autodiff.losses import batch_mass
 from hesse.autodiff.model import Model, check_inputs, is_one_batch, sample_count, split_batch
+from hesse.core.guard import PARAMETERS, Guard
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import diagonal_rule
-from hesse.operators.average import Average, refuse_one_shot
+from hesse.linalg.woodbury import congruence_rule
+from hesse.operators.algebra import Congruence, Scaled
+from hesse.operators.average import Average
 from hesse.operators.base import LinearOperator
+from hesse.operators.data_set import refuse_one_shot
 
 BatchLoss = Callable[[Any, Any], Tensor]
 
@@ -27,10 +31,18 @@ class OfBatch(LinearOperator):
         operator: what does the work.
         mass: the normalizer of the loss.
         additive: whether the losses of two batches add up instead of averaging by mass.
+        reads: the parameters, which must not change while it is used.
     """
 
-    def __init__(self, operator: LinearOperator, normalizer: Callable[[], tuple[float, bool]]) -> None:
-        self.operator, self._find = operator, normalizer
+    def __init__(
+        self,
+        operator: LinearOperator,
+        normalizer: Callable[[], tuple[float, bool]],
+        held_bytes: Callable[[], int | None],
+        reads: tuple[Tensor, ...],
+    ) -> None:
+        self.operator, self._find, self._held = operator, normalizer, held_bytes
+        self.reads, self._guard = reads, Guard(reads)
         self.in_space, self.out_space, self.tags = operator.in_space, operator.out_space, operator.tags
 
     @cached_property
@@ -47,14 +59,21 @@ class OfBatch(LinearOperator):
         """Whether the losses of two batches add up."""
         return self._normalizer[1]
 
+    @property
+    def held_bytes(self) -> int | None:
+        """What the operator holds on to; None if it is not worth keeping between passes over a data set."""
+        return self._held()
+
     def mv(self, v: Tree) -> Tree:
+        self._guard.check(*PARAMETERS)
         return self.operator.mv(v)
 
     def mm(self, V: Tree) -> Tree:
+        self._guard.check(*PARAMETERS)
         return self.operator.mm(V)
 
     def transpose(self) -> LinearOperator:
-        return OfBatch(self.operator.T, self._find)
+        return OfBatch(self.operator.T, self._find, self._held, self.reads)
 
     def __repr__(self) -> str:
         return repr(self.operator)
@@ -70,12 +89,23 @@ def _diagonal(A: OfBatch) -> Tensor | None:
     return diagonal_rule(A.operator)
 
 
-def over_data(make: Callable[[Any], LinearOperator], data: Any, asked: str) -> LinearOperator:
+@congruence_rule.register(OfBatch)
+def _congruence(A: OfBatch) -> Congruence | None:
+    if isinstance(A.operator, Scaled) and isinstance(A.operator.operator, Congruence):  # RᵀR / mass
+        inner = A.operator.operator
+        factor = complex(A.operator.factor).real
+        return Congruence(inner.outer * factor**0.5, inner.middle) if factor > 0 else None
+    return congruence_rule(A.operator)
+
+
+def over_data(
+    make: Callable[[Any], LinearOperator], data: Any, asked: str, data_check: bool, memory: Budget | None
+) -> LinearOperator:
     """The operator of one batch, or the average over an iterable of batches."""
     if is_one_batch(data):
         return make(data)
     refuse_one_shot(data, asked)
-    return Average(make, data)
+    return Average(make, data, data_check=data_check, memory=memory)
 
 
 def open_batch(model: Model, batch: Any, asked: str) -> tuple[Any, Any, int]:

@@ -1,4 +1,4 @@
-"""The empirical Fisher: the mean of outer products of per-sample gradients."""
+"""Fisher matrices, named by what they are: expected, sampled, empirical, observed."""
 
 from __future__ import annotations
 
@@ -9,59 +9,121 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.determinism import deterministic
-from hesse.autodiff.model import Model, Selection, as_model, split_batch
+from hesse.autodiff.model import Model, Selection, as_model, is_one_batch, split_batch
+from hesse.autodiff.output_curvature import require_distribution
 from hesse.autodiff.roots import Asked, capture_rows
-from hesse.core.errors import StructureError
+from hesse.core import random, tree
+from hesse.core.errors import DataError, StructureError
+from hesse.core.memory import Budget
 from hesse.curvature.batch import BatchLoss, OfBatch, over_data
+from hesse.curvature.gauss_newton import require_samples
+from hesse.curvature.ggn import of_batch, sampled_of_batch
+from hesse.curvature.hessian import hessian_of_batch
 from hesse.operators.algebra import Congruence
 from hesse.operators.base import LinearOperator
 from hesse.parameters.jacobian import ParameterJacobian
 
-_ASKED = "fisher(model, loss, data, kind='empirical') adds up outer products of per-sample gradients."
+_ASKED = "fisher(model, loss, data) measures how the model's distribution of targets changes with the parameters."
+_KINDS = ("expected", "sampled", "empirical", "observed")
+FisherKind = Literal["expected", "sampled", "empirical", "observed"]
+Labels = Literal["true", "predicted"] | Tensor
 
 
-def fisher(
+def fisher(  # noqa: PLR0913 - a model, a loss, data, and which of the four
     model: Any,
     loss: BatchLoss,
     data: Any,
     *,
-    kind: Literal["empirical"],
-    labels: Literal["true", "predicted"] = "true",
+    kind: FisherKind = "expected",
+    labels: Labels = "true",
+    samples: int = 1,
+    generator: torch.Generator | None = None,
     params: Selection = None,
     output: Callable[[Any], Tensor] | None = None,
+    data_check: bool = True,
+    memory: Budget | None = None,
 ) -> LinearOperator:
-    """The empirical Fisher matrix ``Jᵀ J / mass``, J the per-sample gradients, over one batch or a data set.
+    """A Fisher matrix of a model whose loss is a negative log-likelihood, over one batch or a data set.
 
-    It is *not* the Fisher information unless the labels are drawn from the model (Kunstner, Balles, Hennig 2019).
+    Four matrices go by this name (Kunstner, Balles, Hennig 2019; Martens 2020). With g the gradient of one sample's loss:
+
+    - "expected": the mean of g gᵀ over targets drawn from the model, the Fisher information ("type 2"). For losses in their
+      natural parameters (cross entropy and BCE of logits, MSE, Poisson of logs) it is the GGN.
+    - "sampled": the same, with `samples` random cotangents a sample in place of the mean. Fixed by the seed and the data.
+    - "empirical": g gᵀ at the given labels, *not* the Fisher information unless the labels are drawn from the model.
+    - "observed": the Hessian of the loss; its expectation over targets drawn from the model is the Fisher information.
 
     Args:
-        model, loss, data, params, output: as for `loss_hessian`; row n of J is the gradient of sample n's unreduced loss.
-        kind: "empirical".
-        labels: "true": those of the data; "predicted": the class with the largest output, for outputs ``[N, C]``.
+        model, loss, data, params, output, data_check, memory: as for `loss_hessian`. The loss's own weights (class weights at
+            the true labels, ignored targets, label smoothing's total) stay as weights of the samples.
+        kind: which matrix.
+        labels: for "empirical": "true": those of the data; "predicted": the class with the largest output, for outputs
+            ``[N, C]``; a tensor: these, for one batch.
+        samples: for "sampled": how many cotangents a sample.
+        generator: for "sampled": source of the randomness.
 
     Returns:
-        A symmetric positive semi-definite operator on trees like the parameters; its diagonal is
-        ``parameter_jacobian(...).sum_of_squares() / mass``.
+        A symmetric operator on trees like the parameters, positive semi-definite but for "observed". Of "empirical", the
+        diagonal is ``parameter_jacobian(...).sum_of_squares() / mass``.
 
     Raises:
-        As `parameter_jacobian`.
+        StructureError: another kind, or labels that do not fit. UnsupportedError: the expected or sampled Fisher of a loss that
+        stands for no distribution of targets. Others as `loss_hessian` and `parameter_jacobian`.
 
-    Cost: one forward pass and one backward pass without weight gradients; then less than one gradient a product.
+    Cost: "expected": as `ggn`. "empirical", "sampled": one forward pass, one backward pass without weight gradients (a sampled
+    cotangent each); then less than one gradient a product. "observed": as `loss_hessian`.
     """
-    if kind != "empirical" or labels not in ("true", "predicted"):
-        raise StructureError(
-            "fisher takes kind='empirical' and labels='true' or 'predicted'.", f"{kind!r}, {labels!r}", "pass one of these"
-        )
+    if kind not in _KINDS:
+        raise StructureError("fisher takes one of four kinds.", repr(kind), f"pass one of {', '.join(map(repr, _KINDS))}")
+    check_labels(labels, data, kind)
+    if kind != "empirical":
+        require_distribution(loss, kind, _ASKED)
     resolved = as_model(model, params=params, output=output)
-    return over_data(lambda batch: _of_batch(resolved, loss, batch, labels), data, _ASKED)
+    if kind == "observed":
+        return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), data, _ASKED, data_check, memory)
+    if kind == "expected":
+        return over_data(lambda batch: of_batch(resolved, loss, batch, "information", _ASKED), data, _ASKED, data_check, memory)
+    if kind == "sampled":
+        require_samples(samples)
+        how = ("information", samples, random.seed_of(generator))
+        return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), data, _ASKED, data_check, memory)
+    return over_data(lambda batch: _empirical(resolved, loss, batch, labels), data, _ASKED, data_check, memory)
 
 
-def _of_batch(model: Model, loss: BatchLoss, batch: Any, labels: str) -> OfBatch:
+def check_labels(labels: Any, data: Any, kind: str) -> None:
+    """Refuse labels that do not fit the data, or belong to another kind."""
+    if isinstance(labels, Tensor) and kind == "empirical":
+        if not is_one_batch(data):
+            raise DataError(_ASKED, "a tensor of labels for a data set", "put the labels into the batches: labels='true'")
+    elif isinstance(labels, Tensor) or labels not in ("true", "predicted"):
+        raise StructureError("labels= is 'true', 'predicted' or a tensor.", repr(labels), "pass one of these")
+    elif kind != "empirical" and labels != "true":
+        raise StructureError("Labels belong to the empirical Fisher.", f"labels= with kind={kind!r}", "pass kind='empirical'")
+
+
+def empirical_rows(model: Model, loss: BatchLoss, batch: Any, labels: Labels, *, keep: bool = True) -> ParameterJacobian:
+    """The per-sample gradients of one batch, at the labels wanted."""
     inputs, targets = split_batch(batch, _ASKED)
     with deterministic(model, _ASKED):
-        if labels == "predicted":
+        if isinstance(labels, Tensor):
+            targets = labels
+        elif labels == "predicted":
             with torch.no_grad():
-                targets = model.call(model.params, inputs).argmax(1)
-        rows = capture_rows(model, loss, (inputs, targets), Asked(_ASKED))
-    J = ParameterJacobian.of(rows, model.params)
-    return OfBatch(Congruence(J) * (1.0 / J.mass if J.mass else 0.0), lambda: (J.mass, J.additive))
+                targets = _predicted(model.call(model.params, inputs))
+        rows = capture_rows(model, loss, (inputs, targets), Asked(_ASKED, keep=keep))
+    return ParameterJacobian.of(rows, model.params)
+
+
+def _predicted(output: Any) -> Tensor:
+    if not isinstance(output, Tensor) or output.ndim < 2:
+        found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise DataError(
+            "Predicted labels are the classes with the largest outputs [N, C].", found, "pass labels='true', or a tensor"
+        )
+    return output.argmax(1)
+
+
+def _empirical(model: Model, loss: BatchLoss, batch: Any, labels: Labels) -> OfBatch:
+    J = empirical_rows(model, loss, batch, labels)
+    scaled = Congruence(J) * (1.0 / J.mass if J.mass else 0.0)
+    return OfBatch(scaled, lambda: (J.mass, J.additive), lambda: J.held_bytes, tuple(tree.leaves(model.params)))

@@ -14,10 +14,12 @@ from hesse.autodiff.roots import RowFacts, Rows
 from hesse.core import pages, tree
 from hesse.core.errors import StructureError
 from hesse.core.memory import Budget, chunk_size, current_budget
+from hesse.core.names import layer_of
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import column_squares_rule
+from hesse.linalg.woodbury import gram_rule
 from hesse.operators.base import LinearOperator
 from hesse.parameters import contractions
 from hesse.parameters.contractions import Moments, Use
@@ -64,6 +66,11 @@ class ParameterJacobian(LinearOperator):
         """
         return self.source.paths
 
+    @property
+    def held_bytes(self) -> int | None:
+        """Bytes of the records that are kept; None where there are none ("streamed" ones)."""
+        return self.source.held_bytes
+
     def _zeros(self, *shape: int) -> Tensor:
         dtype = torch.float32 if self.out_space.dtype in (torch.float16, torch.bfloat16) else self.out_space.dtype
         return torch.zeros(shape, dtype=dtype, device=self.out_space.device)
@@ -89,6 +96,10 @@ class ParameterJacobian(LinearOperator):
             parts[name] = parts[name] + part if name in parts else part
 
         self.source.visit(take)
+        return self._tree(parts)
+
+    def _tree(self, parts: dict[str, Tensor]) -> Tree:
+        """A tree like the parameters, zero where no part is."""
         leaves = []
         for name, shape in self._shapes.items():
             part = parts[name] if name in parts else self._zeros(shape.numel())
@@ -112,7 +123,15 @@ class ParameterJacobian(LinearOperator):
 
     def sum_of_squares(self) -> Tree:
         """The squares of all rows, summed over samples (and outputs): the diagonal of JᵀJ, a tree like the parameters."""
-        return self._by_parameter(lambda root, name, use: contractions.summed_squares(use, self._shapes[name].numel()))
+        sums: dict[str, contractions.SquaresOverRoots] = {}
+
+        def take(root: int, name: str, use: Use) -> None:
+            if name not in sums:
+                sums[name] = contractions.SquaresOverRoots(self._shapes[name].numel(), self.source.roots)
+            sums[name].add(use)
+
+        self.source.visit(take)
+        return self._tree({name: total.result() for name, total in sums.items()})
 
     def mean(self) -> Tree:
         """The mean of all rows, a tree like the parameters (without the loss's normalizer: divide by `mass` for that)."""
@@ -327,11 +346,6 @@ class ParameterJacobian(LinearOperator):
         return f"ParameterJacobian({rows} x {self.in_space.dim} of the {self.facts.of} by {len(self._shapes)} parameters{how})"
 
 
-def layer_of(name: str) -> str:
-    """The module that a parameter belongs to, by name."""
-    return name.rpartition(".")[0]
-
-
 def _root(square: Tensor) -> Tensor:
     """A square root whose derivative at zero is zero, so that a row of zeros stays without influence."""
     if not square.requires_grad:
@@ -356,6 +370,11 @@ def _dense(A: ParameterJacobian, memory: Budget | None = None) -> Tensor:
 @column_squares_rule.register(ParameterJacobian)
 def _column_squares(J: ParameterJacobian) -> Tensor:
     return J.in_space.ravel(J.sum_of_squares())
+
+
+@gram_rule.register(ParameterJacobian)
+def _gram(J: ParameterJacobian) -> Tensor:
+    return J.gram().reshape(J.shape[0], J.shape[0])
 
 
 class _Transposed(LinearOperator):

@@ -20,8 +20,8 @@ from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import diagonal_rule
-from hesse.operators.average import refuse_one_shot
 from hesse.operators.base import LinearOperator, Tag
+from hesse.operators.data_set import refuse_one_shot
 from hesse.parameters.jacobian import ParameterJacobian
 
 _ASKED = "ntk(model, data) takes inner products of the derivatives of a model's outputs by its parameters."

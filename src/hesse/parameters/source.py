@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.roots import Rows
-from hesse.core.errors import DataError
+from hesse.core.guard import Guard
 from hesse.parameters import contractions
 from hesse.parameters.contractions import Use
 
@@ -22,10 +22,13 @@ class Source(ABC):
     Attributes:
         roots: number of roots (elements of a sample's output; 1 for a loss).
         count: number of samples.
+        held_bytes: bytes of the records that are kept, None if there are none.
     """
 
     roots: int
     count: int
+
+    held_bytes: int | None = None
 
     @property
     @abstractmethod
@@ -43,19 +46,8 @@ class Source(ABC):
         return found
 
 
-class _Guard:
-    """Remembers the versions of tensors."""
-
-    def __init__(self, tensors: Collection[Tensor]) -> None:
-        self._versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
-
-    def check(self) -> None:
-        if any(tensor._version != version for tensor, version in self._versions):
-            raise DataError(
-                "A parameter Jacobian reads the tensors of its batch (and, for some weights, the parameters).",
-                "one of them was changed in place since",
-                "ask for its quantities first, or make the Jacobian of a copy of the batch",
-            )
+_ASKED = "A parameter Jacobian reads the tensors of its batch (and, for some weights, the parameters)."
+_REMEDY = "ask for its quantities first, or make the Jacobian of a copy of the batch"
 
 
 class Kept(Source):
@@ -69,8 +61,10 @@ class Kept(Source):
             {name: contractions.merge(forms, shapes[name]) for name, forms in root.forms.items() if forms} for root in captured
         ]
         every = [use for uses in self._uses for use in uses.values()]
+        held = {id(tensor): tensor.nbytes for use in every for tensor in contractions.tensors_in(use)}
+        self.held_bytes = sum(held.values())
         reads = rows.reads if any(contractions.is_chained(use) for use in every) else ()
-        self._guard = _Guard([*contractions.tensors_in(every), *reads])
+        self._guard = Guard([*contractions.tensors_in(every), *reads])
 
     @property
     def paths(self) -> dict[str, str]:
@@ -79,7 +73,7 @@ class Kept(Source):
 
     def visit(self, take: Take) -> None:
         """Hand over what is kept."""
-        self._guard.check()
+        self._guard.check(_ASKED, _REMEDY)
         for root, uses in enumerate(self._uses):
             for name, use in uses.items():
                 take(root, name, use)
@@ -90,24 +84,23 @@ class Streamed(Source):
 
     def __init__(self, rows: Rows, shapes: dict[str, torch.Size]) -> None:
         self.roots, self.count = rows.roots, rows.count
-        self._rows, self._shapes, self._guard = rows, shapes, _Guard(rows.reads)
+        self._rows, self._shapes, self._guard = rows, shapes, Guard(rows.reads)
         self._paths: dict[str, str] | None = None
 
     @property
     def paths(self) -> dict[str, str]:
         """Name -> path; costs a backward pass if nothing was asked for before."""
         if self._paths is None:
-            self._paths = self._rows.stream(0, lambda name, forms: None)
+            self._paths = self._rows.stream(lambda root, name, forms: None, True)
         return self._paths
 
     def visit(self, take: Take) -> None:
         """One backward pass a root."""
-        self._guard.check()
-        for root in range(self.roots):
-            found = self._rows.stream(
-                root, lambda name, forms, root=root: take(root, name, contractions.merge(forms, self._shapes[name]))
-            )
-            self._paths = self._paths or found
+        self._guard.check(_ASKED, _REMEDY)
+        found = self._rows.stream(
+            lambda root, name, forms: take(root, name, contractions.merge(forms, self._shapes[name])), False
+        )
+        self._paths = self._paths or found
 
 
 class Selected(Source):

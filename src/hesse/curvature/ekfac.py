@@ -1,0 +1,113 @@
+"""EKFAC: KFAC's eigenvectors with the right eigenvalues (George et al. 2018)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.autodiff.model import Selection, as_model, is_one_batch
+from hesse.core.errors import DataError
+from hesse.core.fingerprint import fingerprint
+from hesse.core.space import Space
+from hesse.curvature.batch import BatchLoss
+from hesse.curvature.fisher import Labels
+from hesse.curvature.kfac import WIDEST, Accumulated, KfacKind, boxes_of, make_how
+from hesse.curvature.kronecker import Box, KroneckerFactored, Place
+from hesse.curvature.kronecker_blocks import Block, EigenBlock
+from hesse.parameters import contractions
+from hesse.parameters.contractions.moments import Approximation
+from hesse.parameters.contractions.uses import Use
+from hesse.parameters.jacobian import ParameterJacobian
+
+
+def ekfac(  # noqa: PLR0913 - as kfac
+    model: Any,
+    loss: BatchLoss,
+    data: Any,
+    *,
+    kind: KfacKind = "sampled",
+    approximation: Approximation = "expand",
+    labels: Labels = "true",
+    samples: int = 1,
+    generator: torch.Generator | None = None,
+    widest: int = WIDEST,
+    params: Selection = None,
+    output: Callable[[Any], Tensor] | None = None,
+    data_check: bool = True,
+) -> KroneckerFactored:
+    """The eigenvalue-corrected Kronecker approximation of a Fisher or Gauss-Newton matrix, over one batch or a data set.
+
+    The eigenvectors of KFAC's factors are kept; each eigenvalue is replaced by the second moment of the rows along its
+    eigenvector, the best that any diagonal in this basis can do in the Frobenius norm. Weights that are shared over positions
+    have their positions added up before the square is taken.
+
+    Args:
+        model, loss, data, kind, approximation, labels, samples, generator, widest, params, output: as for `kfac`.
+        data_check: for data sets: refuse them if the second pass sees other samples than the first (in whatever order).
+
+    Returns:
+        As `kfac`.
+
+    Raises:
+        DataError: the two passes saw different data. Others as `kfac`.
+
+    Cost: two passes over a data set (one over a single batch), each as `kfac`; and the eigenvectors of every factor.
+    """
+    how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data)
+    resolved = as_model(model, params=params, output=output)
+    one = is_one_batch(data)
+    kept: list[ParameterJacobian] = []
+    factors = Accumulated()
+    passes: tuple[list[Tensor], list[Tensor]] = ([], [])
+    seen = (None, None) if one or not data_check else passes
+    for rows in how.over(resolved, loss, data, keep=one, hashes=seen[0]):
+        factors.add(rows, how)
+        kept[:] = [rows] if one else []
+    start = factors.operator(Space.of(resolved.params))
+    again: Iterator[ParameterJacobian] = iter(kept) if one else how.over(resolved, loss, data, hashes=seen[1])
+    result = _corrected(start, again)
+    if fingerprint(*passes[0]) != fingerprint(*passes[1]):
+        raise DataError(
+            "ekfac reads a data set twice.",
+            "other samples in the second pass than in the first",
+            "fix the data (no random augmentation), or pass data_check=False",
+        )
+    return result
+
+
+def _corrected(start: KroneckerFactored, batches: Iterator[ParameterJacobian]) -> KroneckerFactored:
+    """KFAC with the eigenvalues that the rows of the same batches have."""
+    blocks: dict[tuple[str, Box | None], Block] = {
+        (p.name, p.box): p.block.eigen if p.block.kind == "kronecker" else p.block for p in start.places
+    }
+    sums: dict[tuple[str, Box | None], Tensor] = {}
+    mass, additive = 0.0, False
+
+    def take(name: str, use: Use) -> None:
+        for box, part in boxes_of(use):
+            block = blocks.get((name, box))
+            if block is None:
+                raise DataError("ekfac reads a data set twice.", f"a use of '{name}' in the second pass only", "fix the data")
+            if not isinstance(block, EigenBlock):
+                continue
+            squares = contractions.rotated_squares(part, block.left, block.right)
+            if squares is None:
+                raise DataError("ekfac reads a data set twice.", f"other uses of '{name}' in the second pass", "fix the data")
+            sums[name, box] = sums[name, box] + squares if (name, box) in sums else squares
+
+    for rows in batches:
+        rows.source.visit(lambda root, name, use: take(name, use))
+        additive = rows.additive
+        mass += rows.mass
+    mass = 1.0 if additive else mass
+    places = []
+    for p in start.places:
+        block = blocks[p.name, p.box]
+        values = sums.get((p.name, p.box))
+        if values is not None and isinstance(block, EigenBlock):
+            block = EigenBlock(block.left, block.right, (values / mass).to(block.values.dtype), block.kind)
+        places.append(Place(p.name, p.box, block))
+    return KroneckerFactored(start.in_space, tuple(places), start.mass)

@@ -1,0 +1,232 @@
+"""KFAC: Kronecker-factored approximate curvature (Martens, Grosse 2015), for any model that has a parameter Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hesse.autodiff.model import Model, Selection, as_model, is_one_batch, select_rows
+from hesse.autodiff.output_curvature import refuse_linear, require_distribution
+from hesse.core import random
+from hesse.core.errors import DataError, StructureError
+from hesse.core.fingerprint import sample_hashes
+from hesse.core.progress import track
+from hesse.core.space import Space
+from hesse.curvature.batch import BatchLoss, open_batch
+from hesse.curvature.fisher import Labels, check_labels, empirical_rows
+from hesse.curvature.gauss_newton import require_samples
+from hesse.curvature.ggn import of_batch
+from hesse.curvature.kronecker import Box, KroneckerFactored, Place
+from hesse.curvature.kronecker_blocks import FactorBlock
+from hesse.operators.data_set import refuse_one_shot
+from hesse.parameters import contractions
+from hesse.parameters.contractions.moments import Approximation, Known, LookupMoments, Moments
+from hesse.parameters.contractions.uses import Parts, Use
+from hesse.parameters.jacobian import ParameterJacobian
+from hesse.rules.forms import Contract, Lookup
+
+_ASKED = "kfac(model, loss, data) approximates a curvature matrix by Kronecker products, parameter by parameter."
+KfacKind = Literal["sampled", "expected", "empirical", "ggn"]
+_KINDS = ("sampled", "expected", "empirical", "ggn")
+WIDEST = 8192  # numbers of a factor beyond which only its diagonal is kept: 8192 squared float32 numbers are 256 MiB
+
+
+def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is approximated
+    model: Any,
+    loss: BatchLoss,
+    data: Any,
+    *,
+    kind: KfacKind = "sampled",
+    approximation: Approximation = "expand",
+    labels: Labels = "true",
+    samples: int = 1,
+    generator: torch.Generator | None = None,
+    widest: int = WIDEST,
+    params: Selection = None,
+    output: Callable[[Any], Tensor] | None = None,
+) -> KroneckerFactored:
+    """The Kronecker-factored approximation of a Fisher or Gauss-Newton matrix, over one batch or a data set.
+
+    The block of a weight with inputs z and output cotangents g, ``sum_n (g_n zₙᵀ)(...)ᵀ``, is replaced by the product of the
+    second moments of g and of z. Which parameters have two factors is found on the autograd graph: linear layers, convolutions
+    of all kinds (grouped: a product a group), embeddings (the tokens' counts are the diagonal factor), attention's projections,
+    LSTMs, tied weights of one kind. Any other parameter (biases, norm affines, depthwise kernels, weights that are functions of
+    parameters) gets its exact matrix up to 2048 numbers, beyond that the exact matrix of each output channel, else its
+    diagonal. `kinds` says which.
+
+    Args:
+        model, loss, data, params, output: as for `loss_hessian`.
+        kind: "sampled", "expected" and "empirical": the Fisher matrix of this name, see `fisher`; "ggn": the Gauss-Newton
+            matrix.
+        approximation: of weights that are shared over positions (convolutions, sequences): "expand" takes every position as a
+            sample of its own, "reduce" adds up positions first (Eschenhagen et al. 2023).
+        labels: for "empirical", as for `fisher`.
+        samples: for "sampled": cotangents a sample.
+        generator: for "sampled": source of the randomness.
+        widest: a factor of more numbers is replaced by its diagonal.
+
+    Returns:
+        A `KroneckerFactored` operator: products, `damped`, `inverse`, `sqrt`, `logdet`, and all questions (`hesse.solve`,
+        `hesse.diagonal`, ...). A data set in uneven parts gives the factors of the whole.
+
+    Raises:
+        StructureError: another kind or approximation. UnsupportedError, MixedSamplesError and others as `fisher` and
+        `parameter_jacobian`.
+
+    Cost: one pass over the data. "sampled", "empirical": a forward pass, a backward pass without weight gradients a cotangent,
+    and for a weight with I inputs and O outputs I² + O² multiplications a position. "expected", "ggn": a backward pass for each
+    output.
+    """
+    how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data)
+    resolved = as_model(model, params=params, output=output)
+    found = Accumulated()
+    for rows in how.over(resolved, loss, data):
+        found.add(rows, how)
+    return found.operator(Space.of(resolved.params))
+
+
+@dataclass(frozen=True, eq=False)
+class How:
+    """Which matrix is approximated, and how."""
+
+    kind: KfacKind
+    approximation: Approximation
+    labels: Labels
+    samples: int
+    seed: int
+    widest: int
+
+    def over(
+        self, model: Model, loss: BatchLoss, data: Any, *, keep: bool = False, hashes: list[Tensor] | None = None
+    ) -> Iterator[ParameterJacobian]:
+        """The rows of each batch: the matrix is the sum of their ``RᵀR``, divided by the sum of their masses.
+
+        Args:
+            model, loss, data: what `kfac` takes.
+            keep: whether the records of a single batch are kept.
+            hashes: of the samples of a data set; filled.
+        """
+        if is_one_batch(data):
+            yield self.rows(model, loss, data, keep=keep)
+            return
+        refuse_one_shot(data, _ASKED)
+        empty = True
+        count = len(data) if hasattr(data, "__len__") else None
+        for batch in track(data, "KFAC: batches", count):
+            empty = False
+            if hashes is not None:
+                hashes.append(sample_hashes(batch))
+            yield self.rows(model, loss, batch)
+        if empty:
+            raise DataError(_ASKED, "no batch", "pass at least one batch")
+
+    def rows(self, model: Model, loss: BatchLoss, batch: Any, *, keep: bool = False) -> ParameterJacobian:
+        """The rows of one batch.
+
+        One sample alone does not show where samples are in a graph: it is run beside itself, so that its rows have factors.
+        """
+        inputs, targets, count = open_batch(model, batch, _ASKED)
+        labels = self.labels
+        if count == 1:
+            twice = torch.tensor([0, 0])
+            inputs, targets = select_rows(inputs, twice), select_rows(targets, twice)
+            labels = select_rows(labels, twice) if isinstance(labels, Tensor) else labels
+        if self.kind == "empirical":
+            rows = empirical_rows(model, loss, (inputs, targets), labels, keep=keep)
+        else:
+            exact = of_batch(model, loss, (inputs, targets), "hessian" if self.kind == "ggn" else "information", _ASKED)
+            rows = exact.seeded_rows(self.samples if self.kind == "sampled" else None, self.seed, keep=keep)
+        if count > 1:
+            return rows
+        one = rows.select([0])
+        facts = replace(one.facts, mass=rows.mass if rows.additive else rows.mass / 2)
+        return ParameterJacobian(one.source, facts, one.params)
+
+
+def make_how(loss: BatchLoss, given: tuple[Any, Any, Any, int, torch.Generator | None, int], data: Any) -> How:
+    """The options of `kfac` and `ekfac`, checked."""
+    kind, approximation, labels, samples, generator, widest = given
+    if kind not in _KINDS or approximation not in ("expand", "reduce") or not widest >= 1:
+        raise StructureError(
+            "kfac takes a kind of matrix, an approximation, and the widest factor.",
+            f"kind={kind!r}, approximation={approximation!r}, widest={widest!r}",
+            f"pass one of {', '.join(map(repr, _KINDS))}; 'expand' or 'reduce'; a positive number",
+        )
+    check_labels(labels, data, kind)
+    if kind == "sampled":
+        require_samples(samples)
+    if kind == "ggn":
+        refuse_linear(loss, _ASKED)
+    elif kind != "empirical":
+        require_distribution(loss, kind, _ASKED)
+    return How(kind, approximation, labels, samples, random.seed_of(generator) if kind == "sampled" else 0, widest)
+
+
+class Accumulated:
+    """Moments by parameter (and box), added up over roots and batches."""
+
+    def __init__(self) -> None:
+        self.moments: dict[tuple[str, Box | None], Moments] = {}
+        self.mass, self._additive = 0.0, False
+
+    def add(self, rows: ParameterJacobian, how: How) -> None:
+        """Add a batch."""
+        known, lookups = Known(), dict[tuple[str, Box | None], LookupMoments]()
+        shapes = dict(zip(rows.in_space.names, rows.in_space.shapes, strict=True))
+
+        def take(root: int, name: str, use: Use) -> None:
+            for box, part in boxes_of(use):
+                if isinstance(part, Lookup) and how.approximation == "expand":
+                    lookups.setdefault((name, box), LookupMoments(part)).add(part)
+                else:
+                    shape = shapes[name] if box is None else [stop - start for start, stop in box]
+                    channels = shape[0] if len(shape) > 1 else 1
+                    found = contractions.moments(part, name, how.approximation, how.widest, known, channels)
+                    self._put((name, box), found)
+
+        rows.source.visit(take)
+        for key, sums in lookups.items():
+            self._put(key, sums.result())
+        self._additive = rows.additive
+        self.mass += rows.mass
+
+    def _put(self, key: tuple[str, Box | None], new: Moments) -> None:
+        before = self.moments.get(key)
+        if before is not None and before.kind != new.kind:
+            raise StructureError(_ASKED, f"'{key[0]}' is used differently by different batches", "use batches of one kind")
+        self.moments[key] = new if before is None else contractions.add_moments([before, new])
+
+    def operator(self, space: Space) -> KroneckerFactored:
+        """The matrix."""
+        mass = 1.0 if self._additive else self.mass
+        if mass == 0:
+            raise DataError(_ASKED, "a total mass of 0", "check the targets: none of them counts")
+        dtypes = dict(zip(space.names, space.dtypes, strict=True))
+        order = {name: i for i, name in enumerate(space.names)}
+        places = [Place(name, box, _block(m, mass, dtypes[name])) for (name, box), m in self.moments.items()]
+        return KroneckerFactored(space, tuple(sorted(places, key=lambda place: order[place.name])), mass)
+
+
+def boxes_of(use: Use) -> list[tuple[Box | None, Use]]:
+    """The parts of a use that lie in disjoint boxes of the parameter, each on its own, if one of them has factors."""
+    if isinstance(use, Parts) and any(isinstance(part, Contract | Lookup) for _, part in use.uses):
+        return [(box, part) for box, part in use.uses]
+    return [(None, use)]
+
+
+def _block(moments: Moments, mass: float, dtype: torch.dtype) -> FactorBlock:
+    """The factors of a block; the smaller one takes what the product is divided by."""
+    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+    left, right = moments.left.to(wide), moments.right.to(wide)
+    divisor = mass * (moments.terms if moments.kind == "kronecker" and moments.terms else 1.0)
+    if moments.kind in ("exact", "blocks"):
+        left = torch.ones_like(left)
+    if moments.kind == "diagonal":
+        right = torch.ones_like(right)
+    if moments.kind in ("exact", "blocks") or (moments.kind == "kronecker" and right.numel() <= left.numel()):
+        return FactorBlock(left, right / divisor, moments.kind)
+    return FactorBlock(left / divisor, right, moments.kind)

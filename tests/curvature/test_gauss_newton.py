@@ -1,0 +1,220 @@
+"""The Gauss-Newton matrix of odd outputs, losses that are not convex or mix samples, in odd contexts and dtypes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hesse
+from hesse.core.errors import (
+    DataError,
+    MixedSamplesError,
+    StructureError,
+    SymmetryError,
+    UnsupportedError,
+)
+from hesse.curvature.gauss_newton import GaussNewton
+from tests.curvature import references, zoo
+from tests.parameters import oracle
+from tests.parameters.special import Free, L
+
+WEIGHT = torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64)
+OPTIONS: dict[str, Any] = {"weight": WEIGHT, "ignore_index": 1, "label_smoothing": 0.1}
+LOSS = nn.CrossEntropyLoss(**OPTIONS)
+
+
+OUTPUTS: dict[str, tuple[Callable[[Tensor], Any], Any, Callable[[], Tensor], Any]] = {
+    "[n]": (lambda o: o[:, 0], nn.MSELoss(), lambda: zoo.values(), None),
+    "[n, 1]": (lambda o: o[:, :1], nn.BCEWithLogitsLoss(), lambda: zoo.tokens(1, below=2).double(), None),
+    "one class": (lambda o: o[:, :1], nn.MSELoss(), lambda: zoo.values(1), None),
+    "[n, c, t]": (lambda o: torch.stack([o, o**2], 2), nn.CrossEntropyLoss(), lambda: zoo.labels(2), None),
+    "[n, c, t, s]": (lambda o: (o[:, :, None, None] * torch.arange(1.0, 5).reshape(2, 2)), nn.CrossEntropyLoss(),
+                     lambda: zoo.labels(2, 2), None),
+    "picked of a tuple": (lambda o: (o, o.sum()), nn.CrossEntropyLoss(), lambda: zoo.labels(), lambda found: found[0]),
+    "picked of a dict": (lambda o: {"loss": None, "logits": o}, nn.CrossEntropyLoss(), lambda: zoo.labels(),
+                         lambda found: found["logits"]),
+    "not contiguous": (lambda o: o.flip(1).T.contiguous().T, nn.CrossEntropyLoss(), lambda: zoo.labels(), None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+def test_odd_outputs(name: str) -> None:
+    shape, loss, targets, output = OUTPUTS[name]
+    model = Free(lambda s, x: shape(s.b(torch.tanh(s.a(x)))), a=L(4, 3), b=L(3)).double()
+    plain = Free(lambda s, x: (output or (lambda o: o))(s.m(x)), m=model)
+    x, y = zoo.values(4), targets()
+    expected = references.ggn(plain, loss, x, y)
+    G = hesse.ggn(model, loss, (x, y), output=output)
+    assert oracle.difference(hesse.dense(G), expected) < 1e-10
+    assert oracle.difference(hesse.diagonal(G), expected.diagonal()) < 1e-10
+    if name == "[n, 1]":
+        return
+    H = hesse.loss_hessian(model, loss, (x, y), output=output)
+    assert oracle.difference(hesse.dense(H), references.hessian(plain, loss, x, y)) < 1e-10
+
+
+def test_several_outputs_without_a_pick() -> None:
+    model = Free(lambda s, x: (s.a(x), s.b(x).exp()), a=L(4, 2), b=L(4)).double()
+    x, y = zoo.values(4), zoo.values(1)
+
+    def loss(outputs: Any, target: Tensor) -> Tensor:
+        return (outputs[0].square().sum(1) * outputs[1].sum(1) * target[:, 0]).sum()
+
+    flat = Free(lambda s, x: torch.cat(s.m(x), 1), m=model)
+    expected = references.ggn(flat, lambda o, t: loss((o[:, :2], o[:, 2:]), t), x, y)
+    G = hesse.ggn(model, loss, (x, y))
+    assert isinstance(G, GaussNewton)
+    assert oracle.difference(hesse.dense(G), expected) < 1e-10
+    assert oracle.difference(hesse.diagonal(G), expected.diagonal()) < 1e-10
+    assert abs(float(hesse.trace(G)) - float(expected.trace())) < 1e-9
+    with pytest.raises(UnsupportedError, match="no tensor"):
+        G.rows()
+
+
+def test_outputs_that_are_refused() -> None:
+    x, y = zoo.values(4), zoo.labels()
+    total = Free(lambda s, x: s.a(x).sum(), a=L(4)).double()
+    with pytest.raises(StructureError, match=r"shape \(\)"):
+        G = hesse.ggn(total, lambda o, t: o**2, (x, y))
+        hesse.trace(G), G.mass
+    first = Free(lambda s, x: s.a(x).T, a=L(4)).double()
+    G = hesse.ggn(first, lambda o, t: o.square().sum(), (x, y))
+    assert isinstance(G, GaussNewton)
+    expected = references.ggn(first, lambda o, t: o.square().sum(), x, y)
+    assert oracle.difference(hesse.dense(G), expected) < 1e-10
+    assert oracle.difference(hesse.diagonal(G), expected.diagonal()) < 1e-10
+    with pytest.raises(UnsupportedError, match="first axis"):
+        G.rows()
+
+
+def test_a_loss_that_is_not_convex_in_the_output() -> None:
+    case, y = zoo.make("mlp"), zoo.values(3)
+
+    def saddle(output: Tensor, target: Tensor) -> Tensor:
+        return (output[:, 0] * output[:, 1] + (output[:, 2] - target[:, 2]) ** 2).mean()
+
+    for loss in (saddle, _gaussian):
+        targets = y[:, :1] if loss is _gaussian else y
+        model = case.model if loss is saddle else nn.Sequential(case.model, L(3, 2).double())
+        expected = references.ggn(model, loss, case.inputs, targets)
+        assert float(torch.linalg.eigvalsh(expected)[0]) < -1e-3
+        G = hesse.ggn(model, loss, (case.inputs, targets))
+        assert isinstance(G, GaussNewton)
+        assert oracle.difference(hesse.dense(G), expected) < 1e-10
+        assert oracle.difference(hesse.diagonal(G), expected.diagonal()) < 1e-10
+        assert abs(float(hesse.trace(G)) - float(expected.trace())) < 1e-10
+        assert hesse.Tag.PSD not in G.tags
+        with pytest.raises(SymmetryError, match="negative"):
+            G.rows()
+        with pytest.raises(SymmetryError, match="negative"):
+            hesse.ggn(model, loss, (case.inputs, targets), kind="sampled")
+
+
+def _gaussian(output: Tensor, target: Tensor) -> Tensor:
+    """The Gaussian likelihood by hand: no rule of hesse's."""
+    mean, log_variance = output.chunk(2, 1)
+    return (0.5 * (log_variance + (target - mean) ** 2 / log_variance.exp())).mean()
+
+
+def test_losses_that_mix_samples() -> None:
+    case = zoo.make("mlp")
+
+    def centered(output: Tensor, target: Tensor) -> Tensor:
+        return (output - output.mean(0)).square().sum()
+
+    expected = references.ggn(case.plain, centered, *case.batch)
+    G = hesse.ggn(case.model, centered, case.batch)
+    assert isinstance(G, GaussNewton)
+    assert oracle.difference(hesse.dense(G), expected) < 1e-10
+    assert oracle.difference(hesse.diagonal(G), expected.diagonal()) < 1e-10
+    with pytest.raises(MixedSamplesError, match="neither the sum"):
+        G.rows()
+    with pytest.raises(MixedSamplesError, match="neither the sum"):
+        hesse.dense(hesse.ggn(case.model, centered, case.split()))
+
+
+def test_models_that_mix_samples() -> None:
+    model = Free(lambda s, x: s.b(torch.tanh(s.a(x - x.mean(0)))), a=L(4), b=L(3)).double()
+    inner = Free(lambda s, x: s.b((lambda h: torch.tanh(h - h.mean(0)))(s.a(x))), a=L(4), b=L(3)).double()
+    x, y = zoo.values(4), zoo.labels()
+    for mixing in (model, inner):
+        expected = references.ggn(mixing, LOSS, x, y)
+        G = hesse.ggn(mixing, LOSS, (x, y))
+        assert oracle.difference(hesse.dense(G), expected) < 1e-10
+        assert oracle.difference(hesse.diagonal(G), expected.diagonal()) < 1e-10
+        assert abs(float(hesse.trace(G)) - float(expected.trace())) < 1e-10
+    with pytest.raises(MixedSamplesError):
+        hesse.ggn(inner, LOSS, (x, y)).rows()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(MixedSamplesError):
+        hesse.ggn(inner, LOSS, (x, y), kind="sampled")
+    normalized = nn.Sequential(L(4), nn.BatchNorm1d(3), L(3)).double().train()
+    with pytest.raises(MixedSamplesError, match="'1'"):
+        hesse.ggn(normalized, LOSS, (x, y))
+
+
+@pytest.mark.parametrize("name", ["mlp", "attention", "lstm"])
+def test_without_grad_mode(name: str) -> None:
+    case = zoo.make(name)
+    expected = references.ggn(case.plain, LOSS, *case.batch)
+    with torch.inference_mode(), pytest.raises(UnsupportedError, match="inference_mode"):
+        hesse.ggn(case.model, LOSS, case.batch)
+    with torch.no_grad():
+        G = hesse.ggn(case.model, LOSS, case.batch)
+        assert oracle.difference(hesse.dense(G), expected) < 1e-10
+        assert oracle.difference(hesse.diagonal(G), expected.diagonal()) < 1e-10
+        sampled = hesse.dense(hesse.ggn(case.model, LOSS, case.batch, kind="sampled"))
+    assert torch.equal(sampled, hesse.dense(hesse.ggn(case.model, LOSS, case.batch, kind="sampled")))
+
+
+@pytest.mark.parametrize("name", ["mlp", "convolution 2d, strided"])
+def test_one_sample_and_inputs_that_require_grad(name: str) -> None:
+    case = zoo.make(name)
+    x, y = case.inputs[:1].clone().requires_grad_(), torch.tensor([2])
+    expected = references.ggn(case.plain, LOSS, x, y)
+    G = hesse.ggn(case.model, LOSS, (x, y))
+    assert oracle.difference(hesse.dense(G), expected) < 1e-10
+    assert oracle.difference(hesse.diagonal(G), expected.diagonal()) < 1e-10
+    assert not hesse.diagonal(G).requires_grad and x.grad is None
+    hesse.dense(hesse.ggn(case.model, LOSS, (x, y), kind="sampled"))
+
+
+@pytest.mark.parametrize("name", ["product", "diagonal", "trace"])
+def test_parameters_changed_in_place(name: str) -> None:
+    case = zoo.make("mlp")
+    G = hesse.ggn(case.model, LOSS, case.batch)
+    asks = {"product": lambda: G @ G.in_space.normal(), "diagonal": lambda: hesse.diagonal(G), "trace": lambda: hesse.trace(G)}
+    asks[name]()
+    with torch.no_grad():
+        for p in case.model.parameters():
+            p.mul_(1.1)
+    with pytest.raises((DataError, StructureError), match=r"in ?place"):
+        asks[name]()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ["mlp", "lstm", "convolution 2d, strided"])
+def test_other_dtypes(name: str, dtype: torch.dtype) -> None:
+    case = zoo.make(name)
+    case.model.to(dtype)
+    narrow = case.inputs.to(dtype)
+    G = hesse.ggn(case.model, nn.CrossEntropyLoss(), (narrow, case.labels))
+    diagonal, product = hesse.diagonal(G), G.flat @ torch.ones(G.shape[0], dtype=dtype)
+    assert diagonal.dtype == product.dtype == dtype
+    expected = references.ggn(case.plain.double(), nn.CrossEntropyLoss(), narrow.double(), case.labels)
+    slack = {torch.float16: 5e-3, torch.bfloat16: 5e-2, torch.float32: 1e-5}[dtype]
+    assert oracle.difference(diagonal.double(), expected.diagonal()) < slack
+    assert oracle.difference(product.double(), expected.sum(1)) < slack
+
+
+def test_float32_lstm_of_a_fused_kernel() -> None:
+    case = zoo.make("lstm")
+    case.model.float()
+    x = case.inputs.float()
+    G = hesse.ggn(case.model, nn.CrossEntropyLoss(), (x, case.labels))
+    found = hesse.dense(G)
+    expected = references.ggn(case.plain.double(), nn.CrossEntropyLoss(), x.double(), case.labels)
+    assert oracle.difference(found.double(), expected) < 1e-5
