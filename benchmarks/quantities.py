@@ -29,8 +29,14 @@ CURVATURE = {
     "ggn_kept": "GGN product, repeated",
     "ggn_block": "sixteen GGN products, repeated",
 }
+DIAGONALS = {"ggn_diagonal": "GGN diagonal, exact", "hessian_diagonal": "Hessian diagonal, exact"}
+SAMPLED = {
+    "ggn_diagonal_sampled": "GGN diagonal, one random cotangent a sample",
+    "kfac": "KFAC factors (expand), one random cotangent a sample",
+    "ekfac": "EKFAC, one random cotangent a sample",
+}
 SMALL = {"jacobian": "Jacobian, R^100 to R^60", "hessian": "Hessian, R^100 to R"}
-TITLES = {**PER_SAMPLE, **OUTPUTS, **CURVATURE, **SMALL}
+TITLES = {**PER_SAMPLE, **OUTPUTS, **CURVATURE, **DIAGONALS, **SAMPLED, **SMALL}
 MAX_NORM = "max_norm"  # beside the reference of a clipped sum: the norm that it was clipped to
 FIRST = {"kernel": 64}  # quantities that are measured on the first samples of the batch only, and on how many
 
@@ -47,9 +53,19 @@ MODEL_TITLES = {
     "conv3d": "Conv3d with 33 parameters on 1x6x6x6, N = 1000",
     FUNCTIONS: "Small functions of one vector",
 }
-SLOW = ("3c3d", "depthwise", "lstm", "resnet18", "kernel")  # models and quantities that quick runs leave out, beside blocks
+SLOW = ("3c3d", "depthwise", "lstm", "resnet18", "kernel", "hessian_diagonal", "ekfac")  # left out of quick runs, as blocks are
+FEW_RUNS = (
+    "ggn_diagonal",
+    "hessian_diagonal",
+    "ekfac",
+)  # quantities so slow that the budget's least number of runs is not asked for
 WITH_CURVATURE = ("mlp", "lenet", "transformer", "3c3d")
 WITH_OUTPUTS = {"mlp": ("kernel",), "lenet": ("kernel",), "conv3d": ("output_jacobian",)}
+WITH_DIAGONALS = {
+    **dict.fromkeys(("mlp", "lenet", "3c3d"), (*DIAGONALS, *SAMPLED)),
+    "transformer": ("ggn_diagonal", *SAMPLED),
+    "conv3d": ("hessian_diagonal",),
+}
 
 TOLERANCE = 1e-3  # of float32 results: rounding gives about 1e-6, a wrong formula 1e-2 and more
 FLOOR = 1e-3  # a block whose largest entry is below this part of the largest of all is compared with that
@@ -60,7 +76,7 @@ def quantities_of(model: str) -> tuple[str, ...]:
     if model == FUNCTIONS:
         return tuple(SMALL)
     curvature = CURVATURE if model in WITH_CURVATURE else ()
-    return (*PER_SAMPLE, *WITH_OUTPUTS.get(model, ()), *curvature)
+    return (*PER_SAMPLE, *WITH_OUTPUTS.get(model, ()), *curvature, *WITH_DIAGONALS.get(model, ()))
 
 
 def relative_error(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
@@ -82,13 +98,23 @@ def relative_error(found: Mapping[str, Tensor], reference: Mapping[str, Tensor])
 def as_blocks(quantity: str, result: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """A library's result in one form: blocks by parameter where there are parameters, else one block.
 
+    Of `kfac` and `ekfac` come the blocks that `benchmarks.libraries.kronecker` makes, as they are.
+
     Args:
         quantity: its name.
         result: a tensor, or a mapping from parameter names to tensors; an [N, D] matrix is split.
         shapes: the parameters' shapes, in order.
     """
+    if quantity in ("kfac", "ekfac"):
+        return {name: block.detach() for name, block in result.items()}
     if isinstance(result, Mapping):
         return {name: result[name].detach() for name in shapes} if shapes.keys() <= result.keys() else {}
+    if quantity in (*DIAGONALS, "ggn_diagonal_sampled"):
+        counts = [math.prod(shape) for shape in shapes.values()]
+        if result.shape != (sum(counts),):
+            return {}
+        blocks = zip(shapes.items(), result.detach().split(counts), strict=True)
+        return {name: block.reshape(shape) for (name, shape), block in blocks}
     if quantity not in ("dense", "dense_out", "output_jacobian"):
         return {"": result.detach()}
     counts = [math.prod(shape) for shape in shapes.values()]

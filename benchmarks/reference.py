@@ -7,8 +7,9 @@ from collections.abc import Callable, Collection, Mapping
 import torch
 from torch import Tensor
 
+from benchmarks import curvature_reference
 from benchmarks.models import BLOCK, Problem, SmallFunctions
-from benchmarks.quantities import FIRST, MAX_NORM, PER_SAMPLE
+from benchmarks.quantities import DIAGONALS, FIRST, MAX_NORM, PER_SAMPLE, SAMPLED
 
 
 def rows(problem: Problem) -> dict[str, Tensor]:
@@ -112,6 +113,8 @@ def references(problem: Problem | SmallFunctions, quantities: Collection[str]) -
             products = product(double, {name: block[:count] for name, block in double.vectors.items()})
             first = {name: block[0] for name, block in products.items()}
             found |= {f"{prefix}_first": first, f"{prefix}_kept": first, f"{prefix}_block": products}
+    if not {*DIAGONALS, *SAMPLED}.isdisjoint(quantities):
+        found |= curvature_reference.references(double, quantities)
     kept = [*quantities, *([MAX_NORM] if "clipped_sum" in quantities else [])]
     return {quantity: found[quantity] for quantity in kept}
 

@@ -1,4 +1,4 @@
-"""BackPACK: its first-order extensions per sample, its `hessianfree` functions for products.
+"""BackPACK: its extensions per sample and of second order, its `hessianfree` functions for products.
 
 The loss is a sum for the per-sample quantities, so that rows are gradients of unreduced losses, as elsewhere.
 A layer without an extension is refused: BackPACK itself only warns and leaves its parameters out.
@@ -11,20 +11,25 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from backpack import backpack, extend
-from backpack.extensions import BatchGrad, BatchL2Grad, SumGradSquared
+from backpack.extensions import KFAC, BatchGrad, BatchL2Grad, DiagGGNExact, DiagGGNMC, DiagHessian, SumGradSquared
+from backpack.extensions.firstorder.base import FirstOrderBackpropExtension
 from backpack.hessianfree.ggnvp import ggn_vector_product
 from backpack.hessianfree.hvp import hessian_vector_product
 from torch import Tensor, autograd, nn, stack
 
-from benchmarks.libraries import Task, per_sample
+from benchmarks.libraries import Task, kronecker, per_sample
 from benchmarks.models import Problem
 
 DISTRIBUTION = "backpack-for-pytorch"
 
 
 def _extended(extension: type, field: str, finish: Callable[[dict[str, Tensor]], Any]) -> Callable[[Problem], Task]:
+    """An extension of the backward pass: of the summed loss for rows of samples, of the mean loss for curvature."""
+
     def prepare(problem: Problem) -> Task:
-        model, loss = extend(copy.deepcopy(problem.model)), extend(problem.sum_loss)
+        of_rows = issubclass(extension, FirstOrderBackpropExtension)
+        model = extend(copy.deepcopy(problem.model))
+        loss = extend(problem.sum_loss if of_rows else copy.deepcopy(problem.loss))
 
         def run() -> Any:
             for param in model.parameters():
@@ -73,6 +78,12 @@ def _output_jacobian(problem: Problem) -> Task:
         return {name: param.grad_batch for name, param in model.named_parameters()}
 
     return Task(run)
+
+
+def _kfac(problem: Problem) -> Task:
+    """The factors are a parameter's list: of the output's side, and for a weight of the input's side."""
+    run, _ = _extended(KFAC, "kfac", lambda factors: factors)(problem)
+    return Task(run, lambda factors: kronecker.factors({name: tuple(pair) for name, pair in factors.items()}))
 
 
 def _refuse_missing(model: nn.Module, field: str) -> None:
@@ -146,6 +157,10 @@ TASKS: dict[str, Callable[[Any], Task]] = {
     "gram": _extended(BatchGrad, "grad_batch", per_sample.gram),
     "clipped_sum": _clipped_sum,
     "output_jacobian": _output_jacobian,
+    "ggn_diagonal": _extended(DiagGGNExact, "diag_ggn_exact", lambda diagonals: diagonals),
+    "hessian_diagonal": _extended(DiagHessian, "diag_h", lambda diagonals: diagonals),
+    "ggn_diagonal_sampled": _extended(DiagGGNMC, "diag_ggn_mc", lambda diagonals: diagonals),
+    "kfac": _kfac,
     "hvp_first": _hvp_first,
     "hvp_kept": _hvp_kept,
     "hvp_block": _hvp_block,

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 import hesse
-from benchmarks.libraries import Task
+from benchmarks.libraries import Task, kronecker
 from benchmarks.models import Problem, SmallFunctions
+from hesse.curvature import kfac
+from hesse.curvature.ekfac import ekfac
 
 DISTRIBUTION = "hesse"
 
@@ -71,6 +73,49 @@ def _block(make: str) -> Callable[[Problem], Task]:
     return prepare
 
 
+def _diagonal(make: str) -> Callable[[Problem], Task]:
+    return lambda problem: Task(lambda: hesse.diagonal(_operator(make, problem)))
+
+
+def _diagonal_sampled(problem: Problem) -> Task:
+    data, generator = (problem.inputs, problem.targets), torch.Generator().manual_seed(20)
+    return Task(
+        lambda: hesse.diagonal(hesse.ggn(problem.model, problem.loss, data, kind="sampled", samples=1, generator=generator))
+    )
+
+
+def _kronecker(make: Callable[..., Any], read: Callable[[Any], Any]) -> Callable[[Problem], Task]:
+    def prepare(problem: Problem) -> Task:
+        data, generator = (problem.inputs, problem.targets), torch.Generator().manual_seed(20)
+        return Task(lambda: make(problem.model, problem.loss, data, kind="sampled", samples=1, generator=generator), read)
+
+    return prepare
+
+
+def _factors(K: Any) -> dict[str, torch.Tensor]:
+    """By side; the whole matrix where a block has no factors. Blocks have an axis of groups, here of one."""
+    pairs, matrices = {}, {}
+    for place in K.places:
+        if place.block.kind == "kronecker":
+            pairs[place.name] = (place.block.left[0], place.block.right[0])
+        else:
+            matrices[place.name] = place.block.right[0]
+    return kronecker.factors(pairs, matrices)
+
+
+def _corrected(K: Any) -> dict[str, torch.Tensor]:
+    sides, others = {}, {}
+    for place in K.places:
+        block = place.block.eigen
+        if block.kind == "kronecker" and block.left.ndim == block.right.ndim == 3:
+            sides[place.name] = (block.left[0], block.right[0], block.values[0])
+        else:  # an embedding, with a diagonal for one side; or a block without factors
+            others[place.name] = block.values.sum()
+            if block.kind == "exact":
+                others[place.name + kronecker.MATRIX] = block.dense()
+    return kronecker.corrected(sides) | others
+
+
 def _jacobian(small: SmallFunctions) -> Task:
     return Task(lambda: hesse.jacobian(small.f, small.x).jacobian)
 
@@ -94,6 +139,11 @@ TASKS: dict[str, Callable[[Any], Task]] = {
     "ggn_first": _first("ggn"),
     "ggn_kept": _kept("ggn"),
     "ggn_block": _block("ggn"),
+    "ggn_diagonal": _diagonal("ggn"),
+    "hessian_diagonal": _diagonal("loss_hessian"),
+    "ggn_diagonal_sampled": _diagonal_sampled,
+    "kfac": _kronecker(kfac, _factors),
+    "ekfac": _kronecker(ekfac, _corrected),
     "jacobian": _jacobian,
     "hessian": _hessian,
 }

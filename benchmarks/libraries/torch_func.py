@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, diag, multinomial, outer, softmax
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 
 from benchmarks.libraries import Task, per_sample
-from benchmarks.models import Problem, SmallFunctions
+from benchmarks.models import CLASSES, Problem, SmallFunctions
 
 DISTRIBUTION = "torch"
 
@@ -115,6 +115,37 @@ def _ggn_block(problem: Problem) -> Task:
     return Task(lambda: vmap(lambda v: _ggn_product(problem, params, v, pull))(problem.vectors))
 
 
+def _ggn_diagonal(problem: Problem) -> Task:
+    """Rows are columns of ``diag(sqrt p) - p sqrt(p)'``, a root of the softmax's curvature, pulled back."""
+
+    def squares(params: Params, x: Tensor) -> Params:
+        y, pull = vjp(lambda params: functional_call(problem.model, params, (x[None],))[0], params)
+        p = softmax(y, -1)
+        (rows,) = vmap(pull)(diag(p.sqrt()) - outer(p.sqrt(), p))
+        return {name: block.square().sum(0) for name, block in rows.items()}
+
+    count = len(problem.inputs)  # rows of so many samples at once as to have about the memory of per-sample gradients
+    by_sample = vmap(squares, in_dims=(None, 0), chunk_size=max(1, count // CLASSES))
+    params = _params(problem)
+    return Task(lambda: {n: block.sum(0) / count for n, block in by_sample(params, problem.inputs).items()})
+
+
+def _ggn_diagonal_sampled(problem: Problem) -> Task:
+    """Squares of per-sample gradients at labels that the model draws."""
+
+    def loss(params: Params, x: Tensor, y: Tensor) -> Tensor:
+        return sum_loss(functional_call(problem.model, params, (x[None],)), y[None])
+
+    def run() -> Params:
+        labels = multinomial(softmax(problem.model(problem.inputs).detach(), -1), 1)[:, 0]
+        sums = per_sample.squares(gradients(params, problem.inputs, labels))
+        return {name: block / len(labels) for name, block in sums.items()}
+
+    sum_loss = problem.sum_loss
+    gradients, params = vmap(grad(loss), in_dims=(None, 0, 0)), _params(problem)
+    return Task(run)
+
+
 def _jacobian(small: SmallFunctions) -> Task:
     jacobian = jacrev(small.f)
     return Task(lambda: jacobian(small.x))
@@ -139,6 +170,8 @@ TASKS: dict[str, Callable[[Any], Task]] = {
     "ggn_first": _ggn_first,
     "ggn_kept": _ggn_kept,
     "ggn_block": _ggn_block,
+    "ggn_diagonal": _ggn_diagonal,
+    "ggn_diagonal_sampled": _ggn_diagonal_sampled,
     "jacobian": _jacobian,
     "hessian": _hessian,
 }

@@ -10,6 +10,7 @@ def test_every_quantity_is_measured_on_some_model():
     assert set(quantities_of(FUNCTIONS)).isdisjoint(quantities_of("mlp"))
     assert all(set(quantities_of(model)) >= set(PER_SAMPLE) for model in MODEL_TITLES if model != FUNCTIONS)
     assert "hvp_first" in quantities_of("3c3d") and "hvp_first" not in quantities_of("resnet18")
+    assert "hessian_diagonal" in quantities_of("3c3d") and "hessian_diagonal" not in quantities_of("transformer")
 
 
 def test_error_is_relative_to_the_block():
@@ -57,3 +58,11 @@ def test_a_mapping_needs_every_parameter():
     shapes = {"w": (3,), "b": ()}
     assert list(as_blocks("squares", {"b": torch.ones(()), "w": torch.ones(3)}, shapes)) == ["w", "b"]
     assert as_blocks("squares", {"w": torch.ones(3)}, shapes) == {}
+
+
+def test_a_flat_diagonal_is_split_and_factors_are_left_alone():
+    shapes = {"w": (2, 3), "b": (2,)}
+    blocks = as_blocks("ggn_diagonal", torch.arange(8.0), shapes)
+    assert torch.equal(blocks["w"], torch.arange(6.0).reshape(2, 3)) and torch.equal(blocks["b"], torch.tensor([6.0, 7.0]))
+    assert as_blocks("hessian_diagonal", torch.arange(7.0), shapes) == {}
+    assert as_blocks("kfac", {"w (inputs)": torch.eye(3)}, shapes).keys() == {"w (inputs)"}
