@@ -140,7 +140,7 @@ def test_a_callable_that_couples_samples() -> None:
     v = _values(3, seed=5)
     assert oracle.difference(found.form.mv(v).flatten(), expected @ v.flatten()) < 1e-12
     for ask in (found.form.diagonal, lambda: found.form.root(0)):
-        with pytest.raises(MixedSamplesError, match="neither the sum"):
+        with pytest.raises(MixedSamplesError, match="couples samples"):
             ask()
 
 

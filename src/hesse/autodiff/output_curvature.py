@@ -10,10 +10,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hesse.autodiff.losses import batch_loss, batch_mass, require_scalar
+from hesse.autodiff.losses import batch_loss, require_scalar
 from hesse.autodiff.model import Model
 from hesse.autodiff.second_order import HessianOperator, hessian_operator
-from hesse.core.errors import MemoryBudgetError, UnsupportedError
+from hesse.core import random
+from hesse.core.batching import separating_masks
+from hesse.core.errors import MemoryBudgetError, MixedSamplesError, UnsupportedError
 from hesse.core.memory import current_budget, format_bytes
 from hesse.rules.losses import OutputCurvature, Uniform, known_loss
 from hesse.rules.losses.curvature import computing
@@ -57,7 +59,7 @@ def loss_curvature(loss: Loss, output: Tensor, targets: Any, model: Model | None
         if kind == "information":
             require_distribution(loss, "expected", asked)
         hessian = hessian_operator(lambda out: batch_loss(loss, out, targets, model, asked), output)
-        return LossCurvature(CallableCurvature(hessian, output, lambda: _require_separate(loss, output, targets, asked)), 1.0)
+        return LossCurvature(CallableCurvature(hessian, output, asked), 1.0)
     with torch.no_grad():
         require_scalar(loss(output, targets), asked)
     if kind == "information":
@@ -98,10 +100,6 @@ def refuse_linear(loss: Loss, asked: str) -> None:
         )
 
 
-def _require_separate(loss: Loss, output: Tensor, targets: Any, asked: str) -> None:
-    batch_mass(loss, output, targets, output.shape[0], asked)
-
-
 def _name(loss: Any) -> str:
     return getattr(loss, "__name__", type(loss).__name__)
 
@@ -112,12 +110,12 @@ class CallableCurvature(OutputCurvature):
     Args:
         hessian: of the batch loss by the output.
         output: the output ``[n, ...]``.
-        require_separate: raises if the loss couples samples.
+        asked: what for, in error messages.
     """
 
-    def __init__(self, hessian: HessianOperator, output: Tensor, require_separate: Callable[[], None]) -> None:
+    def __init__(self, hessian: HessianOperator, output: Tensor, asked: str) -> None:
         super().__init__(output.shape, output.dtype, "the loss is not convex in the output")
-        self.hessian, self._require_separate, self._device = hessian, require_separate, output.device
+        self.hessian, self._asked, self._device = hessian, asked, output.device
 
     def _mv(self, v: Tensor) -> Tensor:
         return self.hessian @ v
@@ -129,7 +127,7 @@ class CallableCurvature(OutputCurvature):
         Raises:
             MixedSamplesError: the loss couples samples. MemoryBudgetError: too large.
 
-        Cost: c products with the Hessian by the output.
+        Cost: c products with the Hessian by the output, and about log2(n), which show that samples are apart.
         """
         self._require_separate()
         n, c, dtype = self.shape[0], self.shape[1:].numel(), computing(self.dtype)
@@ -147,6 +145,21 @@ class CallableCurvature(OutputCurvature):
             unit[:, k] = 1
             blocks[:, :, k] = self._mv(unit.reshape(self.shape)).detach().reshape(n, c)
         return (blocks + blocks.mT) / 2
+
+    def _require_separate(self) -> None:
+        """Every pair of samples is on two sides of some mask; what is left of a masked vector must not reach the other side."""
+        v = random.normal(self.shape, computing(self.dtype), self._device, random.make_generator())
+        eps = torch.finfo(self.dtype).eps
+        for mask in separating_masks(self.shape[0]).to(self._device) if self.shape[0] > 1 else ():
+            inside = mask.reshape(-1, *(1,) * (len(self.shape) - 1))
+            product = self._mv(v * inside).detach()
+            leaked = float(product[~mask].abs().max()) if not bool(mask.all()) else 0.0
+            if leaked > 64 * eps * float(product.abs().max()):
+                raise MixedSamplesError(
+                    self._asked,
+                    "a loss whose second derivative by the output couples samples",
+                    "use a loss that adds or averages over samples, or ask for products only",
+                )
 
     @cached_property
     def _eigen(self) -> tuple[Tensor, Tensor]:

@@ -96,7 +96,13 @@ class LossHessian(OfBatch):
         params: Tree,
     ) -> None:
         super().__init__(hessian, normalizer, lambda: hessian.graph_bytes, tuple(tree.leaves(params)))
-        self._gauss_newton = gauss_newton
+        self._gauss_newton, self._hessian = gauss_newton, hessian
+
+    @property
+    def gradient(self) -> Tree:
+        """The gradient of the loss, a tree like the parameters."""
+        self._guard.check(*PARAMETERS)
+        return self._hessian.gradient
 
     def same_diagonal(self) -> GaussNewton | None:
         """The Gauss-Newton matrix, if its diagonal is that of the Hessian.

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hesse.core.errors import SymmetryError
+from hesse.core.errors import NonFiniteError, SymmetryError
 
 Kind = Literal["kronecker", "exact", "blocks", "diagonal"]
 Map = Callable[[Tensor], Tensor]
@@ -173,7 +173,15 @@ def _eigen(side: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _eigh(side: Tensor) -> tuple[Tensor, Tensor]:
-    """In double precision where single precision fails: LAPACK's float32 method returns NaN for some singular matrices."""
+    """In double precision where single precision fails: LAPACK's float32 method returns NaN for some singular matrices.
+
+    Raises:
+        NonFiniteError: the matrix has a NaN or an infinity.
+    """
+    if not bool(side.isfinite().all()):
+        raise NonFiniteError(
+            "Kronecker factors are finite.", "NaN or infinity in a second moment", "scale the model's outputs, or use float64"
+        )
     try:
         values, vectors = torch.linalg.eigh(side)
         if bool(values.isfinite().all() and vectors.isfinite().all()):

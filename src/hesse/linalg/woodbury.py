@@ -32,12 +32,6 @@ def gram_rule(J: LinearOperator) -> Tensor | None:
     return None
 
 
-@gram_rule.register(Scaled)
-def _scaled_gram(J: Scaled) -> Tensor | None:
-    known = gram_rule(J.operator)
-    return None if known is None else abs(complex(J.factor)) ** 2 * known
-
-
 @gram_rule.register(Dense)
 def _dense(J: Dense) -> Tensor | None:
     return J.matrix @ J.matrix.mH

@@ -41,7 +41,8 @@ class SecondMoment:
             assert self._total is not None
             return self._total
         upper = torch.from_numpy(self._lower.T)  # zeros below its diagonal
-        whole = upper + upper.triu(1).mT
+        whole = upper + upper.mT
+        whole.diagonal().mul_(0.5)
         return whole if self._total is None else whole + self._total
 
 
