@@ -15,13 +15,18 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo test test-all doc-blocks lint types docs docs-serve bench clean FORCE
+.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench clean FORCE
 
 help:  ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP)-demo  ## train a LeNet on real digits and write its derivative report
 	$(BIN)/hesse report examples/digits.py:lenet
+
+EXAMPLES := natural_gradient influence_functions laplace_marginal_likelihood score_test boosting
+
+examples: $(STAMP)-demo  ## run every example: a table each, and a figure in build/examples
+	@for name in $(EXAMPLES); do echo "==> $$name"; $(BIN)/python examples/$$name.py build/examples/$$name.png || exit 1; done
 
 test: $(STAMP)-test  ## the test suite (long sweeps as a random sample)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
