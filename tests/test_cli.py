@@ -78,7 +78,7 @@ def test_report_writes_both_files_and_prints_the_summary(folder: Path) -> None:
     done = hesse("report", "models.py:good", "--dtype", "float64", "--seed", "3", "--memory", "1GiB")
     assert done.exit_code == 0, done.stderr
     numbers = json.loads((folder / "hesse-report" / "report.json").read_text())
-    assert list(numbers["panels"]) == ["check", "samples", "layers", "curvature"]
+    assert list(numbers["panels"]) == ["check", "samples", "layers", "curvature", "spectrum", "dimension", "kfac"]
     assert (numbers["about"]["dtype"], numbers["about"]["seed"]) == ("float64", 3)
     assert "Derivatives checked" in done.stdout
     assert "hesse-report/report.html and hesse-report/report.json" in done.stdout
@@ -147,10 +147,37 @@ def test_a_refused_panel_leaves_a_report_and_exit_code_1(folder: Path) -> None:
     assert statuses["curvature"]["status"] == "refused"
 
 
+def test_spectrum_writes_files_and_pictures_and_prints_its_panels(folder: Path) -> None:
+    done = hesse("spectrum", "models.py:good", "--dtype", "float64", "--seed", "3")
+    assert done.exit_code == 0, done.stderr
+    numbers = json.loads((folder / "hesse-spectrum" / "spectrum.json").read_text())
+    assert list(numbers["panels"]) == ["spectrum", "dimension", "kfac"]
+    assert (numbers["about"]["dtype"], numbers["about"]["seed"]) == ("float64", 3)
+    written = {path.name for path in (folder / "hesse-spectrum").iterdir()}
+    assert written == {
+        "spectrum.html", "spectrum.json", "spectrum.png", "spectrum-2.png", "spectrum-3.png", "dimension.png", "kfac.png"
+    }
+    assert "Hessian: number of eigenvalues" in done.stdout
+    assert "0.weight" in done.stdout
+    assert "hesse-spectrum/spectrum.html, hesse-spectrum/spectrum.json" in done.stdout
+    assert "and hesse-spectrum/kfac.png" in done.stdout
+
+
+def test_spectrum_takes_the_options_and_gives_the_exit_codes_of_report(folder: Path) -> None:
+    assert hesse("spectrum", "models.py:raises").exit_code == 2
+    other = hesse("spectrum", "models.py:good", "--panels", "check")
+    assert other.exit_code == 2
+    assert "choose among spectrum, dimension, kfac" in other.stderr
+    done = hesse("spectrum", "models.py:good", "--panels", "kfac,dimension", "--out", "a", "--memory", "300")
+    assert done.exit_code == 1
+    assert "remedy:" in done.stdout
+    assert sorted(path.name for path in (folder / "a").glob("*.json")) == ["spectrum.json"]
+
+
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--panels", "chekc", "choose among check, samples, layers, curvature"),
+        ("--panels", "chekc", "choose among check, samples, layers, curvature, spectrum, dimension, kfac"),
         ("--device", "tpu9", "cannot be used"),
         ("--dtype", "int8", "float64"),
         ("--memory", "lots", "memory='2GiB'"),

@@ -36,3 +36,24 @@ def dense_hessian(model: nn.Module, loss, x: Tensor, y: Tensor) -> Tensor:
     params = list(model.parameters())
     gradient = flat(list(torch.autograd.grad(loss(model(x), y), params, create_graph=True)))
     return torch.stack([flat(list(torch.autograd.grad(g, params, retain_graph=True))) for g in gradient])
+
+
+def wide_classifier(loss: nn.Module | None = None) -> tuple[nn.Module, nn.Module, tuple[Tensor, Tensor]]:
+    """725 parameters in float64, more than are treated exactly: ``[16, 30]`` to 5 classes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Linear(30, 20), nn.Tanh(), nn.Linear(20, 5)).double().eval()
+        x = torch.randn(16, 30, dtype=torch.float64)
+    return model, loss or nn.CrossEntropyLoss(), (x, torch.arange(16) % 5)
+
+
+def dense_ggn(model: nn.Module, x: Tensor) -> Tensor:
+    """The GGN of the mean cross entropy, from the Jacobian of each sample and the softmax's covariance."""
+    params = list(model.parameters())
+    total = torch.zeros(())
+    for i in range(len(x)):
+        output = model(x[i : i + 1])[0]
+        J = torch.stack([flat(list(torch.autograd.grad(o, params, retain_graph=True))) for o in output])
+        p = output.softmax(0).detach()
+        total = total + J.T @ (torch.diag(p) - torch.outer(p, p)) @ J / len(x)
+    return total

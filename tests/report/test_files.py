@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.report import Settings, make_report, to_html, write_files
+from hesse.report import Settings, make_report, to_html, write_files, write_pictures
 from hesse.report.panel import look_up
 
 from .small import classifier, images
@@ -46,7 +46,9 @@ def test_every_number_of_the_page_is_that_of_the_json(written: tuple[str, dict])
     page, numbers = written
     shown = Page(page).numbers()
     assert len(shown) > 80
-    assert {path.split(".")[1] for path in shown if path.startswith("panels.")} == {"check", "samples", "layers", "curvature"}
+    assert {path.split(".")[1] for path in shown if path.startswith("panels.")} == {
+        "check", "samples", "layers", "curvature", "spectrum", "dimension", "kfac",
+    }
     for path, value in shown.items():
         assert value == look_up(numbers, path), path
 
@@ -81,7 +83,7 @@ def test_ids_are_unique_and_references_lead_somewhere(written: tuple[str, dict])
 
 def test_every_drawing_is_there_and_described(written: tuple[str, dict]) -> None:
     drawings = [a for tag, a in Page(written[0]).elements if tag == "svg"]
-    assert len(drawings) == 8
+    assert len(drawings) == 13
     assert all(a.get("role") == "img" and a.get("aria-label") and a.get("viewbox") for a in drawings)
     assert all("width" not in a for a in drawings)
 
@@ -108,3 +110,14 @@ def test_numbers_that_are_not_finite_are_null_in_the_json(tmp_path: Path) -> Non
     assert json.loads(numbers.read_text())["panels"]["check"]["numbers"]["worst_error"] is None
     assert "∞" in page.read_text()
     assert Page(page.read_text()).numbers()["panels.check.numbers.worst_error"] is None
+
+
+def test_files_are_named_after_the_command_and_figures_are_pictures_of_their_own(tmp_path: Path) -> None:
+    settings = Settings(("spectrum", "kfac"))
+    report = make_report(classifier(), nn.CrossEntropyLoss(), images(), settings=settings, name="a.py:f", command="spectrum")
+    page, numbers = write_files(report, tmp_path)
+    assert (page.name, numbers.name) == ("spectrum.html", "spectrum.json")
+    assert "hesse spectrum a.py:f" in page.read_text() and "curvature report" in page.read_text()
+    pictures = write_pictures(report, tmp_path)
+    assert [path.name for path in pictures] == ["spectrum.png", "spectrum-2.png", "spectrum-3.png", "kfac.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures)

@@ -24,7 +24,8 @@ def numbers_of(report) -> dict:
 
 def test_all_panels_in_order_with_their_costs() -> None:
     report = make_report(classifier(), LOSS, images(), name="case")
-    assert [result.panel.key for result in report.results] == ["check", "samples", "layers", "curvature"]
+    keys = [result.panel.key for result in report.results]
+    assert keys == ["check", "samples", "layers", "curvature", "spectrum", "dimension", "kfac"]
     for result in report.results:
         assert result.cost.seconds > 0
         assert result.cost.gradients == pytest.approx(result.cost.seconds / report.about["gradient_seconds"])
@@ -120,7 +121,7 @@ def test_a_defect_without_the_users_frames_is_not_called_theirs(monkeypatch: pyt
 
 @pytest.mark.parametrize("keys", [("check", "chekc"), ()])
 def test_unknown_panels_are_refused(keys: tuple[str, ...]) -> None:
-    with pytest.raises(StructureError, match="choose among check, samples, layers, curvature"):
+    with pytest.raises(StructureError, match="choose among check, samples, layers, curvature, spectrum, dimension, kfac"):
         choose_panels(keys)
 
 
@@ -132,6 +133,12 @@ def test_a_memory_budget_that_is_too_small_is_refused_in_the_panel() -> None:
     report = make_report(classifier(), LOSS, images(), settings=Settings(("curvature",), memory=2000))
     assert report.refused
     assert report.refused[0].numbers["error"]["kind"] == "MemoryBudgetError"
+
+
+def test_panels_may_be_chosen_among_some() -> None:
+    assert [panel.key for panel in choose_panels(None, ("spectrum", "kfac"))] == ["spectrum", "kfac"]
+    with pytest.raises(StructureError, match="choose among spectrum, kfac"):
+        choose_panels(["check"], ("spectrum", "kfac"))
 
 
 def test_look_up() -> None:

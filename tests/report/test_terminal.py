@@ -7,7 +7,7 @@ import io
 from rich.console import Console
 from torch import nn
 
-from hesse.report import Settings, make_report, print_summary
+from hesse.report import Settings, make_report, print_details, print_summary
 
 from .small import classifier, images
 
@@ -32,3 +32,25 @@ def test_a_refused_panel_shows_its_remedy() -> None:
     text = printed(Settings(("curvature",), memory=2000))
     assert "remedy:" in text
     assert "memory=" in text
+
+
+def test_details_hold_facts_sketches_tables_and_notes() -> None:
+    target = io.StringIO()
+    settings = Settings(("spectrum", "dimension", "kfac"))
+    report = make_report(classifier(), nn.CrossEntropyLoss(), images(), settings=settings, name="a.py:f")
+    print_details(report, Console(file=target, width=120))
+    text = target.getvalue()
+    for heading in ("Spectral density", "Effective dimension", "Kronecker factors"):
+        assert f"{heading} ─" in text
+    assert "Hessian: number of eigenvalues, logarithmic" in text and "█" in text
+    spectrum, _, kfac = (result.numbers for result in report.results)
+    assert f"{spectrum['eigenvalues'][0]['hessian']:.4g}"[:4] in text
+    assert all(row["name"] in text for row in kfac["rows"])
+    assert f"• {spectrum['notes'][0][:40]}" in text
+
+
+def test_a_refused_panel_has_no_details() -> None:
+    target = io.StringIO()
+    report = make_report(classifier(), nn.CrossEntropyLoss(), images(), settings=Settings(("kfac",), memory=500))
+    print_details(report, Console(file=target, width=120))
+    assert report.refused and target.getvalue() == ""

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hesse.report.writing import write, write_gradients, write_seconds, write_with_error
+from hesse.report.writing import write, write_gradients, write_measured, write_seconds, write_with_error
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,9 @@ def test_write_gradients() -> None:
     assert [write_gradients(g) for g in (1.04, 56.7, 123.4, 12345.0)] == [
         "1.0 gradients", "57 gradients", "123 gradients", "12\u202f345 gradients",
     ]  # fmt: skip
+
+
+def test_a_style_with_its_error_bar() -> None:
+    assert write_measured(0.99453, 0.00023, "percent") == "99.453 ± 0.023%"
+    assert write_measured(0.5, 0.0, "percent") == "50.0%"
+    assert write_measured(12.34, 0.2) == "12.34 ± 0.20"

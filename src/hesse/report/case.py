@@ -16,7 +16,7 @@ from hesse.core.errors import DataError
 from hesse.core.memory import Budget
 from hesse.core.random import make_generator
 from hesse.core.tree import Tree
-from hesse.operators.average import refuse_one_shot
+from hesse.operators.data_set import refuse_one_shot
 from hesse.report.user_code import perhaps_user_code, user_code
 from hesse.report.validate import check_loss, time_gradient
 

@@ -12,20 +12,40 @@ from markupsafe import Markup
 
 from hesse.report import writing
 from hesse.report.panel import PanelResult, look_up
-from hesse.report.pictures import data_uri, inline_svg
+from hesse.report.pictures import data_uri, inline_svg, png_of_figure
 from hesse.report.report import Report
 
 _STATUS = {"good": ("✓", "confirmed"), "note": ("●", "measured"), "bad": ("✗", "wrong"), "refused": ("!", "refused")}
+_KINDS = {"report": "derivative report", "spectrum": "curvature report"}
 
 
 def write_files(report: Report, folder: str | Path) -> tuple[Path, Path]:
-    """Write ``report.html`` and ``report.json`` into a folder, which is made if need be; returns both paths."""
+    """Write ``report.html`` and ``report.json`` (after the report's command) into a folder, which is made if need be.
+
+    Returns:
+        both paths.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    page, numbers = folder / "report.html", folder / "report.json"
+    page, numbers = folder / f"{report.command}.html", folder / f"{report.command}.json"
     page.write_text(to_html(report), encoding="utf-8")
     numbers.write_text(json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
     return page, numbers
+
+
+def write_pictures(report: Report, folder: str | Path) -> list[Path]:
+    """Write every drawing as PNG into a folder that exists: ``PANEL.png``, further ones of a panel ``PANEL-2.png``.
+
+    Returns:
+        their paths.
+    """
+    written = []
+    for result in report.results:
+        for number, drawing in enumerate(result.view.drawings, start=1):
+            path = Path(folder) / f"{result.panel.key}{f'-{number}' if number > 1 else ''}.png"
+            path.write_bytes(png_of_figure(drawing.figure))
+            written.append(path)
+    return written
 
 
 def to_json(report: Report) -> dict[str, Any]:
@@ -53,7 +73,7 @@ def to_html(report: Report) -> str:
         write_seconds=writing.write_seconds, write_gradients=writing.write_gradients, data_uri=data_uri, status=_STATUS,
         drawing=_drawing, about=_about_number, number=_number, fact=_fact, look_up=look_up, enumerate=enumerate,
     )
-    return environment.get_template("report.html").render(report=report)
+    return environment.get_template("report.html").render(report=report, kind=_KINDS.get(report.command, report.command))
 
 
 def _drawing(result: PanelResult, index: int) -> Markup:
@@ -81,7 +101,7 @@ def _fact(result: PanelResult, path: str, style: str, error_path: str) -> Markup
     value, error = look_up(result.numbers, path), look_up(result.numbers, error_path) if error_path else None
     if value is None or error is None:
         return _number(result, path, style)
-    return _data(f"panels.{result.panel.key}.numbers.{path}", value, writing.write_with_error(value, error))
+    return _data(f"panels.{result.panel.key}.numbers.{path}", value, writing.write_measured(value, error, style))
 
 
 def _data(path: str, value: Any, text: str) -> Markup:

@@ -84,6 +84,7 @@ class View:
         status: "good" (confirmed), "note" (information), "bad" (a wrong derivative), "refused" (an error).
         headline: the finding in one sentence.
         facts, tables, drawings, pictures: in the order of the page.
+        sketches: what a terminal shows of the drawings, each some lines of characters.
     """
 
     status: Status
@@ -92,6 +93,7 @@ class View:
     tables: tuple[Table, ...] = ()
     drawings: tuple[Drawing, ...] = ()
     pictures: tuple[Picture, ...] = ()
+    sketches: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

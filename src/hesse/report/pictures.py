@@ -15,6 +15,7 @@ from torch import Tensor
 from hesse.report.style import GRID, INK
 
 _PICTURE_SIDE = 96
+_DOTS_PER_INCH = 220
 
 
 def inline_svg(figure: Figure, key: str, description: str) -> str:
@@ -37,6 +38,13 @@ def inline_svg(figure: Figure, key: str, description: str) -> str:
     head, rest = svg.split(">", 1)
     head = re.sub(r'\s(width|height)="[^"]*"', "", head)
     return f'{head} role="img" aria-label="{_escape(description)}">{rest}'
+
+
+def png_of_figure(figure: Figure) -> bytes:
+    """A figure as PNG on white."""
+    target = io.BytesIO()
+    figure.savefig(target, format="png", dpi=_DOTS_PER_INCH, facecolor="white", metadata={"Software": None})
+    return target.getvalue()
 
 
 def data_uri(png: bytes) -> str:

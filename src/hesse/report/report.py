@@ -32,10 +32,12 @@ class Report:
     Attributes:
         about: the case in the form of JSON: target, model, data, dtype, versions, the price of one gradient.
         results: one entry a panel, in the order of the page.
+        command: what it is the outcome of, ``hesse COMMAND``; the name of its files.
     """
 
     about: Numbers
     results: tuple[PanelResult, ...]
+    command: str = "report"
 
     @property
     def refused(self) -> tuple[PanelResult, ...]:
@@ -49,7 +51,8 @@ class Report:
 
 
 def make_report(
-    model: Model, loss: Callable[[Any, Any], Any], data: Any, *, settings: Settings | None = None, name: str = ""
+    model: Model, loss: Callable[[Any, Any], Any], data: Any, *, settings: Settings | None = None, name: str = "",
+    command: str = "report",
 ) -> Report:
     """Run the panels on private copies of a model and its loss; the user's own stay as they are.
 
@@ -59,6 +62,7 @@ def make_report(
         data: one batch (inputs, targets), or an iterable of batches that can be read again.
         settings: which panels, seed, device, dtype, memory.
         name: how the page calls the model.
+        command: what the report is made for, see `Report`.
 
     Raises:
         HesseError: data that cannot be used, a loss without derivative, an unknown panel.
@@ -71,20 +75,25 @@ def make_report(
     with nullcontext() if settings.memory is None else memory(settings.memory):
         case = make_case(model, loss, data, settings)
         results = tuple(_run(panel, case) for panel in track(panels, "panels"))
-    return Report(_about(case, name or type(model).__name__), results)
+    return Report(_about(case, name or type(model).__name__), results, command)
 
 
-def choose_panels(keys: Iterable[str] | None) -> list[Panel]:
+def choose_panels(keys: Iterable[str] | None, among: Iterable[str] = tuple(PANELS)) -> list[Panel]:
     """The panels of these keys (None: all).
+
+    Args:
+        keys: of the panels, in the order of the page.
+        among: the keys that may be chosen.
 
     Raises:
         StructureError: an unknown key.
     """
-    chosen = list(PANELS) if keys is None else list(dict.fromkeys(keys))
-    unknown = [key for key in chosen if key not in PANELS]
+    known = list(among)
+    chosen = known if keys is None else list(dict.fromkeys(keys))
+    unknown = [key for key in chosen if key not in known]
     if unknown or not chosen:
         found = f"no panel '{unknown[0]}'" if unknown else "no panel at all"
-        raise StructureError("A report consists of known panels.", found, f"choose among {', '.join(PANELS)}")
+        raise StructureError("A report consists of known panels.", found, f"choose among {', '.join(known)}")
     return [PANELS[key] for key in chosen]
 
 

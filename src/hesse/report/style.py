@@ -40,7 +40,12 @@ def height_of(rows: int) -> float:
 
 def name_rows(axes: Axes, names: list[str]) -> None:
     """Names along the vertical axis from top to bottom, long ones cut in front; a logarithmic horizontal axis."""
-    axes.set_yticks(range(len(names)), [name if len(name) <= 26 else "..." + name[-24:] for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
+    name_rows_linearly(axes, names)
     axes.xaxis.set_major_locator(LogLocator(numticks=7))
     axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def name_rows_linearly(axes: Axes, names: list[str]) -> None:
+    """Names along the vertical axis from top to bottom, long ones cut in front; the horizontal axis as it is."""
+    axes.set_yticks(range(len(names)), [name if len(name) <= 26 else "..." + name[-24:] for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)

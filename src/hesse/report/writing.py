@@ -47,6 +47,13 @@ def write_with_error(value: float, error: float) -> str:
     return f"({value / 10.0**shift:.{digits}f} ± {error / 10.0**shift:.{digits}f}) × {_power(shift)}"
 
 
+def write_measured(value: float, error: float, style: str = "number") -> str:
+    """A value in a style, with its error bar: ``12.34 ± 0.15``, ``99.45 ± 0.02%``."""
+    if style == "percent" and error > 0:
+        return f"{write_with_error(100 * value, 100 * error)}%"
+    return write_with_error(value, error) if error > 0 else write(value, style)
+
+
 def _last_place(error: float) -> int:
     """The power of ten of the last digit to write of an error."""
     exponent = math.floor(math.log10(error))
