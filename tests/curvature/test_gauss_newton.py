@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import hesse
 from hesse.core.errors import (
@@ -218,3 +219,23 @@ def test_float32_lstm_of_a_fused_kernel() -> None:
     found = hesse.dense(G)
     expected = references.ggn(case.plain.double(), nn.CrossEntropyLoss(), x.double(), case.labels)
     assert oracle.difference(found.double(), expected) < 1e-5
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), lambda o, t: F.cross_entropy(o, t) + o.pow(4).mean()])
+def test_products_are_followed_to_the_inputs(loss: Any) -> None:
+    case = zoo.make("mlp")
+    x = case.inputs.clone().requires_grad_()
+    G = hesse.ggn(case.model, loss, (x, case.labels))
+    v = G.in_space.normal(generator=torch.Generator().manual_seed(0))
+
+    def form(z: torch.Tensor) -> torch.Tensor:
+        columns = torch.cat([part.flatten() for part in v.values()])
+        return columns @ references.ggn(case.plain, loss, z, case.labels) @ columns
+
+    found = sum((part * v[name]).sum() for name, part in (G @ v).items())
+    (slope,) = torch.autograd.grad(found, x)
+    step, direction = 1e-5, torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype)
+    expected = (form((x + step * direction).detach()) - form((x - step * direction).detach())) / (2 * step)
+    assert abs(float((slope * direction).sum()) - float(expected)) < 1e-6 * abs(float(expected))
+    with pytest.raises(UnsupportedError, match="detach"):
+        hesse.fisher(case.model, nn.CrossEntropyLoss(), (x, case.labels))

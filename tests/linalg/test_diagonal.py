@@ -121,3 +121,13 @@ def test_refusals() -> None:
         diagonal(Counted(random_matrix(3, 3)), method="xtrace")
     with pytest.raises(StructureError, match="rtol"):
         diagonal(Counted(random_matrix(3, 3), tags=PSD), rtol=0.0)
+
+
+def test_rows_of_zeros_take_no_products() -> None:
+    M = torch.zeros(400, 400, dtype=torch.float64)
+    alive = torch.arange(3, 400, 40)
+    M[alive[:, None], alive] = random_matrix(len(alive), len(alive), dtype=torch.float64)
+    A = Counted(M)
+    torch.testing.assert_close(diagonal(A, method="exact"), M.diagonal(), rtol=1e-12, atol=1e-14)
+    assert sum(A.blocks) == len(alive) + 1
+    assert not diagonal(Counted(torch.zeros_like(M)), method="exact").any()

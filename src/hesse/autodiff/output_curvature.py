@@ -192,7 +192,7 @@ class CallableCurvature(OutputCurvature):
 
 
 class RootCotangents(Sequence[Tensor]):
-    """The square root of a form times a number, a cotangent at a time, made when it is asked for."""
+    """The square root of a form times a number, made when it is asked for: a cotangent, or a slice of them stacked."""
 
     def __init__(self, form: OutputCurvature, scale: float = 1.0) -> None:
         self._form, self._scale = form, scale
@@ -201,10 +201,14 @@ class RootCotangents(Sequence[Tensor]):
         return self._form.count
 
     def __getitem__(self, k: Any) -> Any:
-        if not 0 <= k < len(self):
+        if isinstance(k, slice):  # stacked
+            start, stop, _ = k.indices(len(self))
+            found = self._form.roots(start, stop)
+        elif 0 <= k < len(self):
+            found = self._form.root(k)
+        else:
             raise IndexError(k)
-        root = self._form.root(k)
-        return root if self._scale == 1 else root * self._scale
+        return found if self._scale == 1 else found * self._scale
 
 
 class SampledCotangents(Sequence[Tensor]):
@@ -231,6 +235,8 @@ class SampledCotangents(Sequence[Tensor]):
         return self._samples
 
     def __getitem__(self, k: Any) -> Any:
+        if isinstance(k, slice):  # stacked
+            return torch.stack([self[i] for i in range(*k.indices(len(self)))])
         if not 0 <= k < len(self):
             raise IndexError(k)
         drawn = self._form.sample(lambda shape: self._uniform(k, shape))

@@ -62,7 +62,8 @@ def _stacked(
     edges = edges_of(plan.meetings)
     paths: dict[str, str] = {}
     for part in slices(len(cotangents), at_once):
-        block = torch.stack([cotangents[root] for root in range(part.start, part.stop)])
+        block = cotangents[part]
+        block = block if isinstance(block, Tensor) else torch.stack([cotangents[root] for root in range(part.start, part.stop)])
         try:
             found = dict(zip(edges, towards(forward, walk, edges, block, batched=True), strict=True)) if edges else {}
         except RuntimeError as error:

@@ -50,14 +50,19 @@ class GaussNewton(LinearOperator):
 
     Attributes:
         run: the model on the batch.
-        middle: H.
+        middle: H; `followed`: the same, differentiable by what the model's output hangs on (inputs that require grad).
         mass: the normalizer of the batch's loss; `additive`: whether losses of batches add up instead of averaging by it.
     """
 
     def __init__(
-        self, run: ModelRun, middle: LinearOperator, normalizer: Callable[[], tuple[float, bool]], samples: Any
+        self,
+        run: ModelRun,
+        middle: LinearOperator,
+        normalizer: Callable[[], tuple[float, bool]],
+        samples: Any,
+        followed: LinearOperator | None = None,
     ) -> None:
-        self.run, self.middle = run, middle
+        self.run, self.middle, self.followed = run, middle, followed
         self._find, self._samples, self._guard = normalizer, samples, Guard(run.reads)
         self.in_space = self.out_space = run.space
         self.tags = frozenset({Tag.SYMMETRIC, Tag.HERMITIAN} | (middle.tags & {Tag.PSD}))
@@ -89,7 +94,7 @@ class GaussNewton(LinearOperator):
     @cached_property
     def product(self) -> Congruence:
         """The matrix as ``Jᵀ H J``."""
-        return Congruence(self.run.jacobian, self.middle)
+        return Congruence(self.run.jacobian, self.middle if self.followed is None else self.followed)
 
     def mv(self, v: Tree) -> Tree:
         self._guard.check(*PARAMETERS)

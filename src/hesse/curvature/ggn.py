@@ -17,7 +17,7 @@ from hesse.autodiff.model_run import ModelRun
 from hesse.autodiff.output_curvature import Kind, loss_curvature, refuse_linear
 from hesse.autodiff.second_order import hessian_operator
 from hesse.core import random
-from hesse.core.errors import StructureError
+from hesse.core.errors import StructureError, UnsupportedError
 from hesse.core.memory import Budget
 from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data
 from hesse.curvature.gauss_newton import GaussNewton, require_samples
@@ -79,10 +79,24 @@ def of_batch(model: Model, loss: BatchLoss, batch: Any, kind: Kind, asked: str) 
     run = ModelRun(model, inputs, count, asked)
     value = run.value
     if isinstance(value, Tensor):
-        middle: LinearOperator = OutputHessian(loss_curvature(loss, value, targets, model, kind, asked), value)
+        middle: LinearOperator = OutputHessian(loss_curvature(loss, value.detach(), targets, model, kind, asked), value)
+        followed = _followed(loss, value, targets, model, kind, asked) if value.requires_grad else None
     else:
-        middle = hessian_operator(lambda out: batch_loss(loss, out, targets, model, asked), value)
-    return GaussNewton(run, middle, normalizer(loss, value, targets, count, asked), (inputs, targets))
+        middle, followed = hessian_operator(lambda out: batch_loss(loss, out, targets, model, asked), value), None
+    return GaussNewton(run, middle, normalizer(loss, value, targets, count, asked), (inputs, targets), followed)
+
+
+def _followed(loss: BatchLoss, value: Tensor, targets: Any, model: Model, kind: Kind, asked: str) -> LinearOperator:
+    """The loss's Hessian, differentiable by what the output hangs on.
+
+    Raises:
+        UnsupportedError: an expected Fisher matrix, which is not.
+    """
+    if kind == "information":
+        raise UnsupportedError(
+            asked, "inputs (or something else that the model reads) that require grad", "detach them, or use ggn"
+        )
+    return hessian_operator(lambda out: batch_loss(loss, out, targets, model, asked), value)
 
 
 def sampled_of_batch(model: Model, loss: BatchLoss, batch: Any, how: tuple[Kind, int, int], asked: str) -> OfBatch:

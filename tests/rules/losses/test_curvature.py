@@ -204,3 +204,19 @@ def test_vectors_of_another_shape_are_refused() -> None:
 def test_nan_shows_in_results_instead_of_being_called_indefinite() -> None:
     form = Pointwise(torch.tensor([[float("nan"), 1.0]]))
     assert form.is_psd and bool(torch.isnan(form.root(0)[0, 0]))
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (3, 2), (2, 1), (3, 4, 2)])
+def test_several_roots_at_once(shape: tuple[int, ...]) -> None:
+    p = _random(*shape).softmax(1)
+    p[0, 1:] = 0  # a sample that is sure, so that columns vanish
+    p[0, 0] = 1
+    form = Softmax(p, _random(shape[0], 1, *shape[2:], seed=1).square())
+    for start, stop in ((0, form.count), (0, 1), (form.count - 1, form.count), (1, form.count)):
+        if start < stop:
+            found = form.roots(start, stop)
+            torch.testing.assert_close(found, torch.stack([form.root(k) for k in range(start, stop)]), rtol=1e-14, atol=0)
+    with pytest.raises(StructureError, match="roots"):
+        form.roots(0, form.count + 1)
+    with pytest.raises(SymmetryError):
+        Softmax(p, -torch.ones(shape[0], 1, *shape[2:], dtype=p.dtype)).roots(0, 1)

@@ -83,6 +83,14 @@ class OutputCurvature(ABC):
             )
         return self._root(k).to(self.dtype)
 
+    def roots(self, start: int, stop: int) -> Tensor:
+        """Roots `start` to `stop` of every sample, ``[stop - start, *shape]``.
+
+        Raises:
+            SymmetryError, StructureError: as `root`.
+        """
+        return torch.stack([self.root(k) for k in range(start, stop)])
+
     def sample(self, uniform: Uniform) -> Tensor:
         """A random root s, like the output: ``E[s s^T]`` is this matrix, independent between samples and between positions.
 
@@ -207,6 +215,20 @@ class Softmax(OutputCurvature):
         root[:, c, position] = (size * q.sqrt()).squeeze(1)
         root[:, c + 1 :, position] = -flat[:, c + 1 :] * (size / q.sqrt()).where(q > 0, torch.zeros_like(q))
         return root.reshape(self.shape)
+
+    def roots(self, start: int, stop: int) -> Tensor:
+        if len(self.shape) != 2 or not 0 <= start < stop <= self.count or self.shape[1] == 1:
+            return super().roots(start, stop)
+        self._require_psd("The roots of a loss's curvature")
+        p, q = self.probabilities, self._tails
+        columns = slice(start, stop)
+        size = (self.scale * p / (p + q)).sqrt().where(q > 0, torch.zeros_like(q))[:, columns]
+        below = (size / q[:, columns].sqrt()).where(q[:, columns] > 0, torch.zeros_like(size))
+        place = torch.arange(p.shape[1], device=p.device)
+        later = (place > place[columns, None]).to(p.dtype)
+        found = (below.mT.unsqueeze(2) * p).mul_(later.unsqueeze(1)).neg_()
+        found[torch.arange(stop - start, device=p.device), :, place[columns]] = (size * q[:, columns].sqrt()).mT
+        return found.to(self.dtype)
 
     def _sample(self, uniform: Uniform) -> Tensor:
         """``sqrt(scale) (p - e_y)``: a label y drawn from p, one uniform number a position."""
