@@ -68,3 +68,23 @@ def test_cases(name: str) -> None:
             return torch.func.functional_call(model, {**params, name_: q}, (x,)).sum()
 
         assert not torch.autograd.functional.hessian(output, p.detach()).any()
+
+
+class Clamp(torch.autograd.Function):
+    """A square, by a name that an op of PyTorch has."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+def test_functions_of_the_users_own_are_not_known_by_their_names() -> None:
+    model = Free(lambda s, x: Clamp.apply(s.a(x)), a=L(4, 3)).double()
+    run = run_forward(as_model(model), torch.randn(5, 4, dtype=torch.float64), 5, "a test")
+    assert "ClampBackward" in {node.name() for node in run.walk.nodes}
+    assert not is_piecewise_linear(run.walk)

@@ -239,3 +239,55 @@ def test_products_are_followed_to_the_inputs(loss: Any) -> None:
     assert abs(float((slope * direction).sum()) - float(expected)) < 1e-6 * abs(float(expected))
     with pytest.raises(UnsupportedError, match="detach"):
         hesse.fisher(case.model, nn.CrossEntropyLoss(), (x, case.labels))
+
+
+class Recurrent(nn.Module):
+    """Returns a dict; in float32 its LSTM is one fused op."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 3, batch_first=True), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.head(self.lstm(x)[0][:, -1])}
+
+
+def test_dict_outputs_of_fused_kernels() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, x, y = Recurrent(), torch.randn(5, 3, 4), torch.tensor([0, 2, 1, 1, 0])
+    by_dict = hesse.ggn(model, lambda o, t: F.cross_entropy(o["logits"], t), (x, y))
+    by_tensor = hesse.ggn(model, nn.CrossEntropyLoss(), (x, y), output=lambda o: o["logits"])
+    assert oracle.difference(hesse.dense(by_dict), hesse.dense(by_tensor)) < 1e-5
+
+
+@pytest.mark.parametrize("change", ["inputs", "targets", "frozen"])
+def test_changed_data_and_frozen_parameters_are_noticed(change: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(L(4, 5), nn.ReLU(), L(5, 3)).double()
+        x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2])
+    model[0].requires_grad_(False)
+    loss = nn.CrossEntropyLoss()
+    batch = (x, y)
+    made = [hesse.loss_hessian(model, loss, batch), hesse.ggn(model, loss, batch)]
+    made.append(hesse.fisher(model, loss, batch, kind="sampled"))
+    with torch.no_grad():
+        {"inputs": x, "targets": y, "frozen": model[0].weight}[change].mul_(2)
+    for A in made:
+        with pytest.raises(DataError, match="in place"):
+            A @ A.in_space.normal()
+    for A in made[:2]:
+        with pytest.raises(DataError, match="in place"):
+            hesse.diagonal(A)
+
+
+def test_ignored_targets_stay_ignored_when_labels_are_predicted() -> None:
+    case = zoo.make("mlp")
+    y = case.labels.clone()
+    y[::2] = -100
+    kept = torch.arange(len(y)) % 2 == 1
+    found = hesse.fisher(case.model, nn.CrossEntropyLoss(), (case.inputs, y), kind="empirical", labels="predicted")
+    alone = (case.inputs[kept], y[kept])
+    expected = hesse.fisher(case.model, nn.CrossEntropyLoss(), alone, kind="empirical", labels="predicted")
+    assert oracle.difference(hesse.dense(found), hesse.dense(expected)) < 1e-12

@@ -49,6 +49,11 @@ class Model:
     own: Mapping[str, Tensor]
 
     @property
+    def reads(self) -> tuple[Tensor, ...]:
+        """The parameters to differentiate by, and the user's others."""
+        return (*tree.leaves(self.params), *self.own.values())
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return tree.leaves(self.params)[0].device
@@ -119,7 +124,7 @@ def _choose(everything: Tree, params: Selection) -> Tree:
     named = dict(tree.named_leaves(everything))
     if callable(params):
         return {name: leaf for name, leaf in named.items() if params(name, leaf)}
-    wanted = list(params)
+    wanted = [params] if isinstance(params, str) else list(params)
     unknown = [name for name in wanted if name not in named]
     if unknown:
         raise StructureError(

@@ -60,7 +60,7 @@ class ModelRun:
             run = run_forward(model, inputs, count, asked, any_output=True)
             recording = self._recording(run)
             if recording is None:
-                self.value = run.output.detach()
+                self.value = _detached(run.output)
             else:
                 require_connected(recording, asked)
                 self.value, self._first = recording.value, JacobianOperator(recording, model.key)
@@ -84,7 +84,7 @@ class ModelRun:
         attached = torch.is_grad_enabled() and has_foreign_leaf(outputs, inputs)
         value = run.output
         if not attached:
-            value = tree.map_tree(lambda y: y.detach() if isinstance(y, Tensor) else y, value)
+            value = _detached(value)
         point = self.space.rebuild(inputs)
 
         def f(params: Any) -> Any:
@@ -94,8 +94,8 @@ class ModelRun:
 
     @property
     def reads(self) -> tuple[Tensor, ...]:
-        """The parameters, which the graph reads."""
-        return tuple(tree.leaves(self.model.params))
+        """The parameters, which the graph reads, frozen ones included."""
+        return self.model.reads
 
     @cached_property
     def held_bytes(self) -> int:
@@ -113,3 +113,7 @@ class ModelRun:
             return self._first
         with deterministic(self.model, self.asked):
             return self._linearized()[1]
+
+
+def _detached(value: Any) -> Any:
+    return tree.map_tree(lambda y: y.detach() if isinstance(y, Tensor) else y, value)

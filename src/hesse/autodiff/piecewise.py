@@ -49,6 +49,8 @@ def is_piecewise_linear(walk: Walk) -> bool:
         below[i] = bits | (1 << number[i] if i in number else 0)
         if not bits or i in number:
             continue
+        if not node.name()[-1].isdigit():  # a node of the user's own, whatever its name
+            return False
         op = node.name().rstrip("0123456789").removesuffix("Backward")
         if op in _BILINEAR:
             first, second = _BILINEAR[op]

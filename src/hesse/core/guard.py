@@ -28,7 +28,7 @@ class Guard:
 
 
 PARAMETERS = (
-    "A curvature matrix of one batch belongs to the parameters that it was made with.",
-    "make a new one after every update of the parameters",
+    "A curvature matrix of one batch belongs to the parameters and the data that it was made with.",
+    "make a new one after every update, and leave the tensors of the batch alone",
 )
 """What is asked, and the remedy, where the watched tensors are parameters."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hesse.autodiff.losses import batch_mass
 from hesse.autodiff.model import Model, check_inputs, is_one_batch, sample_count, split_batch
+from hesse.core import tree
 from hesse.core.guard import PARAMETERS, Guard
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
@@ -40,9 +41,10 @@ class OfBatch(LinearOperator):
         normalizer: Callable[[], tuple[float, bool]],
         held_bytes: Callable[[], int | None],
         reads: tuple[Tensor, ...],
+        batch: Any,
     ) -> None:
-        self.operator, self._find, self._held = operator, normalizer, held_bytes
-        self.reads, self._guard = reads, Guard(reads)
+        self.operator, self._find, self._held, self._batch = operator, normalizer, held_bytes, tensors_of(batch)
+        self.reads, self._guard = reads, Guard((*reads, *self._batch))
         self.in_space, self.out_space, self.tags = operator.in_space, operator.out_space, operator.tags
 
     @cached_property
@@ -73,7 +75,7 @@ class OfBatch(LinearOperator):
         return self.operator.mm(V)
 
     def transpose(self) -> LinearOperator:
-        return OfBatch(self.operator.T, self._find, self._held, self.reads)
+        return OfBatch(self.operator.T, self._find, self._held, self.reads, self._batch)
 
     def __repr__(self) -> str:
         return repr(self.operator)
@@ -96,6 +98,11 @@ def _congruence(A: OfBatch) -> Congruence | None:
         factor = complex(A.operator.factor).real
         return Congruence(inner.outer * factor**0.5, inner.middle) if factor > 0 else None
     return congruence_rule(A.operator)
+
+
+def tensors_of(batch: Any) -> tuple[Tensor, ...]:
+    """The tensors of a batch (or of a part of it)."""
+    return tuple(leaf for leaf in tree.leaves(batch) if isinstance(leaf, Tensor))
 
 
 def over_data(

@@ -44,6 +44,9 @@ def ekfac(  # noqa: PLR0913 - as kfac
     eigenvector, the best that any diagonal in this basis can do in the Frobenius norm. Weights that are shared over positions
     have their positions added up before the square is taken.
 
+    With approximation="reduce" and fewer samples than a factor has numbers, eigenvectors of the factor's null space are
+    arbitrary, rows have mass along them, and the result depends on the choice (with "expand" they have none there).
+
     Args:
         model, loss, data, kind, approximation, labels, samples, generator, widest, params, output: as for `kfac`.
         data_check: for data sets: refuse them if the second pass sees other samples than the first (in whatever order).

@@ -12,7 +12,7 @@ from hesse.autodiff.determinism import deterministic
 from hesse.autodiff.model import Model, Selection, as_model, is_one_batch, split_batch
 from hesse.autodiff.output_curvature import require_distribution
 from hesse.autodiff.roots import Asked, capture_rows
-from hesse.core import random, tree
+from hesse.core import random
 from hesse.core.errors import DataError, StructureError
 from hesse.core.memory import Budget
 from hesse.curvature.batch import BatchLoss, OfBatch, over_data
@@ -109,21 +109,26 @@ def empirical_rows(model: Model, loss: BatchLoss, batch: Any, labels: Labels, *,
             targets = labels
         elif labels == "predicted":
             with torch.no_grad():
-                targets = _predicted(model.call(model.params, inputs))
+                targets = _predicted(model.call(model.params, inputs), targets, loss)
         rows = capture_rows(model, loss, (inputs, targets), Asked(_ASKED, keep=keep))
     return ParameterJacobian.of(rows, model.params)
 
 
-def _predicted(output: Any) -> Tensor:
+def _predicted(output: Any, targets: Any, loss: Any) -> Tensor:
+    """The classes with the largest outputs; targets that the loss ignores stay what they are."""
     if not isinstance(output, Tensor) or output.ndim < 2:
         found = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise DataError(
             "Predicted labels are the classes with the largest outputs [N, C].", found, "pass labels='true', or a tensor"
         )
-    return output.argmax(1)
+    found = output.argmax(1)
+    ignored = getattr(loss, "keywords", {}).get("ignore_index", getattr(loss, "ignore_index", -100))
+    if isinstance(targets, Tensor) and targets.shape == found.shape and not targets.dtype.is_floating_point:
+        found = torch.where(targets == ignored, targets, found)
+    return found
 
 
 def _empirical(model: Model, loss: BatchLoss, batch: Any, labels: Labels) -> OfBatch:
     J = empirical_rows(model, loss, batch, labels)
     scaled = Congruence(J) * (1.0 / J.mass if J.mass else 0.0)
-    return OfBatch(scaled, lambda: (J.mass, J.additive), lambda: J.held_bytes, tuple(tree.leaves(model.params)))
+    return OfBatch(scaled, lambda: (J.mass, J.additive), lambda: J.held_bytes, model.reads, batch)

@@ -18,6 +18,7 @@ from hesse.core.fingerprint import sample_hashes
 from hesse.core.guard import PARAMETERS, Guard
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
+from hesse.curvature.batch import tensors_of
 from hesse.curvature.output import OutputHessian
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal_rules import costly_diagonal_rule, diagonal_rule
@@ -63,7 +64,7 @@ class GaussNewton(LinearOperator):
         followed: LinearOperator | None = None,
     ) -> None:
         self.run, self.middle, self.followed = run, middle, followed
-        self._find, self._samples, self._guard = normalizer, samples, Guard(run.reads)
+        self._find, self._samples, self._guard = normalizer, samples, Guard((*run.reads, *tensors_of(samples)))
         self.in_space = self.out_space = run.space
         self.tags = frozenset({Tag.SYMMETRIC, Tag.HERMITIAN} | (middle.tags & {Tag.PSD}))
 

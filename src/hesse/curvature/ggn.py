@@ -105,4 +105,4 @@ def sampled_of_batch(model: Model, loss: BatchLoss, batch: Any, how: tuple[Kind,
     exact = of_batch(model, loss, batch, kind, asked)
     R = exact.seeded_rows(samples, seed, keep=True)
     scaled = Congruence(R) * (1.0 / R.mass if R.mass else 0.0)
-    return OfBatch(scaled, lambda: (exact.mass, exact.additive), lambda: R.held_bytes, exact.reads)
+    return OfBatch(scaled, lambda: (exact.mass, exact.additive), lambda: R.held_bytes, exact.reads, batch)

@@ -78,7 +78,7 @@ def hessian_of_batch(model: Model, loss: BatchLoss, batch: Any, asked: str) -> L
     with deterministic(model, asked):
         recording = record_scalar(objective, model.params, asked)
     find = normalizer(loss, outputs[0], targets, count, asked)
-    return LossHessian(HessianOperator(recording), find, lambda: of_batch(model, loss, batch, "hessian", asked), model.params)
+    return LossHessian(HessianOperator(recording), find, lambda: of_batch(model, loss, batch, "hessian", asked), (model, batch))
 
 
 class LossHessian(OfBatch):
@@ -93,9 +93,9 @@ class LossHessian(OfBatch):
         hessian: HessianOperator,
         normalizer: Callable[[], tuple[float, bool]],
         gauss_newton: Callable[[], GaussNewton],
-        params: Tree,
+        of: tuple[Model, Any],
     ) -> None:
-        super().__init__(hessian, normalizer, lambda: hessian.graph_bytes, tuple(tree.leaves(params)))
+        super().__init__(hessian, normalizer, lambda: hessian.graph_bytes, of[0].reads, of[1])
         self._gauss_newton, self._hessian = gauss_newton, hessian
 
     @property

@@ -29,7 +29,7 @@ from hesse.operators import (
     Tag,
 )
 
-_FEW = 256  # products that are not worth one more, which tells rows of zeros
+_FEW = 1024  # products that are not worth one more, which tells rows of zeros
 
 
 def exact_diagonal(A: LinearOperator, memory: Budget | None = None) -> Tensor:

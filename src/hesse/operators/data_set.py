@@ -130,7 +130,7 @@ class DataSet:
             keeps = keeps and self._fits(held, made)
             if keeps:
                 kept.append(made)
-                held += made.held_bytes or 0
+                held += (made.held_bytes or 0) + self._own_bytes(made)
             elif not self._in_order:
                 kept.clear()
             del made, known, batch  # so that the next batch is not made beside this one
@@ -156,7 +156,12 @@ class DataSet:
     def _fits(self, held: int, made: _Made) -> bool:
         if made.held_bytes is None:
             return False
-        return held + made.held_bytes <= _SHARE * current_budget(self.memory, made.operator.in_space.device)
+        wanted = held + made.held_bytes + self._own_bytes(made)
+        return wanted <= _SHARE * current_budget(self.memory, made.operator.in_space.device)
+
+    def _own_bytes(self, made: _Made) -> int:
+        """Bytes of the batch, if nobody but the operator keeps it."""
+        return 0 if self._in_order else sum(leaf.nbytes for leaf, _ in made.stamp)
 
     def _compare(self, found: int) -> None:
         if self._fingerprint is None:
@@ -186,7 +191,7 @@ class DataSet:
         """What became of the operators of the first pass; empty before it."""
         if self._count is None:
             return ""
-        held = format_bytes(sum(made.held_bytes or 0 for made in self._kept))
+        held = format_bytes(sum((made.held_bytes or 0) + self._own_bytes(made) for made in self._kept))
         return f"{len(self._kept)} of {self._count} batches kept ({held})" if self._kept else "recomputed"
 
 

@@ -162,6 +162,7 @@ def _places(space: Space, names: Sequence[str]) -> tuple[int, ...]:
 
 
 def _chosen(space: Space, names: Names) -> list[str]:
+    names = [names] if isinstance(names, str) else names
     wanted = {name for name in space.names if names(name)} if callable(names) else set(names)
     unknown = sorted(wanted - set(space.names))
     if unknown or not wanted:

@@ -199,7 +199,7 @@ def _without_factors(use: Use, widest: int, known: Known, channels: int) -> Mome
         total = known.product(flat_rows(use, slice(None)))
         return Moments(total.new_ones(1, 1, 1), total.unsqueeze(0), 1.0, "exact")
     groups = 1 if size <= exact else channels
-    if size // groups > exact:
+    if size // groups > exact or size * (size // groups) > WIDEST_EXACT**2:
         squares = summed_squares(use, size)
         return Moments(squares.unsqueeze(0), squares.new_ones(1, 1), 1.0, "diagonal")
     side = _Side(size // groups, None)
