@@ -25,27 +25,23 @@ from hesse.operators.data_set import refuse_one_shot
 BatchLoss = Callable[[Any, Any], Tensor]
 
 
-class OfBatch(LinearOperator):
-    """An operator of one batch, with the normalizer of the batch's loss (found when it is asked for).
+class BatchOperator(LinearOperator):
+    """What operators of one batch share: the normalizer of its loss, found when it is asked for, and a guard of its tensors.
+
+    Args:
+        normalizer: finds the normalizer, and whether the losses of two batches add up.
+        reads: the parameters.
+        batch: inputs and targets.
 
     Attributes:
-        operator: what does the work.
         mass: the normalizer of the loss.
         additive: whether the losses of two batches add up instead of averaging by mass.
         reads: the parameters, which must not change while it is used.
     """
 
-    def __init__(
-        self,
-        operator: LinearOperator,
-        normalizer: Callable[[], tuple[float, bool]],
-        held_bytes: Callable[[], int | None],
-        reads: tuple[Tensor, ...],
-        batch: Any,
-    ) -> None:
-        self.operator, self._find, self._held, self._batch = operator, normalizer, held_bytes, tensors_of(batch)
-        self.reads, self._guard = reads, Guard((*reads, *self._batch))
-        self.in_space, self.out_space, self.tags = operator.in_space, operator.out_space, operator.tags
+    def __init__(self, normalizer: Callable[[], tuple[float, bool]], reads: tuple[Tensor, ...], batch: Any) -> None:
+        self._find, self._batch, self.reads = normalizer, batch, reads
+        self._guard = Guard((*reads, *tensors_of(batch)))
 
     @cached_property
     def _normalizer(self) -> tuple[float, bool]:
@@ -60,6 +56,26 @@ class OfBatch(LinearOperator):
     def additive(self) -> bool:
         """Whether the losses of two batches add up."""
         return self._normalizer[1]
+
+
+class OfBatch(BatchOperator):
+    """An operator that does not know of the batch it belongs to, with what `BatchOperator` adds.
+
+    Attributes:
+        operator: what does the work.
+    """
+
+    def __init__(
+        self,
+        operator: LinearOperator,
+        normalizer: Callable[[], tuple[float, bool]],
+        held_bytes: Callable[[], int | None],
+        reads: tuple[Tensor, ...],
+        batch: Any,
+    ) -> None:
+        super().__init__(normalizer, reads, batch)
+        self.operator, self._held = operator, held_bytes
+        self.in_space, self.out_space, self.tags = operator.in_space, operator.out_space, operator.tags
 
     @property
     def held_bytes(self) -> int | None:

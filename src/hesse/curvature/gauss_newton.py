@@ -15,10 +15,10 @@ from hesse.autodiff.roots import Asked, rows_of
 from hesse.core import random
 from hesse.core.errors import MemoryBudgetError, MixedSamplesError, StructureError, SymmetryError, UnsupportedError
 from hesse.core.fingerprint import sample_hashes
-from hesse.core.guard import PARAMETERS, Guard
+from hesse.core.guard import PARAMETERS
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
-from hesse.curvature.batch import tensors_of
+from hesse.curvature.batch import BatchOperator
 from hesse.curvature.output import OutputHessian
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal_rules import costly_diagonal_rule, diagonal_rule
@@ -44,7 +44,7 @@ def require_samples(samples: Any) -> None:
         raise StructureError("Sampled rows need a number of samples.", f"samples={samples!r}", "pass samples=1 or more")
 
 
-class GaussNewton(LinearOperator):
+class GaussNewton(BatchOperator):
     """``Jᵀ H J``: J the model's Jacobian on one batch, H the curvature of the loss by the output, mean over the batch included.
 
     Products go through J and H. Diagonal, trace and Kronecker factors go through `rows`: ``Jᵀ H J = RᵀR / mass``.
@@ -52,7 +52,6 @@ class GaussNewton(LinearOperator):
     Attributes:
         run: the model on the batch.
         middle: H; `followed`: the same, differentiable by what the model's output hangs on (inputs that require grad).
-        mass: the normalizer of the batch's loss; `additive`: whether losses of batches add up instead of averaging by it.
     """
 
     def __init__(
@@ -60,37 +59,18 @@ class GaussNewton(LinearOperator):
         run: ModelRun,
         middle: LinearOperator,
         normalizer: Callable[[], tuple[float, bool]],
-        samples: Any,
+        batch: Any,
         followed: LinearOperator | None = None,
     ) -> None:
+        super().__init__(normalizer, run.reads, batch)
         self.run, self.middle, self.followed = run, middle, followed
-        self._find, self._samples, self._guard = normalizer, samples, Guard((*run.reads, *tensors_of(samples)))
         self.in_space = self.out_space = run.space
         self.tags = frozenset({Tag.SYMMETRIC, Tag.HERMITIAN} | (middle.tags & {Tag.PSD}))
-
-    @cached_property
-    def _normalizer(self) -> tuple[float, bool]:
-        return self._find()
-
-    @property
-    def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The normalizer of the batch's loss."""
-        return self._normalizer[0]
-
-    @property
-    def additive(self) -> bool:
-        """Whether the losses of two batches add up."""
-        return self._normalizer[1]
 
     @property
     def held_bytes(self) -> int:
         """Bytes of the graph that is kept for products."""
         return self.run.held_bytes
-
-    @property
-    def reads(self) -> tuple[Tensor, ...]:
-        """The parameters: what must not change in place while the operator is used."""
-        return self.run.reads
 
     @cached_property
     def product(self) -> Congruence:
@@ -152,7 +132,7 @@ class GaussNewton(LinearOperator):
 
     def _drawn(self, curvature: LossCurvature, samples: int, seed: int, scale: float) -> SampledCotangents:
         require_samples(samples)
-        keys = sample_hashes(*self._samples)
+        keys = sample_hashes(*self._batch)
         dtype, device = (torch.float64 if self.in_space.dtype == torch.float64 else torch.float32), self.in_space.device
 
         def uniform(stream: int, shape: Any) -> Tensor:

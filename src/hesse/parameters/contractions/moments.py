@@ -85,7 +85,8 @@ def moments(
     """The Kronecker moments of one parameter (Martens, Grosse 2015; shared weights: Eschenhagen et al. 2023).
 
     With n samples and t shared positions, "expand" takes all n t positions as samples, "reduce" adds up positions first. Both
-    are exact for t = 1 and one sample. Tokens without a cotangent (padding) are not counted.
+    are exact for t = 1 and one sample. Tokens of a table without a cotangent (padding) are not counted; samples and positions
+    of other layers are, whether a cotangent reaches them or not.
 
     Args:
         use, name, approximation: the parameter's use, its name, and which approximation.
