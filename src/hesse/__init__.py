@@ -25,6 +25,7 @@ from hesse.curvature import (
 )
 from hesse.derivatives import (
     DivergenceResult,
+    GradResult,
     HessianResult,
     Information,
     InformationWarning,
@@ -32,6 +33,7 @@ from hesse.derivatives import (
     LaplacianResult,
     divergence,
     fisher_information,
+    grad,
     hessian,
     jacobian,
     laplacian,
@@ -74,6 +76,7 @@ __all__ = [
     "Eigen",
     "Estimate",
     "GaussianNLL",
+    "GradResult",
     "HesseError",
     "HessianResult",
     "Information",
@@ -107,6 +110,7 @@ __all__ = [
     "function_trace",
     "functional",
     "ggn",
+    "grad",
     "hessian",
     "hessian_operator",
     "identity",

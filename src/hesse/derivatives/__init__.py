@@ -1,6 +1,7 @@
 """Derivatives of any function of trees, as tensors."""
 
 from hesse.derivatives.divergence import DivergenceResult, divergence
+from hesse.derivatives.grad import GradResult, grad
 from hesse.derivatives.hessian import HessianResult, LaplacianResult, hessian, laplacian
 from hesse.derivatives.information import fisher_information
 from hesse.derivatives.information_result import Information, InformationWarning
@@ -8,6 +9,7 @@ from hesse.derivatives.jacobian import JacobianResult, jacobian
 
 __all__ = [
     "DivergenceResult",
+    "GradResult",
     "HessianResult",
     "Information",
     "InformationWarning",
@@ -15,6 +17,7 @@ __all__ = [
     "LaplacianResult",
     "divergence",
     "fisher_information",
+    "grad",
     "hessian",
     "jacobian",
     "laplacian",
