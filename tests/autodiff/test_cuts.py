@@ -102,3 +102,20 @@ def test_constant_and_piecewise_constant_functions_have_zero_derivatives(f: Call
     assert float((A @ x).abs()) == 0
     assert torch.equal(H @ x, torch.zeros(3, dtype=REAL))
     assert torch.equal(H.gradient, torch.zeros(3, dtype=REAL))
+
+
+def test_the_constant_gradient_of_a_linear_function_is_no_cut() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        (g,) = torch.autograd.grad((x * 3).sum(), x, create_graph=True)
+        return g.sum()
+
+    x = torch.ones(2, dtype=torch.float64)
+    jacobian = linearize(f, x).jacobian
+    assert (jacobian.T @ torch.ones((), dtype=torch.float64)).tolist() == [0.0, 0.0]
+
+    def cut(x: torch.Tensor) -> torch.Tensor:
+        (g,) = torch.autograd.grad((x**3).sum(), x)
+        return g.sum()
+
+    with pytest.raises(DetachedError, match="grad"):
+        linearize(cut, x)

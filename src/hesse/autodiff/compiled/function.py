@@ -1,0 +1,234 @@
+"""`CompiledFunction`: traces by structure, guarded; whatever cannot be replayed runs directly."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hesse.autodiff.compiled.entry import Entry, mode_key
+from hesse.autodiff.compiled.path import Path, make_path
+from hesse.autodiff.compiled.profile import Profile
+from hesse.autodiff.compiled.replay import Deviation
+from hesse.autodiff.compiled.state import StateRecorder
+from hesse.autodiff.compiled.trace import Trace, record
+from hesse.autodiff.compiled.undo import Undo, random_states
+from hesse.autodiff.compiled.unrecordable import Unrecordable
+from hesse.autodiff.recording import inside_functorch
+
+CompileMode = Literal["replay", "native"]
+_MOST_KINDS = 64
+_MOST_PATHS = 32
+_MOST_UNREPEATED = 32
+_ATTEMPTS = 2
+_PATIENCE = 12  # traces without a replay in between, after which a function is left alone
+
+
+class CompileNotice(UserWarning):
+    """A compiled function runs directly; the text says why."""
+
+
+class _Kind:
+    """Calls of one structure: how they are recognized, and the paths recorded for them."""
+
+    def __init__(self, key: Any, entry: Entry) -> None:
+        self.key, self.entry = key, entry
+        self.paths: list[Path] = []
+        self.direct = ""  # why such calls are not compiled
+        self.refusals = 0  # runs whose Python state could not be guarded
+        self.fruitless = 0  # traces since the last replay
+
+
+class CompiledFunction:
+    """A function that is traced once for every kind of call, and replayed.
+
+    Args:
+        run: what is recorded: takes the arguments, returns a tree of tensors.
+        f: the user's function in it, whose Python state is guarded.
+        mode: "replay" or "native".
+        variables: positions of the arguments that `run` differentiates; their Python floats become inputs.
+        signature: ``signature(*args, **kwargs)``: calls with different values share no trace; None runs directly.
+        profile: counters.
+
+    A call compares the structure of the arguments, their shapes and dtypes, and every Python value that the function read when
+    it was recorded; then it runs the recorded operations, and compares each value that Python read from a tensor. What differs
+    is recorded as another path. The first result of each path is that of the direct run, against which the compiled one is
+    checked. Two threads may call it.
+    """
+
+    def __init__(
+        self, run: Callable[..., Any], f: Callable[..., Any], *, mode: CompileMode, variables: Sequence[int] = (0,),
+        signature: Callable[..., Any] | None = None, profile: Profile | None = None,
+    ) -> None:  # fmt: skip
+        self._run, self._f, self._mode = run, f, mode
+        self._variables, self._signature = tuple(variables), signature
+        self.profile = Profile("off") if profile is None else profile
+        self._kinds: list[_Kind] = []
+        self._lock = threading.RLock()
+        self._noted: set[str] = set()
+        self._unrepeated = 0  # kinds recorded since the last replay
+
+    def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What ``run(*args, **kwargs)`` returns."""
+        if _is_inside_other_tracer():
+            return self._run(*args, **kwargs)
+        key = mode_key() if self._signature is None else (self._signature(*args, **kwargs), *mode_key())
+        if key[0] is None:
+            return self._directly(args, kwargs, "the signature is None")
+        for kind in self._kinds:
+            if kind.key == key and (inputs := kind.entry.gather(args, kwargs)) is not None:
+                if kind.direct:
+                    return self._directly(args, kwargs, kind.direct)
+                found = self._replayed(kind, inputs)
+                return self._recorded(key, args, kwargs, kind) if found is _MISSED else found
+        return self._recorded(key, args, kwargs, None)
+
+    def path(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Path:
+        """The path that a call takes, recorded if need be.
+
+        Raises:
+            Unrecordable: the call runs directly.
+        """
+        self(args, kwargs)
+        key = mode_key() if self._signature is None else (self._signature(*args, **kwargs), *mode_key())
+        for kind in self._kinds:
+            if kind.key == key and kind.entry.gather(args, kwargs) is not None:
+                if kind.direct or not kind.paths:
+                    raise Unrecordable(kind.direct or "nothing was recorded")
+                return kind.paths[0]
+        raise Unrecordable("nothing was recorded")
+
+    def _directly(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
+        self.profile.fell_back(reason)
+        start = time.perf_counter()
+        result = self._run(*args, **kwargs)
+        self.profile.ran(time.perf_counter() - start)
+        return result
+
+    def _replayed(self, kind: _Kind, inputs: list[Tensor]) -> Any:
+        """The result of the first path whose guards and reads hold, or `_MISSED`."""
+        start = time.perf_counter() if self.profile.active else 0.0
+        left: list[tuple[Path, Deviation]] = []
+        for path in kind.paths:
+            captured = path.captured()
+            if captured is None or any(path.contradicts(other, deviation) for other, deviation in left):
+                continue
+            everything = [*inputs, *captured]
+            if not path.shares_memory_alike(everything):
+                continue
+            undo = Undo(path.trace, everything) if path.may_leave else None
+            try:
+                outputs = path.runner(everything)
+            except Exception:  # a guard on the wrong side of a branch, or the user's own error: the direct run tells
+                outputs = None
+            if outputs is not None and not isinstance(outputs, Deviation):
+                kind.fruitless = self._unrepeated = 0
+                if path is not kind.paths[0]:
+                    _to_front(kind.paths, path)
+                if self.profile.active:
+                    self.profile.hit()
+                    self.profile.ran(time.perf_counter() - start)
+                return path.rebuild(outputs)
+            if undo is not None:
+                undo()
+            if outputs is None:
+                break
+            left.append((path, outputs))
+        return _MISSED
+
+    def _recorded(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kind: _Kind | None) -> Any:
+        """Run directly, and record the run."""
+        with self._lock:
+            start = time.perf_counter()
+            try:
+                if kind is None:
+                    self._require_repetition()
+                entry = Entry(args, kwargs, self._variables)
+                kind = _Kind(key, entry) if kind is None else kind
+                recorder, random = StateRecorder(self._f, extra_roots=entry.objects), random_states()
+                self.profile.miss(_why(kind))
+                recorder.__enter__()  # from here on everything that runs is taken for the function's own
+            except Unrecordable as error:
+                self._notice(error.reason)
+                return self._directly(args, kwargs, error.reason)
+            try:
+                trace, result = record(lambda: self._run(*entry.args, **entry.kwargs), entry.inputs)
+            finally:
+                recorder.__exit__(None, None, None)
+            trace.input_names = entry.names
+            self.profile.traced(time.perf_counter() - start, len(trace.graph.nodes))
+            start = time.perf_counter()
+            self._compile(kind, trace, recorder, result, random)
+            if kind not in self._kinds:
+                self._unrepeated += 1
+                self._kinds = [kind, *self._kinds][:_MOST_KINDS]
+            self.profile.compiled(time.perf_counter() - start)
+            self.profile.ran(0.0)
+            return result
+
+    def _compile(self, kind: _Kind, trace: Trace, recorder: StateRecorder, result: Any, random: Sequence[Tensor]) -> None:
+        """Add a path to a kind of calls, or say why there can be none."""
+        try:
+            if trace.refused:
+                raise Unrecordable(trace.refused)
+            try:
+                state = recorder.finish()
+            except Unrecordable:
+                kind.refusals += 1
+                if kind.refusals < _ATTEMPTS:  # modules that are imported, attributes that are set, once
+                    return
+                raise
+            self._keep(kind, make_path(trace, state, result, random, self._mode, self._notice))
+        except Unrecordable as error:
+            kind.direct = error.reason
+            kind.paths.clear()
+            self._notice(error.reason)
+
+    def _require_repetition(self) -> None:
+        if self._unrepeated > _MOST_UNREPEATED:
+            raise Unrecordable(
+                f"{_MOST_UNREPEATED} calls in a row had structures, shapes or values that were never seen before"
+            )
+
+    def _keep(self, kind: _Kind, path: Path) -> None:
+        kind.fruitless += 1
+        if kind.fruitless > _PATIENCE:
+            raise Unrecordable(f"{kind.fruitless} calls in a row differed from what was recorded, the last time in "
+                               f"{kind.paths[0].difference()}")  # fmt: skip
+        kind.paths = [path, *kind.paths][:_MOST_PATHS]
+
+    def _notice(self, reason: str) -> None:
+        """Say once that something runs directly, and why."""
+        if reason not in self._noted:
+            self._noted.add(reason)
+            name = getattr(self._f, "__qualname__", type(self._f).__name__)
+            warnings.warn(f"{name} runs directly: {reason}", CompileNotice, stacklevel=2)
+
+
+_MISSED = object()
+
+
+def _is_inside_other_tracer() -> bool:
+    """Whether someone watches the operations of this thread (an outer trace, a `torch.func` transform, a default device)."""
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or inside_functorch()
+        or torch.compiler.is_compiling()
+    )
+
+
+def _to_front(paths: list[Path], path: Path) -> None:
+    paths.remove(path)
+    paths.insert(0, path)
+
+
+def _why(kind: _Kind | None) -> str:
+    if kind is None or not kind.paths:
+        return "a new structure, shape or dtype"
+    return kind.paths[0].difference()

@@ -1,0 +1,171 @@
+"""Native code for a trace: its functional form, compiled by inductor and called without guards of inductor's own.
+
+The guards of a path have made sure of shapes, strides, dtypes and devices before; so a call costs what its kernels cost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from hesse.autodiff.compiled.functional_form import Functional, NativeUnavailable, functional_form
+from hesse.autodiff.compiled.replay import Deviation, Runner
+from hesse.autodiff.compiled.trace import Read, Trace
+
+_OPTIONS: dict[str, Any] = {
+    "fallback_random": True,  # the same random numbers as without compilation
+    "cpp.dynamic_threads": False,  # which would start threads in every kernel, however small
+    "size_asserts": False,  # the guards of a path have looked
+    "alignment_asserts": False,
+    "scalar_asserts": False,
+    "triton.cudagraphs": False,
+    "freezing": False,
+    "cpp_wrapper": False,
+    "memory_planning": False,
+}
+_IN_CPP: dict[str, Any] = {"cpp_wrapper": True, "memory_planning": True, "memory_pool": "intermediates"}
+_COMPILING = threading.Lock()
+_Call = Callable[[list[Tensor]], Sequence[Tensor]]
+
+
+def compile_native(trace: Trace) -> tuple[Runner, str]:
+    """Compile an optimized trace.
+
+    Args:
+        trace: ends in its reads and results; holds the tensors of the recorded run.
+
+    Returns:
+        What runs it (several threads may call it), and the generated source.
+
+    Raises:
+        NativeUnavailable: there is no compiler, or something in the trace cannot be compiled; it says what.
+
+    Cost: one run on fake tensors, and the compiler: 1 to 20 seconds; a tenth of it where inductor's cache has the result.
+    """
+    form = functional_form(trace)
+    runner = Native(form)
+    return runner, runner.code
+
+
+class Native:
+    """A compiled trace: called with the inputs, it gives the results, or a `Deviation`.
+
+    What the trace writes to inputs is written after the reads were checked, so a deviation leaves the inputs as they were.
+    After another number was given to `torch.set_num_threads` it is compiled again: kernels start as many threads as pay.
+
+    Attributes:
+        code: the generated source.
+    """
+
+    def __init__(self, form: Functional) -> None:
+        self._form, self._constants = form, form.constants
+        self._reads, self._written = form.reads, form.written
+        self._first, self._last = len(form.reads), len(form.reads) + form.results
+        self._shared: list[int] | None = None
+        self._calls: dict[int, _Call] = {}
+        self._calls[torch.get_num_threads()], self.code = _compile(form)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor] | Deviation:
+        call = self._calls.get(torch.get_num_threads()) or self._with_other_threads()
+        before = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)
+        try:
+            with torch._C._AutoDispatchBelowAutograd():
+                outputs = call([*inputs, *self._constants])
+            if self._reads:
+                found = _deviation(self._reads, outputs)
+                if found is not None:
+                    return found
+            for position, index in enumerate(self._written, self._last):
+                inputs[index].copy_(outputs[position])
+            results = list(outputs[self._first : self._last])
+            if self._shared is None:
+                self._shared = _sharing(results, [*inputs, *self._constants])
+            for index in self._shared:
+                results[index] = results[index].clone()
+            return results
+        finally:
+            torch._C._set_grad_enabled(before)
+
+    def _with_other_threads(self) -> _Call:
+        """The code for as many threads as there are now."""
+        call, _ = _compile(self._form)
+        self._calls[torch.get_num_threads()] = call
+        return call
+
+
+def _deviation(reads: Sequence[tuple[int, Read]], outputs: Sequence[Tensor]) -> Deviation | None:
+    for (index, read), output in zip(reads, outputs, strict=False):
+        found = output.tolist() if read.kind == "elements" else output.item()
+        if not read.agrees(found):
+            return Deviation(index, found)
+    return None
+
+
+def _sharing(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[int]:
+    """Results that share memory with an input, a constant or an earlier result (the same ones at every call)."""
+    taken = {t.untyped_storage()._cdata for t in others}
+    shared = []
+    for index, result in enumerate(results):
+        cell = result.untyped_storage()._cdata
+        if result.numel() and cell in taken:
+            shared.append(index)
+        taken.add(cell)
+    return shared
+
+
+def _compile(form: Functional) -> tuple[_Call, str]:
+    """The code that runs a functional form, and its source: called from C++ where inductor can, else from Python."""
+    if not any(node.op == "call_function" for node in form.module.graph.nodes):
+        return _plainly(form.module), form.module.code
+    on_cpu = all(t.device.type == "cpu" for t in form.fakes)
+    with _COMPILING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if on_cpu:
+            with contextlib.suppress(NativeUnavailable):
+                return _with_options(form, {**_OPTIONS, **_IN_CPP})
+        return _with_options(form, _OPTIONS)
+
+
+def _with_options(form: Functional, options: dict[str, Any]) -> tuple[_Call, str]:
+    from torch._guards import TracingContext, tracing
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.output_code import CompiledFxGraph
+
+    module = copy.deepcopy(form.module)  # which inductor rewrites
+    try:
+        with config.patch(options), tracing(TracingContext(form.mode)):
+            compiled = compile_fx_inner(module, form.fakes, is_inference=True, cpp_wrapper=options["cpp_wrapper"])
+    except Exception as error:
+        raise NativeUnavailable(_reason(error)) from error
+    if not isinstance(compiled, CompiledFxGraph) or compiled.current_callable is None:
+        raise NativeUnavailable(f"inductor gave a {type(compiled).__name__}")
+    return compiled.current_callable, compiled.source_code  # past inductor's profiling wrapper
+
+
+def _plainly(module: fx.GraphModule) -> _Call:
+    return lambda inputs: module(*inputs)
+
+
+def _reason(error: BaseException) -> str:
+    chain: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in chain:
+        chain.append(link)
+        link = link.__cause__ or link.__context__
+    if any(type(e).__name__ in ("InvalidCxxCompiler", "CppCompileError", "FileNotFoundError") for e in chain):
+        return f"no working C++ compiler was found ({_line(chain[-1])})"
+    return f"inductor could not compile it ({type(error).__name__}: {_line(error)})"
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return text[0][:200] if text else type(error).__name__

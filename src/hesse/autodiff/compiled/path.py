@@ -1,0 +1,196 @@
+"""A recorded path through a function: its guards, and what runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from hesse.autodiff.compiled.entry import tensor_check
+from hesse.autodiff.compiled.native import NativeUnavailable, compile_native
+from hesse.autodiff.compiled.optimize import optimize
+from hesse.autodiff.compiled.rebuild import rebuilder
+from hesse.autodiff.compiled.replay import Deviation, Replay, Runner
+from hesse.autodiff.compiled.state import PythonState
+from hesse.autodiff.compiled.trace import Trace
+from hesse.autodiff.compiled.undo import random_states, restore_random
+from hesse.autodiff.compiled.unrecordable import Unrecordable
+from hesse.autodiff.dispatching import LightMode
+
+
+class Path:
+    """A trace with its guards.
+
+    Attributes:
+        trace: the operations.
+        runner: runs them.
+        code: what runs, as text.
+        input_names: what people call the inputs and the closed-over tensors.
+        may_leave: whether a run may find out, after it changed something outside, that it is on the wrong path.
+    """
+
+    def __init__(self, trace: Trace, state: PythonState, runner: Runner, code: str) -> None:
+        self.trace, self.runner, self.code = trace, runner, code
+        self._state = state
+        writes = bool(trace.aliases.written & trace.aliases.external)
+        self.may_leave = trace.random or writes
+        self._memory = _memory([*trace.inputs, *trace.captured]) if writes else None
+        found = {id(tensor): index for index, (_, tensor) in enumerate(state.tensors)}
+        missing = [t for t in trace.captured if id(t) not in found]
+        if missing:
+            shape = list(missing[0].shape)
+            raise Unrecordable(
+                f"it uses a tensor of shape {shape} that came neither from its arguments nor from a name it reads"
+            )
+        self.input_names = [*trace.input_names, *(state.tensors[found[id(t)]][0] for t in trace.captured)]
+        self._positions = [found[id(t)] for t in trace.captured]
+        self._fits = _captured_check(trace.captured)
+        assert trace.structure is not None
+        self._rebuild = rebuilder(*trace.structure)
+
+    def captured(self) -> list[Tensor] | None:
+        """The closed-over tensors as they are now, or None where something that the function read has changed."""
+        now = self._state.check()
+        if now is None:
+            return None
+        tensors = [now[p] for p in self._positions]
+        return tensors if self._fits(tensors) else None
+
+    def shares_memory_alike(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the tensors share memory among themselves as the recorded ones did, where the path writes to one."""
+        return self._memory is None or _memory(tensors) == self._memory
+
+    def result_count(self, part: int) -> int:
+        """How many tensors stand in one part of the tuple that the function returns."""
+        assert self.trace.structure is not None
+        return self.trace.structure[0].children()[part].num_leaves
+
+    def difference(self) -> str:
+        """What has changed since the path was recorded, for notices and profiles."""
+        return self._state.difference() or "a value that Python read from a tensor"
+
+    def contradicts(self, other: Path, deviation: Deviation) -> bool:
+        """Whether this path is known to be wrong, after another one was left."""
+        mine, its = self.trace.reads, other.trace.reads
+        count = deviation.index
+        if len(mine) <= count or any(a.expected != b.expected for a, b in zip(mine[:count], its[:count], strict=True)):
+            return False
+        return not mine[count].agrees(deviation.found)
+
+    def rebuild(self, outputs: list[Tensor]) -> Any:
+        """What the function returns, from its tensors."""
+        return self._rebuild(outputs)
+
+
+def make_path(
+    trace: Trace, state: PythonState, result: Any, random: Sequence[Tensor], mode: str, notice: Callable[[str], None]
+) -> Path:
+    """Optimize a trace, generate what runs it, and check that against the direct run.
+
+    Args:
+        trace: the recording.
+        state: the Python values that were read.
+        result: what the direct run returned.
+        random: states of the random generators before it.
+        mode: "replay" or "native".
+        notice: told where native code cannot be had.
+
+    Raises:
+        Unrecordable: the compiled result differs from the direct one, or a closed-over tensor has no name.
+    """
+    optimize(trace)
+    inputs = [*trace.inputs, *trace.captured]
+    reference = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
+    checked = not trace.aliases.written & trace.aliases.external
+    runner, code = _replay(trace, inputs, random, checked)
+    if mode == "native":
+        try:
+            runner, code = compile_native(trace)
+        except NativeUnavailable as error:
+            notice(f"no native code: {error.reason}; it is replayed instead")
+    path = Path(trace, state, runner, code)
+    if checked:
+        _verify(runner, inputs, reference, random)
+    trace.inputs, trace.captured = [], []  # nothing of the user's is kept alive
+    return path
+
+
+class _Names(LightMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Note the name of one operation."""
+        self.names.append(func.overloadpacket.__name__)
+        return func(*args, **kwargs)
+
+
+def _replay(trace: Trace, inputs: list[Tensor], random: Sequence[Tensor], checked: bool) -> tuple[Runner, str]:
+    """A replay whose Python bindings were seen to call the recorded operations; by overloads where they did not."""
+    if checked:
+        bound, seen, after = Replay(trace), _Names(), random_states()
+        restore_random(random)
+        try:
+            with seen:
+                bound(inputs)
+        except (RuntimeError, TypeError):
+            seen.names.clear()
+        finally:
+            restore_random(after)
+        if seen.names == bound.operations:
+            return bound, bound.code
+    plain = Replay(trace, bind=False)
+    return plain, plain.code
+
+
+def _verify(runner: Runner, inputs: list[Tensor], reference: list[Tensor], random: Sequence[Tensor]) -> None:
+    after = random_states()
+    restore_random(random)
+    try:
+        found = runner(inputs)
+    finally:
+        restore_random(after)
+    if isinstance(found, Deviation):
+        raise Unrecordable("a value that Python reads from a tensor differs between two runs of the same call")
+    for mine, its in zip(found, reference, strict=True):
+        if not _agree(mine, its.detach()):
+            raise Unrecordable("the compiled result differs from the direct one")
+
+
+def _agree(mine: Tensor, its: Tensor) -> bool:
+    if mine.shape != its.shape or mine.dtype != its.dtype:
+        return False
+    if not (its.dtype.is_floating_point or its.dtype.is_complex):
+        return torch.equal(mine, its)
+    wide = torch.complex128 if its.dtype.is_complex else torch.float64
+    a, b = mine.to(wide), its.to(wide)
+    slack = torch.finfo(its.dtype).eps ** 0.5
+    finite = b[b.isfinite()].abs()
+    largest = float(finite.max()) if finite.numel() else 0.0
+    return torch.allclose(a, b, rtol=slack, atol=slack * largest, equal_nan=True)
+
+
+def _memory(tensors: Sequence[Tensor]) -> list[int]:
+    """For each tensor, the first one that lies in the same storage."""
+    first: dict[int, int] = {}
+    return [first.setdefault(t.untyped_storage().data_ptr(), index) for index, t in enumerate(tensors)]
+
+
+def _captured_check(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], bool]:
+    if not tensors:
+        return lambda found: True
+    constants: dict[str, Any] = {}
+
+    def keep(value: Any) -> str:
+        constants[f"k{len(constants)}"] = value
+        return f"k{len(constants) - 1}"
+
+    names = [f"t{i}" for i in range(len(tensors))]
+    checks = "\n        and ".join(tensor_check(t, name, keep) for t, name in zip(tensors, names, strict=True))
+    source = f"def fits(found):\n    {', '.join(names)}, = found\n    return ({checks})\n"
+    exec(compile(source, "<hesse guards>", "exec"), constants)
+    return constants["fits"]

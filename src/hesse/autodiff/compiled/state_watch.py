@@ -1,0 +1,123 @@
+"""What ran: the code objects and C functions of one run, seen by `sys.setprofile` on this thread."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import CodeType, FrameType
+from typing import Any
+
+from hesse.autodiff.compiled.state_codes import kind_of_code, names_literal
+from hesse.autodiff.compiled.state_purity import impurity, library_impurity, python_impurity
+from hesse.autodiff.compiled.unrecordable import Unrecordable
+
+_IMPORT, _IMPORTER = "_find_and_load", "<frozen importlib._bootstrap>"
+_BY_NAME = frozenset({"getattr", "hasattr"})
+
+
+class Watch:
+    """Collects what runs between `start` and `stop` on this thread.
+
+    `codes` maps `id(code)` to (code, its globals, kind of its file); `refusal` is the first impure thing that user code did;
+    `wide` says that attributes were read by names that do not stand in the code.
+    """
+
+    def __init__(self) -> None:
+        self.codes: dict[int, tuple[CodeType, dict[str, Any], str]] = {}
+        self.refusal: str | None = None
+        self.wide = False
+        self._impure: dict[int, str] = {}
+        self._seen: set[tuple[Any, ...]] = set()
+        self._previous: Any = None
+        self._importing = 0
+
+    def start(self) -> None:
+        """Installs the watch.
+
+        Raises:
+            Unrecordable: another profiler is running that could not be put back.
+        """
+        previous = sys.getprofile()
+        if previous is not None and not callable(previous):
+            raise Unrecordable("a profiler is running on this thread, so that what the function reads cannot be watched")
+        self._previous = previous
+        sys.setprofile(self._event)
+
+    def stop(self) -> None:
+        """Puts the previous profiler back."""
+        sys.setprofile(self._previous)
+
+    def ran(self, code: CodeType) -> bool:
+        """Whether a code object was executed.
+
+        Args:
+            code: a code object.
+
+        Returns:
+            True if a frame of it ran during the watch.
+        """
+        return id(code) in self.codes
+
+    def _event(self, frame: FrameType, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == _IMPORT and frame.f_code.co_filename == _IMPORTER:
+            self._importing += {"call": 1, "return": -1}.get(event, 0)
+        if self._importing:  # a module's own code runs once, and what is read from it afterwards is seen there
+            return
+        if event == "call":
+            code = frame.f_code
+            if id(code) not in self.codes:
+                kind = kind_of_code(code, frame.f_globals)
+                self.codes[id(code)] = (code, frame.f_globals, kind)
+                if kind == "torch" and (reason := python_impurity(code.co_filename, code.co_name)) is not None:
+                    self._impure[id(code)] = reason
+            if id(code) in self._impure:
+                self._torch_called(self._impure[id(code)], frame)
+        elif event == "c_call":
+            self._c_called(frame, argument)
+
+    def _torch_called(self, reason: str, frame: FrameType) -> None:
+        caller = frame.f_back
+        while caller is not None and kind_of_code(caller.f_code, caller.f_globals) == "torch":
+            caller = caller.f_back
+        if caller is not None and kind_of_code(caller.f_code, caller.f_globals) == "user":
+            self._refuse(reason, caller)
+
+    def _c_called(self, frame: FrameType, function: Any) -> None:
+        code = frame.f_code
+        kind = kind_of_code(code, frame.f_globals)
+        if kind not in ("user", "stdlib", "torch"):
+            return
+        name = function.__name__
+        key = (id(code), frame.f_lasti, name, type(getattr(function, "__self__", None)))
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        if name in _BY_NAME:
+            self._read_by_name(frame, kind)
+        elif kind == "user":
+            self._judge(impurity(function), frame)
+        elif kind == "stdlib" and (reason := library_impurity(function)) is not None:
+            caller = frame.f_back
+            while caller is not None and kind_of_code(caller.f_code, caller.f_globals) == "stdlib":
+                caller = caller.f_back
+            if caller is not None and kind_of_code(caller.f_code, caller.f_globals) == "user":
+                self._judge(reason, caller)
+            else:
+                self._seen.discard(key)
+
+    def _read_by_name(self, frame: FrameType, kind: str) -> None:
+        code = frame.f_code
+        layers = f"{os.sep}torch{os.sep}nn{os.sep}" in code.co_filename
+        if (kind != "torch" or layers) and not names_literal(code, frame.f_lasti):
+            self.wide = True
+
+    def _judge(self, reason: str | None, frame: FrameType) -> None:
+        if reason == "wide":
+            self.wide = True
+        elif reason is not None:
+            self._refuse(reason, frame)
+
+    def _refuse(self, reason: str, frame: FrameType) -> None:
+        if self.refusal is None:
+            code = frame.f_code
+            self.refusal = f"{code.co_name} {reason} ({code.co_filename}:{frame.f_lineno})"

@@ -1,0 +1,320 @@
+"""Native code for traces: equal to the direct run on fresh data, on any thread, for any layout of the inputs; or refused."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hesse.autodiff.compiled.native import Native, NativeUnavailable, compile_native
+from hesse.autodiff.compiled.optimize import optimize
+from hesse.autodiff.compiled.replay import Deviation
+from hesse.autodiff.compiled.trace import record
+
+Outputs = Sequence[Tensor]
+
+
+def numbers(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+def native(f: Callable[..., Any], *inputs: Tensor) -> Native:
+    trace, _ = record(lambda: f(*inputs), inputs)
+    assert not trace.refused
+    optimize(trace)
+    runner, source = compile_native(trace)
+    assert "def " in source
+    assert isinstance(runner, Native)
+    return runner
+
+
+def results(runner: Native, *inputs: Tensor) -> list[Tensor]:
+    found = runner(inputs)
+    assert not isinstance(found, Deviation)
+    return found
+
+
+def agree(found: Outputs, wanted: Outputs, tolerance: float = 1e-12) -> None:
+    assert len(found) == len(wanted)
+    for mine, its in zip(found, wanted, strict=True):
+        assert not mine.requires_grad
+        torch.testing.assert_close(mine, its.detach(), rtol=tolerance, atol=tolerance)
+
+
+def training_step(w: Tensor, b: Tensor, v: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Gradients and value of a small network, and a gradient of the gradients' norm."""
+    with torch.enable_grad():
+        variables = [t.detach().requires_grad_() for t in (w, b, v)]
+        loss = (torch.tanh(x @ variables[0] + variables[1]) @ variables[2] - y).square().mean()
+        gradients = torch.autograd.grad(loss, variables, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in gradients), variables)
+    return (*(g.detach() for g in gradients), *second, loss.detach())
+
+
+def step_data(seed: int, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
+    shapes = ((4, 5), (5,), (5, 2), (7, 4), (7, 2))
+    return tuple(numbers(*shape, seed=seed + k, dtype=dtype) for k, shape in enumerate(shapes))
+
+
+@pytest.fixture(scope="module")
+def step() -> Native:
+    return native(training_step, *step_data(0))
+
+
+def test_fresh_data(step: Native, untouched: None) -> None:
+    for seed in (0, 10, 20):
+        agree(results(step, *step_data(seed)), training_step(*step_data(seed)))
+
+
+def test_results_are_not_written_to_by_later_calls(step: Native) -> None:
+    first = results(step, *step_data(0))
+    before = [t.clone() for t in first]
+    results(step, *step_data(10))
+    agree(first, before, 0.0)
+
+
+def test_inputs_that_require_gradients(step: Native) -> None:
+    inputs = [t.requires_grad_() for t in step_data(10)]
+    assert torch.is_grad_enabled()
+    agree(results(step, *inputs), training_step(*inputs))
+    assert torch.is_grad_enabled()
+    assert all(t.grad is None for t in inputs)
+
+
+def test_two_threads(step: Native) -> None:
+    wrong: list[str] = []
+
+    def work(seed: int) -> None:
+        try:
+            inputs = step_data(seed)
+            wanted = training_step(*inputs)
+            for _ in range(100):
+                agree(results(step, *inputs), wanted)
+        except Exception as error:
+            wrong.append(str(error))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in (10, 20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+def test_single_precision() -> None:
+    runner = native(training_step, *step_data(0, torch.float32))
+    for seed in (0, 10):
+        data = step_data(seed, torch.float32)
+        exact = training_step(*(t.double() for t in data))
+        agree([t.double() for t in results(runner, *data)], exact, 2e-5)
+
+
+def test_layouts_of_inputs() -> None:
+    def f(*t: Tensor) -> tuple[Tensor, ...]:
+        x, transposed, column, expanded, scalar, empty = t
+        rows = torch.tanh(x @ transposed) * column[:, None] + expanded
+        return rows, rows.sum(0) * scalar, empty * 2, transposed.T + scalar
+
+    def data(seed: int, offset: int) -> tuple[Tensor, ...]:
+        return (
+            numbers(20, seed=seed)[offset : offset + 12].reshape(4, 3),
+            numbers(5, 3, seed=seed + 1).T,
+            numbers(4, 7, seed=seed + 2)[:, offset],
+            numbers(5, seed=seed + 3).expand(4, 5),
+            numbers(9, seed=seed + 4)[offset],
+            numbers(0, 3),
+        )
+
+    runner = native(f, *data(0, 0))
+    for seed, offset in ((0, 0), (10, 1), (20, 3), (30, 5)):
+        agree(results(runner, *data(seed, offset)), f(*data(seed, offset)))
+
+
+def test_results_share_no_memory() -> None:
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        y = x.sin()
+        return x.clone(), x * 1, y, y.clone(), y[1:], x.T, torch.ones(2, dtype=x.dtype), torch.tensor([1.0, 2.0])
+
+    x = numbers(4, 3)
+    runner = native(f, x)
+    for seed in (0, 1):
+        x = numbers(4, 3, seed=seed)
+        found = results(runner, x)
+        wanted = [t.clone() for t in f(x)]
+        agree(found, wanted)
+        for index, result in enumerate(found):
+            result.fill_(100.0)
+            agree(found[index + 1 :], wanted[index + 1 :])
+        agree([x], [numbers(4, 3, seed=seed)], 0.0)
+    agree(results(runner, x), f(x))
+
+
+def test_nothing_to_compute() -> None:
+    runner = native(lambda x, y: (y, x), numbers(3), numbers(2))
+    x, y = numbers(3, seed=1), numbers(2, seed=2)
+    found = results(runner, x, y)
+    agree(found, (y, x), 0.0)
+    assert native(lambda x: (), numbers(3))([x]) == []
+
+
+def test_reads_and_writes() -> None:
+    def f(x: Tensor, memory: Tensor) -> Tensor:
+        memory.mul_(0.5).add_(x.mean(0))
+        if x.sum().item() > 0 and x[0].argsort().tolist() == [0, 1, 2]:
+            return (x * memory).sum()
+        return x.sum() * 2
+
+    ordered = torch.tensor([[0.1, 0.2, 0.3], [1.0, 2.0, -1.0]], dtype=torch.float64)
+    runner = native(f, ordered, torch.zeros(3, dtype=torch.float64))
+    total = float(ordered.sum())
+    memory, wanted = numbers(3, seed=1), numbers(3, seed=1)
+    deviation = runner([ordered + 1.0, memory])
+    assert isinstance(deviation, Deviation)
+    assert deviation.index == 0 and abs(deviation.found - total - 6.0) < 1e-12
+    agree([memory], [wanted], 0.0)
+    shuffled = ordered[:, [2, 0, 1]]
+    value = f(ordered, wanted)
+    agree(results(runner, ordered, memory), [value])
+    agree([memory], [wanted])
+    again = runner([shuffled, memory])
+    assert isinstance(again, Deviation)
+    agree([memory], [wanted])
+
+
+def test_random_numbers_are_those_of_the_direct_run() -> None:
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        dropped = torch.nn.functional.dropout(x, 0.4)
+        noise = torch.randn_like(x) + torch.rand(4, 3, dtype=x.dtype)
+        kept = torch.bernoulli(torch.sigmoid(x)) + torch.empty_like(x).uniform_(1, 2)
+        return dropped, noise * x, kept, torch.randperm(5), torch.nn.functional.rrelu(x, training=True)
+
+    runner = native(f, numbers(4, 3))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        wanted = f(numbers(4, 3, seed=seed))
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        agree(results(runner, numbers(4, 3, seed=seed)), wanted)
+        assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_complex_numbers_and_decompositions() -> None:
+    def f(z: Tensor, a: Tensor) -> tuple[Tensor, ...]:
+        spectrum = torch.fft.rfft(a) * z
+        return spectrum, spectrum.abs().sum(), torch.linalg.eigvalsh(a @ a.T), torch.linalg.solve(a @ a.T + torch.eye(4), a)
+
+    def data(seed: int) -> tuple[Tensor, Tensor]:
+        return torch.complex(numbers(4, 3, seed=seed), numbers(4, 3, seed=seed + 1)), numbers(4, 5, seed=seed + 2)
+
+    runner = native(f, *data(0))
+    for seed in (0, 10):
+        agree(results(runner, *data(seed)), f(*data(seed)), 1e-10)
+
+
+def allocations(run: Callable[[], Any]) -> list[int]:
+    """Bytes of each piece of memory that torch allocates."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None
+    events = profile.profiler.kineto_results.events()
+    return [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
+
+
+def test_a_call_allocates_its_results_and_one_piece_for_all_else(step: Native) -> None:
+    inputs = step_data(10)
+    wanted = sorted(max(t.nbytes, 1) for t in results(step, *inputs))
+    found = sorted(allocations(lambda: step(inputs)))
+    direct = allocations(lambda: training_step(*inputs))
+    assert len(wanted) <= len(found) <= len(wanted) + 1 < len(direct) / 3
+
+
+def test_what_has_no_wrapper_in_cpp_is_called_from_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import compile_fx
+
+    compile_inner, wrappers = compile_fx.compile_fx_inner, []
+
+    def without_cpp(*args: Any, cpp_wrapper: bool, **kwargs: Any) -> Any:
+        wrappers.append(cpp_wrapper)
+        if cpp_wrapper:
+            raise NotImplementedError("no wrapper")
+        return compile_inner(*args, cpp_wrapper=cpp_wrapper, **kwargs)
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", without_cpp)
+    runner = native(lambda x: (x * 5).tanh(), numbers(4, 3))
+    assert wrappers == [True, False]
+    agree(results(runner, numbers(4, 3, seed=1)), [(numbers(4, 3, seed=1) * 5).tanh()])
+
+
+def test_number_of_threads_changes() -> None:
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        y = torch.exp(-x.square())
+        return y, y.sum(0), (y * x).sum()
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        runner = native(f, numbers(300, 201))
+        for threads in (2, 1):
+            torch.set_num_threads(threads)
+            x = numbers(300, 201, seed=threads)
+            agree(results(runner, x), f(x))
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_settings_of_inductor_stay() -> None:
+    from torch._inductor import config
+
+    before = config.get_config_copy()
+    native(lambda x: (x * 2).tanh(), numbers(4, 3))
+    assert config.get_config_copy() == before
+
+
+def test_what_cannot_be_compiled_is_refused() -> None:
+    x = numbers(5)
+    trace, _ = record(lambda: x[x > 0].sum(), [x])
+    optimize(trace)
+    with pytest.raises(NativeUnavailable, match="depends on values"):
+        compile_native(trace)
+
+
+def test_failures_of_inductor_are_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import compile_fx
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise NotImplementedError("no lowering\nmore")
+
+    monkeypatch.setattr(compile_fx, "compile_fx_inner", fail)
+    with pytest.raises(NativeUnavailable, match=r"^inductor could not compile it \(NotImplementedError: no lowering\)$"):
+        native(lambda x: x * 3, numbers(2))
+
+
+_WITHOUT_COMPILER = """
+import torch
+from hesse.autodiff.compiled.native import NativeUnavailable, compile_native
+from hesse.autodiff.compiled.optimize import optimize
+from hesse.autodiff.compiled.trace import record
+x = torch.ones(4, 3)
+trace, _ = record(lambda: (x * 2).tanh(), [x])
+optimize(trace)
+try:
+    compile_native(trace)
+except NativeUnavailable as error:
+    print("refused:", error.reason)
+"""
+
+
+def test_without_a_compiler(tmp_path: Path) -> None:
+    environment = dict(os.environ, CXX="/nonexistent", PATH="", TORCHINDUCTOR_CACHE_DIR=str(tmp_path))
+    done = subprocess.run(
+        [sys.executable, "-c", _WITHOUT_COMPILER], env=environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert "refused: no working C++ compiler was found" in done.stdout, done.stderr
