@@ -4,8 +4,9 @@ Everything public stands here. Jacobians, Hessians, per-sample gradients, Fisher
 kind, a `LinearOperator` between spaces of named trees, of which one asks questions (`dense`, `trace`, `solve`, ...).
 """
 
-from hesse import operators
-from hesse.autodiff import Linearization, functional, hessian_operator, linearize
+from hesse import nn, operators
+from hesse.autodiff import Linearization, compiling, custom_vjp, functional, hessian_operator, linearize
+from hesse.check import CheckReport, WrongDerivativeError, assert_derivatives, check_derivatives
 from hesse.core.errors import HesseError
 from hesse.core.memory import memory
 from hesse.core.progress import progress
@@ -64,6 +65,7 @@ from hesse.linalg import (
     svd,
     trace,
 )
+from hesse.nn import optim
 from hesse.operators import LinearOperator, Tag, average, block_diagonal, identity, load, restrict, save
 from hesse.parameters import ParameterJacobian, TangentKernel, ntk, parameter_jacobian
 from hesse.rules.losses import GaussianNLL
@@ -71,6 +73,7 @@ from hesse.rules.losses import GaussianNLL
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "CheckReport",
     "DiagonalEstimate",
     "DivergenceResult",
     "Eigen",
@@ -93,10 +96,15 @@ __all__ = [
     "Svd",
     "Tag",
     "TangentKernel",
+    "WrongDerivativeError",
     "activation_hessian",
+    "assert_derivatives",
     "average",
     "block_diagonal",
+    "check_derivatives",
+    "compiling",
     "condition",
+    "custom_vjp",
     "deflation",
     "dense",
     "diagonal",
@@ -126,10 +134,12 @@ __all__ = [
     "low_rank_plus_diagonal",
     "lstsq",
     "memory",
+    "nn",
     "norm",
     "ntk",
     "nystrom",
     "operators",
+    "optim",
     "output_hessian",
     "parameter_jacobian",
     "progress",

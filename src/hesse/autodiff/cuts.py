@@ -65,7 +65,8 @@ class _Follow(TorchFunctionMode):
         connected = any(t.requires_grad for t in touched)
         if connected and _loses(name, result, made):
             integers = all(not t.dtype.is_floating_point and not t.dtype.is_complex for t in made)
-            harmless = bool(made) and (integers or name in _CONSTANT)
+            constant = name in _CONSTANT or (name == "grad" and bool((kwargs or {}).get("create_graph")))
+            harmless = bool(made) and (integers or constant)  # a gradient that was to have a graph, and has none, is constant
             no_grad = bool(made) and not harmless and not torch.is_grad_enabled()
             self.cuts.append(Cut(name, _place(), harmless, no_grad))
             behind += (self.cuts[-1],)

@@ -45,16 +45,16 @@ def _close(values: Iterable[Any], context: tuple[type, tuple[str, ...]]) -> Any:
 pytree.register_pytree_node(_DataclassNode, _open, _close, flatten_with_keys_fn=_open_with_keys)
 
 
-def _is_open_dataclass(value: Any) -> bool:
+def is_open_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value) not in pytree.SUPPORTED_NODES
 
 
 def _lay_open(tree: Tree) -> Tree:
-    if not any(map(_is_open_dataclass, pytree.tree_leaves(tree))):
+    if not any(map(is_open_dataclass, pytree.tree_leaves(tree))):
         return tree
 
     def visit(leaf: Any) -> Any:
-        if not _is_open_dataclass(leaf):
+        if not is_open_dataclass(leaf):
             return leaf
         names = [f.name for f in dataclasses.fields(leaf) if hasattr(leaf, f.name)]  # init=False fields may be unset
         return _DataclassNode(type(leaf), {name: _lay_open(getattr(leaf, name)) for name in names})

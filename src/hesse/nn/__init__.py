@@ -1,0 +1,9 @@
+"""Modules made of functions, functions made of modules, models, layers, losses, optimizers."""
+
+from hesse.nn import layers, losses, models
+from hesse.nn.auto_criterion import AutoCriterion
+from hesse.nn.auto_module import AutoModule
+from hesse.nn.functionalize import functionalize
+from hesse.nn.optimizer import OptimStep, optim
+
+__all__ = ["AutoCriterion", "AutoModule", "OptimStep", "functionalize", "layers", "losses", "models", "optim"]
