@@ -23,7 +23,7 @@ help:  ## list the commands
 demo: $(STAMP)-demo  ## train a LeNet on real digits and write its derivative report
 	$(BIN)/hesse report examples/digits.py:lenet
 
-EXAMPLES := natural_gradient influence_functions laplace_marginal_likelihood score_test boosting
+EXAMPLES := natural_gradient influence_functions laplace_marginal_likelihood score_test boosting logistic mlp cnn tied_autoencoder character_model by_hand
 
 examples: $(STAMP)-demo  ## run every example: a table each, and a figure in build/examples
 	@for name in $(EXAMPLES); do echo "==> $$name"; $(BIN)/python examples/$$name.py build/examples/$$name.png || exit 1; done

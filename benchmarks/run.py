@@ -51,9 +51,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=_names(MODEL_TITLES), help=f"some of {', '.join(MODEL_TITLES)}")
-    parser.add_argument("--quantities", type=_names(TITLES), help=f"some of {', '.join(TITLES)}")
-    parser.add_argument("--libraries", type=_names(LIBRARIES), help=f"some of {', '.join(LIBRARIES)}")
+    parser.add_argument("--models", type=names_among(MODEL_TITLES), help=f"some of {', '.join(MODEL_TITLES)}")
+    parser.add_argument("--quantities", type=names_among(TITLES), help=f"some of {', '.join(TITLES)}")
+    parser.add_argument("--libraries", type=names_among(LIBRARIES), help=f"some of {', '.join(LIBRARIES)}")
     parser.add_argument("--quick", action="store_true", help="few repeats; no slow models and no blocks unless named")
     parser.add_argument("--threads", type=int, default=2, help="threads of torch (2)")
     parser.add_argument("--torch", default=default_torch(), help="what pip installs as PyTorch for the peers")
@@ -65,7 +65,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return args
 
 
-def _names(known: Any) -> Any:
+def names_among(known: Any) -> Any:
     def parse(text: str) -> list[str]:
         names = [name.strip() for name in text.split(",") if name.strip()]
         unknown = [name for name in names if name not in known]
@@ -79,11 +79,11 @@ def _names(known: Any) -> Any:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """The report: what ran where, and one result for each library, model and quantity."""
-    machine = _machine()
+    machine = machine_info()
     libraries: dict[str, dict[str, Any]] = {}
     for name in args.libraries:
         try:
-            _note(f"environment of {LIBRARIES[name]}")
+            note(f"environment of {LIBRARIES[name]}")
             libraries[name] = {"python": str(python_of(name, args.torch))}
         except InstallError as error:
             libraries[name] = {"reason": f"cannot be installed: {error}"}
@@ -98,10 +98,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 "reference": str(Path(folder) / "reference.pt"),
                 "budget": asdict(QUICK if args.quick else FULL),
             }
-            _note(f"{model}: reference")
+            note(f"{model}: reference")
             _start_checked(Path(sys.executable), job | {"library": None})
             for name, about in libraries.items():
-                for result in _measure_library(name, about, job):
+                for result in measure_library(name, about, job):
                     results.append({"library": name, "model": model, **result})
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -115,10 +115,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _measure_library(name: str, about: dict[str, Any], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def measure_library(name: str, about: dict[str, Any], job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """One result a quantity. A worker that dies or falls silent costs one quantity, and is started again.
 
-    A library that offers none of the quantities, as an earlier model has shown, is not started.
+    A library that offers none of the quantities, as an earlier model has shown, is not started. The module that is run is
+    ``job["worker"]``, if it is there.
     """
     absent = about.setdefault("absent", [])
     left = [quantity for quantity in job["quantities"] if quantity not in absent]
@@ -131,7 +132,7 @@ def _measure_library(name: str, about: dict[str, Any], job: dict[str, Any]) -> I
                 about |= message
             elif event == "start":
                 current = message["quantity"]
-                _note(f"{job['model']}: {LIBRARIES[name]}: {TITLES[current]}")
+                note(f"{job['model']}: {LIBRARIES.get(name, name)}: {TITLES.get(current, current)}")
             elif event == "result":
                 left.remove(message["quantity"])
                 current = None
@@ -175,7 +176,7 @@ def _read(process: subprocess.Popen[str], lines: queue.Queue[str | None]) -> Non
 
 def _start(python: Path, job: dict[str, Any], **streams: Any) -> subprocess.Popen[str]:
     environment = os.environ | {"OMP_NUM_THREADS": str(job["threads"]), "PYTHONWARNINGS": "ignore"}
-    command = [str(python), "-m", "benchmarks.worker", json.dumps(job)]
+    command = [str(python), "-m", job.get("worker", "benchmarks.worker"), json.dumps(job)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, **streams)
 
 
@@ -185,7 +186,7 @@ def _start_checked(python: Path, job: dict[str, Any]) -> None:
         sys.exit(f"the reference of {job['model']} could not be computed (exit code {code})")
 
 
-def _machine() -> dict[str, Any]:
+def machine_info() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     models = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     processor = models[0].split(":")[1].strip() if models else platform.processor() or platform.machine()
@@ -198,7 +199,7 @@ def _machine() -> dict[str, Any]:
     }
 
 
-def _note(text: str) -> None:
+def note(text: str) -> None:
     print(f"  {text}", file=sys.stderr, flush=True)
 
 

@@ -65,7 +65,7 @@ def test_a_crash_costs_one_quantity(monkeypatch):
         say(event="result", quantity="gram", status="ok"),
     )
     about = {"python": sys.executable}
-    found = {r["quantity"]: r for r in run._measure_library("opacus", about, JOB)}
+    found = {r["quantity"]: r for r in run.measure_library("opacus", about, JOB)}
     assert not left and about["version"] == "1"
     assert [found[q]["status"] for q in JOB["quantities"]] == ["ok", "failed", "ok"]
     assert "ended with 3" in found["norms"]["reason"]
@@ -75,14 +75,14 @@ def test_a_silent_worker_is_given_up(monkeypatch):
     monkeypatch.setattr(run, "SILENCE", 0.5)
     sleep = "import time; time.sleep(60)"
     scripted(monkeypatch, say(event="start", quantity="dense") + sleep, sleep, sleep)
-    found = list(run._measure_library("opacus", {"python": sys.executable}, JOB))
+    found = list(run.measure_library("opacus", {"python": sys.executable}, JOB))
     assert [r["quantity"] for r in found] == JOB["quantities"]
     assert all(r["status"] == "failed" and "nothing within" in r["reason"] for r in found)
 
 
 def test_a_library_that_cannot_be_imported_is_asked_once(monkeypatch):
     left = scripted(monkeypatch, say(event="library", reason="cannot be imported: ImportError: x"))
-    found = list(run._measure_library("opacus", {"python": sys.executable}, JOB))
+    found = list(run.measure_library("opacus", {"python": sys.executable}, JOB))
     assert not left and [r["reason"] for r in found] == ["cannot be imported: ImportError: x"] * 3
 
 
@@ -90,7 +90,7 @@ def test_a_library_is_not_started_for_what_it_has_been_seen_not_to_offer(monkeyp
     absent = [say(event="result", quantity=quantity, status="absent") for quantity in ("dense", "gram")]
     about = {"python": sys.executable}
     scripted(monkeypatch, "".join(absent) + say(event="result", quantity="norms", status="ok"))
-    assert len(list(run._measure_library("curvlinops", about, JOB))) == 3
+    assert len(list(run.measure_library("curvlinops", about, JOB))) == 3
     jobs = []
 
     def messages(python, job):
@@ -98,15 +98,15 @@ def test_a_library_is_not_started_for_what_it_has_been_seen_not_to_offer(monkeyp
         return iter([{"event": "end", "reason": "done"}])
 
     monkeypatch.setattr(run, "_messages", messages)
-    found = list(run._measure_library("curvlinops", about, JOB | {"quantities": ["dense", "gram"]}))
+    found = list(run.measure_library("curvlinops", about, JOB | {"quantities": ["dense", "gram"]}))
     assert not jobs and found == [{"quantity": q, "status": "absent"} for q in ("dense", "gram")]
-    list(run._measure_library("curvlinops", about, JOB | {"quantities": ["dense", "norms"]}))
+    list(run.measure_library("curvlinops", about, JOB | {"quantities": ["dense", "norms"]}))
     assert jobs == [["norms"]]
 
 
 def test_a_library_that_cannot_be_installed_is_never_started(monkeypatch):
     scripted(monkeypatch)
-    found = list(run._measure_library("opacus", {"reason": "cannot be installed: no network"}, JOB))
+    found = list(run.measure_library("opacus", {"reason": "cannot be installed: no network"}, JOB))
     assert {r["status"] for r in found} == {"failed"}
 
 
