@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench clean FORCE
+.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench bench-functional clean FORCE
 
 help:  ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,6 +51,9 @@ docs-serve: $(STAMP)-docs  ## the site at a local address, rebuilt as you write
 
 bench: $(STAMP)-demo  ## time hesse and its peers, each in an environment of its own
 	$(BIN)/python benchmarks/run.py
+
+bench-functional: $(STAMP)-demo  ## time hesse.grad beside torch.autograd, torch.func and torch.compile
+	$(BIN)/python benchmarks/functional/run.py
 
 clean:  ## remove what the other commands made
 	rm -rf $(VENV) .venv-*/ site build hesse-report .pytest_cache .ruff_cache .hypothesis

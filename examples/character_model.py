@@ -30,7 +30,7 @@ from hesse.nn import models
 from text import characters, decode, encode, split
 from training import Options, read_options
 
-STREAMS, WINDOW, FEATURES = 32, 25, 32
+STREAMS, WINDOW, FEATURES = 64, 16, 32
 MAX_NORM, DROPOUT = 0.5, 0.1
 NETWORKS = {
     "LSTM": models.RecurrentLSTMNetwork,
@@ -115,7 +115,7 @@ def descend(params: Any, grads: Any, rate: float, max_norm: float = MAX_NORM) ->
 def perplexity(run: Run, codes: Tensor) -> float:
     """exp of the mean negative log-likelihood of a text, without dropout."""
     states, total, count = [None] * len(run.layers), 0.0, 0
-    for x, y in windows(codes, 8, 100):
+    for x, y in windows(codes, 32, 100):
         log_p, states = predict(run.layers, run.params, x, states)
         total += nll_loss(log_p.flatten(0, 1), y.flatten(), reduction="sum").item()
         count += y.numel()
@@ -199,4 +199,4 @@ def main(options: Options) -> list[Run]:
 
 
 if __name__ == "__main__":
-    main(read_options("character_model.png", epochs=4, models=tuple(NETWORKS)))
+    main(read_options("character_model.png", epochs=3, models=tuple(NETWORKS)))

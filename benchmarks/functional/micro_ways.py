@@ -51,7 +51,8 @@ def _kernels(f: Flat, tensors: tuple[Tensor, ...]) -> Flat:
     plain = make_fx(f)(*tensors)  # without it the decompositions of what is differentiated would be too
     module = make_fx(functionalize(plain, remove="mutations_and_views"), decomposition_table=select_decomp_table())(*fakes)
     with tracing(TracingContext(mode)), torch.no_grad():
-        call: Any = compile_fx_inner(module, fakes, is_inference=True)
+        compiled: Any = compile_fx_inner(module, fakes, is_inference=True)
+    call = compiled.current_callable  # past inductor's own wrapper
     return lambda *t: call(list(t))
 
 

@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
@@ -366,6 +367,97 @@ def test_tensors_that_would_get_no_gradient_are_refused() -> None:
         weighted(randn(3))
     with torch.no_grad():
         weighted(randn(3))
+
+
+def test_tensors_that_would_get_no_gradient_are_found_wherever_they_are_held() -> None:
+    linear, weights, w = torch.nn.Linear(3, 2), {"a": [torch.ones(3, requires_grad=True)]}, torch.ones(3, requires_grad=True)
+
+    def helper(x):
+        return x * w
+
+    for read, words in (
+        (lambda x: linear(x), "reads 'linear.(weight|bias)'"),
+        (lambda x: x * weights["a"][0], r"reads 'weights.a.0'"),
+        (lambda x: helper(x), r"reads a tensor of shape \(3,\)"),
+        (lambda x: (x, w), "reads 'w'"),
+    ):
+        with pytest.raises(LeafError, match=words):
+            custom_vjp(read)(torch.ones(3, requires_grad=True))
+        with pytest.raises(LeafError, match=words):
+            torch.vmap(custom_vjp(read))(torch.ones(2, 3, requires_grad=True))
+
+
+def test_tensors_of_transforms_that_would_get_no_gradient_are_refused() -> None:
+    def times(w, x):
+        inner = custom_vjp(lambda x: x * w)
+        inner.vjp(lambda g, y, x: g * w)
+        return inner(x)
+
+    x, w = torch.tensor(2.0), torch.tensor([3.0, 4.0])
+    with pytest.raises(LeafError, match="reads 'w'"):
+        torch.func.grad(times)(w[0], x)
+    with pytest.raises(LeafError, match="reads 'w'"):
+        torch.vmap(torch.func.grad(times), in_dims=(0, None))(w, x)
+    with pytest.raises(LeafError, match="reads 'w'"):
+        torch.func.grad(lambda w: torch.func.grad(lambda x: times(w, x))(x))(w[0])
+    same(torch.vmap(times, in_dims=(0, None))(w, x), 2 * w)
+    same(torch.func.grad(lambda v: v * times(v.detach(), x))(w[0]), 2 * w[0])
+    same(torch.func.grad(lambda x: times(w[0], x))(x), w[0])
+
+
+def test_what_a_function_reads_without_differentiating_is_no_matter() -> None:
+    w = torch.nn.Parameter(torch.tensor([4.0, 9.0]))
+
+    @custom_vjp
+    def root(x):
+        z = torch.ones_like(w).requires_grad_()
+        for _ in range(20):
+            (slope,) = torch.autograd.grad((z * z * z / 3 - x * z).sum(), z)
+            z = (z.detach() - slope / (2 * z.detach())).requires_grad_()
+        return z * 1
+
+    root.vjp(lambda g, y, x: g / (2 * y))
+    x = torch.tensor([4.0, 9.0], requires_grad=True)
+    torch.testing.assert_close(root(x).detach(), torch.tensor([2.0, 3.0]))
+    torch.testing.assert_close(torch.autograd.grad(root(x).sum(), x)[0], torch.tensor([1 / 4, 1 / 6]))
+
+
+def test_a_function_in_numpy() -> None:
+    @custom_vjp
+    def sine(x):
+        return torch.from_numpy(np.sin(x.numpy()))
+
+    sine.vjp(lambda g, y, x: g * x.cos())
+    x = randn(3).requires_grad_()
+    same(torch.autograd.grad(sine(x).sum(), x)[0], x.cos())
+
+
+def test_a_result_that_shares_memory_with_an_argument_is_a_copy() -> None:
+    flat = custom_vjp(lambda x: x.view(-1))
+    flat.vjp(lambda g, y, x: g.view(x.shape))
+    x = randn(2, 3).requires_grad_()
+    before = x.detach().clone()
+    y = flat(x)
+    same(torch.autograd.grad((y * y).sum(), x)[0], 2 * before)
+    y.mul_(2)
+    same(x.detach(), before)
+
+
+def test_methods() -> None:
+    class Scale:
+        factor = 3.0
+
+        @custom_vjp
+        def apply(self, x):
+            return self.factor * x
+
+        @apply.vjp
+        def _(g, y, self, x):  # noqa: N805 - the rule of a method, not a method
+            return None, self.factor * g
+
+    x = randn(3).requires_grad_()
+    same(torch.autograd.grad(Scale().apply(x).sum(), x)[0], 3 * torch.ones(3, dtype=torch.float64))
+    assert isinstance(Scale.apply, type(log1pexp))
 
 
 def test_a_changed_argument_and_a_result_without_tensors_are_refused() -> None:

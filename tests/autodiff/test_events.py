@@ -373,3 +373,6 @@ def test_facts() -> None:
     assert str(found) == "float32[2, 3] in [-2.5, 7] with 1 nan, 2 inf of 6"
     assert facts(torch.full((2,), torch.nan)).low is None
     assert facts(torch.tensor([1 + 2j, 3 - 4j])).low == -4.0
+    nan, inf = float("nan"), float("inf")
+    found = facts(torch.tensor([complex(nan, nan), complex(inf, inf), complex(nan, inf), 1j]))
+    assert (found.nans, found.infs, found.low, found.high) == (2, 1, 0.0, 1.0)

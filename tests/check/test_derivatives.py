@@ -53,6 +53,8 @@ RIGHT: dict[str, tuple[Any, Any]] = {
     "norm at zero": (lambda x: x.norm(), torch.zeros(3, dtype=torch.float64)),
     "norms of rows": (lambda x: x.norm(dim=1, p=1), randn(3, 4)),
     "root at zero": (torch.sqrt, torch.tensor([0.0, 1.0, 4.0], dtype=torch.float64)),
+    "root at the border in every element": (torch.sqrt, torch.zeros(5, dtype=torch.float64)),
+    "root at the upper border": (lambda x: (1 - x).sqrt(), torch.ones(5, dtype=torch.float64)),
     "logarithm close to zero": (torch.log, torch.tensor([1e-6, 1.0, 4.0], dtype=torch.float64)),
     "softmax": (lambda x: x.softmax(1), randn(3, 5)),
     "logsumexp": (lambda x: x.logsumexp(1), randn(3, 5)),
@@ -373,8 +375,30 @@ def test_the_same_report_twice_and_nothing_changed() -> None:
     assert "CheckReport of <lambda>: ok" in repr(reports[0])
 
 
+def test_an_infinite_gradient_where_the_slope_is_finite() -> None:
+    rule = lambda g, x: torch.where(x == 0, torch.inf, 2 * g * x)  # noqa: E731
+    report = check_derivatives(lambda x: Bug.apply(x, rule), torch.arange(3.0))
+    assert not report.ok
+    assert str(report.findings[0]).startswith("reverse mode at (0,): inf, expected 0 (error bar")
+
+
+def test_a_finding_without_an_expectation() -> None:
+    report = check_derivatives(lambda x: torch.xlogy(x, x).sum(), torch.zeros(2, dtype=torch.float64))
+    assert not report.ok and str(report.findings[0]).startswith("reverse mode at (0,): nan: not a number")
+
+
+def test_where_the_function_has_no_values_around_nothing_is_said() -> None:
+    signs = torch.tensor([1.0, -1.0] * 4, dtype=torch.float64)
+    report = check_derivatives(lambda x: (signs * x).sqrt(), torch.zeros(8, dtype=torch.float64))
+    assert report.verdict == "undecided" and "undecided: reverse mode: error bar inf" in str(report)
+
+
 def test_what_cannot_be_checked_is_refused() -> None:
     calls: list[int] = []
+    with pytest.raises(StructureError, match=r"lambda t: f\(\*t\)"):
+        check_derivatives(lambda a, b: a * b, (randn(3), randn(3)))
+    with pytest.raises(StructureError, match="changes a parameter in place"):
+        check_derivatives(lambda x: x.mul_(2), randn(3))
     with pytest.raises(LeafError, match="no leaf of floating-point numbers"):
         check_derivatives(lambda x: x, torch.tensor([1, 2]))
     with pytest.raises(StructureError, match="without a tensor"):

@@ -301,3 +301,30 @@ def test_paths_lead_to_their_leaves(value: Any) -> None:
                 node = node[int(part)] if part.isdigit() else getattr(node, part)
         same_key = isinstance(node, (float, torch.Tensor))  # keys 1 and "1" have one spelling
         assert node is leaf or same_key
+
+
+A, B = torch.arange(6.0).reshape(2, 3), torch.ones(4)
+
+
+@pytest.mark.parametrize(
+    "nest",
+    [
+        {"b": A, "a": [B, (A, 2.0, None)], 3: ({}, [], "text", True, 1j)},
+        [A, torch.nn.Parameter(B), [{"x": (B,)}]],
+        (A, {"x": OrderedDict(z=A, y=[B])}, 7),
+        A,
+        2.0,
+        None,
+        {},
+    ],
+)
+def test_plain_nests_are_walked_as_pytree_does(nest: Any) -> None:
+    everything, spec = pytree.tree_flatten(nest)
+    found, structure = tree.flatten(nest)
+    chosen = [leaf for leaf in everything if isinstance(leaf, (torch.Tensor, float, complex))]
+    assert structure.spec == spec and structure.spec.num_leaves == len(everything)
+    assert list(map(id, found)) == list(map(id, chosen)) == list(map(id, tree.leaves(nest)))
+    assert structure.static == tuple((i, leaf) for i, leaf in enumerate(everything) if not any(leaf is c for c in chosen))
+    again = structure.unflatten(found)
+    assert pytree.tree_flatten(again)[1] == spec and list(map(id, pytree.tree_leaves(again))) == list(map(id, everything))
+    assert isinstance(nest, (torch.Tensor, float, type(None))) or again is not nest

@@ -75,10 +75,10 @@ def test_every_kind_of_container() -> None:
     gw, gb = by_hand(lambda w, b: 4 * (w.T @ b).square().sum() * 8, w, b)
     size = float((w.T @ b).square().sum())
     assert type(grads) is list and type(grads[0]["a"]) is Pair and type(grads[1][0]) is Layer and type(grads[2]) is OrderedDict
-    torch.testing.assert_close(grads[0]["a"].left, gw, rtol=1e-6, atol=1e-6)  # the number is a float32 tensor inside
-    torch.testing.assert_close(grads[1][0].weight, gb, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(grads[0]["a"].left, gw, rtol=1e-13, atol=1e-13)
+    torch.testing.assert_close(grads[1][0].weight, gb, rtol=1e-13, atol=1e-13)
     torch.testing.assert_close(grads[1][0].bias, s.flip(0) * params[2]["z"])
-    assert type(grads[0]["a"].right) is float and math.isclose(grads[0]["a"].right, 4 * size * 12, rel_tol=1e-6)
+    assert type(grads[0]["a"].right) is float and math.isclose(grads[0]["a"].right, 4 * size * 12, rel_tol=1e-13)
     assert grads[0]["skip"] is None and grads[1][1:] == ("text", 4) and grads[3] is True
     assert grads[1][0].name == "layer" and grads[1][0].width == 3
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections import OrderedDict
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor
 import hesse
 from hesse.autodiff.compiled.mode import compiling, default_mode
 from hesse.autodiff.stable import ResizedGradientWarning
+from hesse.core import tree
 from hesse.core.errors import HesseError, StructureError, UnsupportedError
 from hesse.derivatives.grad import GradResult, grad
 
@@ -228,6 +230,26 @@ def test_compiled_calls_give_what_direct_ones_give(argnums: Any, mode: Any) -> N
         assert result.extras[-1] == "text"
     again = df({"w": X, "t": 3.0}, P["w"])
     torch.testing.assert_close(again.value, 1.5 * direct.value, rtol=1e-6, atol=1e-6)
+
+
+def test_compiled_gradients_have_the_structure_of_each_call() -> None:
+    def g(p: Any, scale: float) -> Any:
+        (w, t), rest = p["a"], p["b"]
+        return scale * (w * t).square().sum() * rest[0].sum(), w * 1
+
+    df = grad(g, compile="replay")
+    trees = [
+        {"a": (X, 2.0), "b": [X[0], None]},
+        {"a": (X, X[0]), "b": [X[0], "s"]},
+        {"a": [X, 2.0], "b": OrderedDict({0: X[0]})},
+    ]
+    for params in (*trees, *trees[::-1]):
+        for _ in range(2):
+            result, direct = df(params, 0.5), grad(g)(params, 0.5)
+            torch.testing.assert_close(tree.leaves(result.grads), tree.leaves(direct.grads), rtol=1e-13, atol=1e-13)
+            assert type(result.grads["a"]) is type(params["a"]) and type(result.grads["b"]) is type(params["b"])
+            assert type(result.grads["a"][1]) is type(params["a"][1]) and torch.equal(result.extras[0], X)
+            assert len(params["b"]) == 1 or result.grads["b"][1] == params["b"][1]
 
 
 def test_compiled_results_are_attached_where_direct_ones_are() -> None:

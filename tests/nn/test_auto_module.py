@@ -311,6 +311,7 @@ def test_hesse_takes_it_as_any_module() -> None:
     [
         (lambda: AutoModule(affine), "makes? a class of that name"),
         (lambda: AutoModule("not a name"), "Python name"),
+        (lambda: AutoModule("class"), "Python name"),
         (lambda: AutoModule("A")(3), "takes a function"),
         (lambda: AutoModule("A")(lambda: 1), "calls its function with input"),
         (lambda: AutoModule("A")(lambda x: 1, None, torch.ones(1)), "input, weight, bias"),

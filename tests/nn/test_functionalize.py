@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -95,6 +97,11 @@ def test_modules_of_ones_own() -> None:
     assert frozen(torch.randn(6, 3)).shape == (6, 2)
     norm = functionalize("nn").BatchNorm1d(2, affine=False)
     assert torch.equal(norm(x[:, :2].float()), norm(x[:, :2].float()))
+
+
+def test_a_package_is_copied_and_pickled_by_name() -> None:
+    for again in (copy.deepcopy(functionalize("nn")), pickle.loads(pickle.dumps(functionalize("nn")))):
+        assert repr(again) == "functionalize(torch.nn)" and set(again.Linear(3, 2)[1]) == {"weight", "bias"}
 
 
 def test_another_package_and_what_is_none() -> None:

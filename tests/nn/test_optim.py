@@ -279,6 +279,17 @@ def test_gradients_that_do_not_match(df, words: str) -> None:
     assert not params["a"].any()
 
 
+def df_of_a(params: dict) -> tuple[dict, Tensor]:
+    return {"a": torch.ones(2)}, params["a"].sum()
+
+
+def test_a_misspelled_option_is_not_ignored() -> None:
+    with pytest.raises(StructureError, match=r"'lrr' for 'a'"):
+        optim(df_of_a, {"a": torch.ones(2)}, lambda leaves: torch.optim.SGD(leaves, lr=0.1), groups={"a": {"lrr": 0.2}})
+
+
 def test_a_factory_makes_an_optimizer() -> None:
+    with pytest.raises(LeafError, match="a SGD"):
+        optim(df_of_a, {"a": torch.ones(2)}, torch.optim.SGD([torch.ones(2)], lr=0.1))
     with pytest.raises(LeafError, match="a list"):
         optim(hesse.grad(lambda p: p.sum()), torch.zeros(2), lambda leaves: leaves)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
+import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
-from hesse.autodiff.custom_call import bind, closed_over
-from hesse.autodiff.custom_function import make_function, require_no_tracked_closure
+from hesse.autodiff.custom_call import bind
+from hesse.autodiff.custom_function import make_function
 from hesse.autodiff.custom_rules import Rule, Rules
 from hesse.core import tree
 from hesse.core.errors import StructureError
@@ -94,14 +97,17 @@ class CustomFunction(Generic[P, R]):
         return rule
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        require_no_tracked_closure(self._rules.name, closed_over(self._function))
         if self._nondiff:
             args, kwargs = self._held(args, kwargs)  # pyright: ignore[reportAssignmentType]
         call = bind(self._function, self._signature, args, kwargs)
+        call.followed, call.transformed = torch.is_grad_enabled(), peek_interpreter_stack() is not None
         tensors = call.tensors
         call.tensors = []  # the graph keeps the call, and keeps tensors by itself
         outputs = self._apply(call, *tensors)  # which finds out how they are put together
         return call.output.unpack(outputs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
 
     def _held(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         bound = self._signature.bind(*args, **kwargs)
@@ -140,6 +146,8 @@ def custom_vjp(
     The function then works in plain autograd to any order, under `torch.func` and `vmap`, and in forward mode. Gradients are
     summed to the shape of an argument that was broadcast. Integer and boolean tensors, Python numbers and other values are
     constants. An intermediate result that a rule needs is returned as a further output, whose cotangent the rule uses too.
+    Inside the function the arguments require no gradient, so that it may hand them to NumPy. A method can be decorated too;
+    `self` is then the first argument of its rules, a constant.
 
     Args:
         function: of tensors, trees of tensors and constants, to a tensor or a tree of tensors; it does not change its
@@ -152,6 +160,7 @@ def custom_vjp(
         A `CustomFunction` of the same signature.
 
     Raises:
+        LeafError: at the call, a tensor that requires gradients is read, and is no argument.
         NoRuleError: at differentiation, a gradient that no rule gives.
         StructureError, LeafError: at differentiation, gradients of the wrong number, shape or dtype.
         UnsupportedError: at differentiation, a second derivative of a function that is once differentiable.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hesse.core import tree
 from hesse.core.tree import Structure, Tree
@@ -39,6 +39,7 @@ class Packing:
 
 
 _BARE = Packing(None, (), ("",))
+_PLAIN = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
 
 
 def pack(value: Tree) -> tuple[list[Tensor], Packing]:
@@ -66,6 +67,8 @@ class Call:
         tensors: all tensors of the arguments, in order.
         output: how the function's result is put together, known once it has run.
         pushed: whether a forward-mode derivative was taken through the call.
+        followed: whether gradients were switched on at the call.
+        transformed: whether the call stood inside a `torch.func` transform.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: dict[str, Any], positional: int) -> None:
@@ -73,15 +76,14 @@ class Call:
         packed = [pack(value) for value in arguments.values()]
         self.packings = [packing for _, packing in packed]
         self.tensors = [tensor for tensors, _ in packed for tensor in tensors]
+        ends = list(accumulate((len(packing.paths) for packing in self.packings), initial=0))
+        self._spans = [(index, slice(start, end)) for index, (start, end) in enumerate(pairwise(ends))]
         self.output = _BARE
-        self.pushed = False
+        self.pushed = self.followed = self.transformed = False
 
-    def spans(self) -> Iterator[tuple[int, slice]]:
+    def spans(self) -> list[tuple[int, slice]]:
         """Argument by argument, which of the tensors are its own."""
-        start = 0
-        for index, packing in enumerate(self.packings):
-            yield index, slice(start, start + len(packing.paths))
-            start += len(packing.paths)
+        return self._spans
 
     def values(self, tensors: Sequence[Any]) -> list[Any]:
         """The arguments, put together from these tensors."""
@@ -100,12 +102,15 @@ class Call:
 
 def bind(function: Callable[..., Any], signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     """The arguments of a call by name, with defaults filled in; those of ``*args`` are called ``args[0]`` and so on."""
+    parameters = signature.parameters
+    if not kwargs and len(args) == len(parameters) and all(p.kind in _PLAIN for p in parameters.values()):
+        return Call(function, dict(zip(parameters, args, strict=True)), len(args))
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     arguments: dict[str, Any] = {}
     positional = 0
     for name, value in bound.arguments.items():
-        kind = signature.parameters[name].kind
+        kind = parameters[name].kind
         if kind is inspect.Parameter.VAR_POSITIONAL:
             arguments |= {f"{name}[{index}]": part for index, part in enumerate(value)}
         elif kind is inspect.Parameter.VAR_KEYWORD:
@@ -118,22 +123,18 @@ def bind(function: Callable[..., Any], signature: inspect.Signature, args: tuple
     return Call(function, arguments, positional)
 
 
-def closed_over(function: Callable[..., Any]) -> list[str]:
-    """Names of the tensors that a function closes over, or reads as globals, and that require gradients."""
+def name_of(tensor: Tensor, function: Callable[..., Any]) -> str:
+    """How errors name a tensor that a function reads: by the variable, global or attribute that holds it, if it is found."""
     code = getattr(function, "__code__", None)
-    if code is None:
-        return []
-    found = []
-    for name, cell in zip(code.co_freevars, getattr(function, "__closure__", None) or (), strict=False):
-        try:
-            value = cell.cell_contents
-        except ValueError:  # a name that is not bound yet
-            continue
-        if _is_tracked(value):
-            found.append(name)
-    known = getattr(function, "__globals__", {})
-    return [*found, *(name for name in code.co_names if _is_tracked(known.get(name)))]
-
-
-def _is_tracked(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.requires_grad and torch.is_grad_enabled()
+    held = inspect.getclosurevars(function) if code is not None else None
+    known = {**held.globals, **held.nonlocals} if held is not None else {}
+    for name, value in known.items():
+        if value is tensor:
+            return f"'{name}'"
+        parts = value.named_parameters() if isinstance(value, nn.Module) else ()
+        if isinstance(value, (dict, list, tuple)):
+            parts = tree.named_leaves(value)
+        for path, leaf in parts:
+            if leaf is tensor:
+                return f"'{name}.{path}'"
+    return f"a tensor of shape {tuple(tensor.shape)}"

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_current_level, maybe_get_level
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from hesse.autodiff.custom_call import Call, pack
+from hesse.autodiff.custom_call import Call, name_of, pack
 from hesse.autodiff.custom_rules import Rules, pull_back, push_forward
+from hesse.autodiff.recording import nodes
 from hesse.core.errors import LeafError, StructureError, UnsupportedError
 
 
@@ -44,13 +50,20 @@ def make_function(rules: Rules) -> type[torch.autograd.Function]:
         return tuple(push_forward(rules, ctx.call, saved[:count], saved[count:], tangents))
 
     members = {"forward": forward, "setup_context": setup_context, "backward": backward, "jvp": jvp}
+    forward.__signature__ = signature(forward)  # pyright: ignore[reportFunctionMemberAccess] - torch asks for it at each call
     body = {name: staticmethod(member) for name, member in members.items()}
     return type(rules.name, (torch.autograd.Function,), {**body, "generate_vmap_rule": True})
 
 
 def _run(name: str, call: Call, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     versions = [t._version for t in tensors]
-    outputs, packing = pack(call.pass_to(call.function, (), tensors))
+    own = [t.detach() for t in tensors]
+    watch = _Transformed() if call.followed and call.transformed else nullcontext()
+    try:
+        with torch.set_grad_enabled(call.followed), watch:  # so that whatever else requires gradients is seen in the outputs
+            outputs, packing = pack(call.pass_to(call.function, (), own))
+    except _TrackedError as error:
+        raise _refused(name, call, error.tensor) from None
     if not outputs or packing.constants:
         raise StructureError(
             f"{name} with a custom derivative returns tensors.",
@@ -64,8 +77,75 @@ def _run(name: str, call: Call, tensors: tuple[Tensor, ...]) -> tuple[Tensor, ..
                 f"it changed {call.label(index)} in place",
                 "work on a clone",
             )
+    if any(_plain(y).requires_grad for y in outputs):
+        _require_only_own(name, call, own, outputs)
     call.output = packing
-    return tuple(y.view_as(y) if any(y is t for t in tensors) else y for y in outputs)
+    given = set(map(id, own))
+    return tuple(y.detach().clone() if id(y) in given or id(y._base) in given else y.detach() for y in outputs)
+
+
+def _require_only_own(name: str, call: Call, own: list[Tensor], outputs: list[Tensor]) -> None:
+    """Refuse a function that reads tensors which require gradients and which no rule could serve.
+
+    Tensors that it makes itself, in an optimization of its own for instance, are others at each run.
+    """
+    with torch.enable_grad():
+        again, _ = pack(call.pass_to(call.function, (), own))
+    known = {id(leaf) for leaf in _leaves(again)}
+    for leaf in _leaves(outputs):
+        if id(leaf) in known:
+            raise _refused(name, call, leaf)
+
+
+class _Transformed(TorchFunctionMode):
+    """Refuses tensors that a `torch.func` transform around the call differentiates by, which no output shows.
+
+    The function runs below the transforms, where their tensors count as constants.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._level = maybe_current_level() or 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for leaf in tree_leaves((args, kwargs)):
+            tensor = leaf
+            while isinstance(tensor, Tensor) and maybe_get_level(tensor) > self._level:
+                if tensor.requires_grad and getattr(func, "__name__", "") != "detach":
+                    raise _TrackedError(leaf)
+                tensor = get_unwrapped(tensor)
+        return func(*args, **(kwargs or {}))
+
+
+class _TrackedError(Exception):
+    """A tensor that was met; no TypeError, which Python's operators take for an answer."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        super().__init__()
+        self.tensor = tensor
+
+
+def _refused(name: str, call: Call, tensor: Tensor) -> LeafError:
+    found = name_of(tensor, call.function)
+    return LeafError(
+        f"The custom derivative of {name} covers its arguments.",
+        f"it also reads {found}, which requires gradients and would get none",
+        f"pass {found} as an argument, or detach it",
+    )
+
+
+def _leaves(outputs: list[Tensor]) -> list[Tensor]:
+    """The leaves that outputs hang on."""
+    plain = [_plain(y) for y in outputs]
+    found = [node.variable for node in nodes([y.grad_fn for y in plain]) if hasattr(node, "variable")]
+    return [*found, *(y for y in plain if y.requires_grad and y.grad_fn is None)]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor inside the wrappers of `torch.func` transforms."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    return tensor
 
 
 def _require_first_push(name: str, call: Call) -> None:
@@ -116,17 +196,3 @@ def _once(name: str, gradients: list[Tensor | None], sources: list[Tensor]) -> l
     followed = [t for t in sources if t.is_floating_point() or t.is_complex()]
     guarded = iter(_Once.apply(name, len(present), *present, *followed))
     return [None if g is None else next(guarded) for g in gradients]
-
-
-def require_no_tracked_closure(name: str, tensors: list[str]) -> None:
-    """Refuse a function that reads tensors which require gradients and which no rule could serve.
-
-    Raises:
-        LeafError: there is one.
-    """
-    if tensors:
-        raise LeafError(
-            f"The custom derivative of {name} covers its arguments.",
-            f"it also reads '{tensors[0]}', which requires gradients and would get none",
-            f"pass '{tensors[0]}' as an argument, or detach it",
-        )

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as fwd
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import Variable
 from torch.autograd.graph import _engine_run_backward
 from torch.autograd.graph import log as _log
@@ -29,7 +30,6 @@ from hesse.autodiff.direct_transform import differentiate_inside_transform
 from hesse.autodiff.fused import differentiable_attention, plain_recurrences
 from hesse.autodiff.ownership import owned
 from hesse.autodiff.plain_bags import PlainBags
-from hesse.autodiff.recording import inside_functorch
 from hesse.autodiff.variables import Variables, refuse_changed, refuse_devices, refuse_leaves, requires_grad
 from hesse.autodiff.weight_norm import PlainWeightNorm
 from hesse.core import tree
@@ -41,7 +41,10 @@ _AS_IT_IS = nullcontext()
 _Way = AbstractContextManager[Any]
 _engine: Any = Variable._execution_engine
 _COMPILER = "torch._functorch._aot_autograd.runtime_wrappers"
-_detach, _version, _requires_grad = Tensor.detach, attrgetter("_version"), attrgetter("requires_grad")
+_detach, _version = Tensor.detach, attrgetter("_version")
+_dispatch_modes, _is_autocasting = torch._C._len_torch_dispatch_stack, torch._C._is_any_autocast_enabled
+_follows, _is_inference, _ones_like = torch.is_grad_enabled, torch.is_inference_mode_enabled, torch.ones_like
+_requires_grad, _is_cpu = attrgetter("requires_grad"), attrgetter("is_cpu")
 
 
 @dataclass(slots=True, eq=False)
@@ -92,32 +95,33 @@ def differentiate(
 
     Cost: one gradient. Attached results of a function with fused kernels take one more run of it, by plain operations.
     """
-    variables = Variables({i: args[i] for i in argnums} if len(argnums) > 1 else args[argnums[0]], ASKED)
+    one = argnums[0] if len(argnums) == 1 else None
+    variables = Variables({i: args[i] for i in argnums} if one is None else args[one], ASKED)
 
     def call(leaves: Sequence[Tensor]) -> Any:
+        restored = variables.restore(leaves)
+        if one == 0:
+            return f(restored, *args[1:], **kwargs)
         given = list(args)
-        if len(argnums) > 1:
-            for i, part in variables.restore(leaves).items():
-                given[i] = part
-        else:
-            given[argnums[0]] = variables.restore(leaves)
+        for i, part in ({one: restored} if one is not None else restored).items():
+            given[i] = part
         return f(*given, **kwargs)
 
-    if inside_functorch():
+    if peek_interpreter_stack() is not None:
         refuse_leaves(variables, ASKED)
         grads, outputs = differentiate_inside_transform(call, variables.tensors(), cotangent, ASKED)
         return Derivative(grads, outputs, variables, attached=True)
-    if torch.is_inference_mode_enabled():
+    if _is_inference():
         raise UnsupportedError(ASKED, "torch.inference_mode is on, in which nothing can be differentiated", "use torch.no_grad")
-    if torch.is_grad_enabled():
+    if _follows():
         return _differentiate(call, variables, cotangent, True, passed)
     with torch.enable_grad():
         return _differentiate(call, variables, cotangent, False, passed)
 
 
-def inside_forward_mode() -> bool:
-    """Whether the caller runs inside a level of PyTorch's forward mode."""
-    return fwd._current_level >= 0
+def is_in_plain_mode() -> bool:
+    """Whether the caller runs in no `torch.func` transform, no level of forward mode and no inference mode."""
+    return peek_interpreter_stack() is None and fwd._current_level < 0 and not _is_inference()
 
 
 def _differentiate(
@@ -201,15 +205,16 @@ def _pull_scalar(value: Any, inputs: list[Tensor], attached: bool) -> Sequence[T
         type(value) is not Tensor
         or value.numel() != 1
         or not (value.requires_grad and value.dtype.is_floating_point)
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._is_any_autocast_enabled()
-        or has_torch_function(leaves := tuple(inputs))
+        or _dispatch_modes()
+        or _is_autocasting()
+        or has_torch_function(tensors := (value, *inputs))
     ):
         return _pull(require_scalar(value, ASKED), inputs, None, attached)
-    # what torch.autograd does beside: code compiled in the pass gets this thread's context, a debug log gets the graph
-    run = _engine_run_backward if _COMPILER in sys.modules or _log.isEnabledFor(logging.DEBUG) else _engine.run_backward
+    # beside, torch.autograd hands the context of this thread to those of devices, for what is compiled there; and it logs
+    is_plain = (_COMPILER not in sys.modules or all(map(_is_cpu, tensors))) and not _log.isEnabledFor(logging.DEBUG)
+    run = _engine.run_backward if is_plain else _engine_run_backward
     try:
-        return run((value,), (torch.ones_like(value),), attached, attached, leaves, True, accumulate_grad=False)
+        return run((value,), (_ones_like(value),), attached, attached, tensors[1:], True, accumulate_grad=False)
     except RuntimeError as error:
         refuse_known(error, ASKED)
         raise
@@ -234,7 +239,7 @@ def _pull(
 
 def _around_backward() -> AbstractContextManager[Any]:
     """Autocasting is for forward passes; and what looks for a cut in the graph must not take a gradient for one."""
-    if torch._C._is_any_autocast_enabled():
+    if _is_autocasting():
         return torch._C._DisableAutocast()
     return torch._C.DisableTorchFunction() if torch._C._len_torch_function_stack() and is_diagnosed() else _AS_IT_IS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from sys import getrefcount
 from typing import Any
 
 import torch
@@ -14,11 +15,16 @@ from hesse.autodiff.weight_norm import FUSED_WEIGHT_NORM
 from hesse.core import tree
 
 _LEAF: type = type(torch.autograd.graph.get_gradient_edge(torch.ones((), requires_grad=True)).node)
+_HELD_BY_GRAPH = 3  # by the graph, by the variable that looks at it, and by the call that counts
 _FUSED = FUSED_RECURRENCES | FUSED_WEIGHT_NORM | FUSED_BAGS
 
 
 def hangs_on_others(outputs: Any, inputs: Sequence[Tensor]) -> bool:
-    """Whether some output hangs on a tensor that requires grad and is none of the inputs."""
+    """Whether some output hangs on a tensor that requires grad and is none of the inputs.
+
+    A leaf that was made inside the function (by a gradient taken there) and that nobody holds any more does not count: no
+    derivative by it can be asked for.
+    """
     own = set(map(id, inputs))
     nodes: list[Any] = []  # grows while it is walked
     for y in (outputs,) if type(outputs) is Tensor else _tensors(outputs):
@@ -31,7 +37,8 @@ def hangs_on_others(outputs: Any, inputs: Sequence[Tensor]) -> bool:
     for node in nodes:
         for parent, _ in node.next_functions:
             if type(parent) is _LEAF:
-                if id(parent.variable) not in own:
+                leaf = parent.variable
+                if id(leaf) not in own and getrefcount(leaf) > _HELD_BY_GRAPH:
                     return True
             elif parent is not None and parent not in seen:
                 see(parent)

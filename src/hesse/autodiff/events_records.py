@@ -64,10 +64,12 @@ def facts(value: Tensor) -> TensorFacts:
     low, high = torch.stack(torch.aminmax(held)).tolist()
     if math.isfinite(low) and math.isfinite(high):
         return TensorFacts(shape, value.dtype, value.device, low, high)
-    nans, infs = (int(test(held).sum()) for test in (torch.isnan, torch.isinf))
+    stored = _dense(value).detach() if value.is_complex() else held
+    nans = torch.isnan(stored)
+    infs = int((torch.isinf(stored) & ~nans).sum())  # a complex number may be both
     rest = held[torch.isfinite(held)]
     bounds = torch.stack(torch.aminmax(rest)).tolist() if rest.numel() else (None, None)
-    return TensorFacts(shape, value.dtype, value.device, *bounds, nans=nans, infs=infs)
+    return TensorFacts(shape, value.dtype, value.device, *bounds, nans=int(nans.sum()), infs=infs)
 
 
 class Record:

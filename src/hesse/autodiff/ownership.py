@@ -7,6 +7,7 @@ for an identity.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor
 
 from hesse.autodiff.recording import dense
 
-_is_contiguous, _offset, _address = Tensor.is_contiguous, Tensor.storage_offset, Tensor.data_ptr
+_is_contiguous, _storage, _identity = Tensor.is_contiguous, Tensor.untyped_storage, attrgetter("_cdata")
+_function_modes = torch._C._len_torch_function_stack
 
 
 def owned(grads: Sequence[Tensor | None], inputs: Sequence[Tensor], cotangents: Sequence[Tensor] | None) -> Sequence[Tensor]:
@@ -24,8 +26,15 @@ def owned(grads: Sequence[Tensor | None], inputs: Sequence[Tensor], cotangents: 
         grads: what a backward pass gave, one for each input.
         inputs, cotangents: tensors whose memory is taken.
     """
-    if not cotangents and not torch._C._len_torch_function_stack() and _are_apart(grads, inputs):
-        return grads  # pyright: ignore[reportReturnType]
+    given: Any = grads
+    if not cotangents and not _function_modes():
+        try:  # what is plain at a glance: contiguous tensors, each in a storage of its own
+            if all(map(_is_contiguous, given)):
+                storages = {*map(_identity, map(_storage, given)), *map(_identity, map(_storage, inputs))}
+                if len(storages) == 2 * len(given):
+                    return given
+        except (TypeError, RuntimeError):  # a gradient is None, or sparse
+            pass
     results = [torch.zeros_like(x) if g is None else dense(g) for g, x in zip(grads, inputs, strict=True)]
     with torch._C.DisableTorchFunction():  # an address is looked at, and nothing computed from it
         taken = {_memory(t) for t in (*inputs, *(cotangents or ()))}
@@ -38,17 +47,6 @@ def owned(grads: Sequence[Tensor | None], inputs: Sequence[Tensor], cotangents: 
     for index in shared:
         results[index] = results[index].clone(memory_format=torch.contiguous_format)
     return results
-
-
-def _are_apart(grads: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> bool:
-    """Whether this is plain at a glance: contiguous tensors that begin where their memory begins, at different addresses."""
-    given: Any = grads
-    try:
-        if not all(map(_is_contiguous, given)) or any(map(_offset, given)):
-            return False
-    except TypeError:  # a gradient is None
-        return False
-    return len({*map(_address, given), *map(_address, inputs)}) == 2 * len(given)
 
 
 def _memory(tensor: Tensor) -> int:

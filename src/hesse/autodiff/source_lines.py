@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
@@ -99,6 +100,12 @@ def user_frame() -> Frame | None:
         ``(file, line, function)``, or None in a thread without user's code (autograd's threads for GPUs).
     """
     return next(_users(sys._getframe(1)), None)
+
+
+def warn_user(message: str, category: type[Warning]) -> None:
+    """Warn at the innermost line of the user's code."""
+    frame = user_frame()
+    warnings.warn_explicit(message, category, *(frame[:2] if frame is not None else ("<unknown>", 1)))
 
 
 def user_stack() -> tuple[Frame, ...]:

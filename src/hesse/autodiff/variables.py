@@ -7,6 +7,7 @@ as much as a small gradient. Everything else (named tuples, dataclasses, registe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ from hesse.core.tree import Tree
 
 _TENSORS = frozenset({Tensor, Parameter})
 _STATIC = frozenset({int, bool, str, bytes, type(None)})
-_PLAIN = _STATIC | {float, complex}
+_NUMBERS = frozenset({float, complex})
+_requires_grad = attrgetter("requires_grad")
+LINKED, OTHERS = 1, 2
 
 
 class Variables:
@@ -42,7 +45,7 @@ class Variables:
             self.has_numbers = False
             return
         self.leaves = []
-        if not _gather(given, self.leaves):
+        if not tree.gather_plain(given, self.leaves):
             self.leaves, self._structure = tree.flatten(given)
             _refuse_foreign_leaves(given, self._structure, asked)
         if not self.leaves:
@@ -86,27 +89,6 @@ def _is_number(leaf: Any) -> bool:
 def _number(value: float | complex, device: torch.device | None) -> Tensor:
     dtype = torch.complex128 if isinstance(value, complex) else torch.float64
     return torch.tensor(value, dtype=dtype, device=device)
-
-
-def _gather(node: Any, leaves: list[Any]) -> bool:
-    """Collect the leaves of plain containers; False where something else is met."""
-    kind = type(node)
-    if kind is Tensor or kind is Parameter:
-        leaves.append(node)
-        return True
-    if kind is dict:
-        node = node.values()
-    elif kind is not list and kind is not tuple:
-        if kind is float or kind is complex or isinstance(node, Tensor):
-            leaves.append(node)
-            return True
-        return kind in _STATIC
-    for child in node:
-        if type(child) is Tensor:
-            leaves.append(child)
-        elif not _gather(child, leaves):
-            return False
-    return True
 
 
 def _restore(node: Any, leaves: Iterator[Any]) -> Any:
@@ -171,26 +153,30 @@ def refuse_changed(variables: Variables, inputs: Sequence[Tensor], versions: Seq
             raise StructureError(asked, f"the function changed '{name}' in place", "let it work on a copy: x.clone()")
 
 
-def requires_grad(node: Tree) -> bool:
-    """Whether a tensor in a tree requires grad."""
+def survey(node: Tree) -> int:
+    """What is in a tree beside plain tensors and static leaves, in one walk.
+
+    Returns:
+        The sum of `LINKED` (a tensor requires grad) and `OTHERS` (Python numbers, containers other than dict, list and tuple).
+    """
     kind = type(node)
     if kind is dict:
         node = node.values()
     elif kind is not list and kind is not tuple:
         if isinstance(node, Tensor):
-            return node.requires_grad
-        return kind not in _PLAIN and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree.leaves(node))
-    for child in node:  # noqa: SIM110 - a generator takes longer than the question
-        if child.requires_grad if type(child) is Tensor else requires_grad(child):
-            return True
-    return False
+            return LINKED if node.requires_grad else 0
+        if kind in _STATIC:
+            return 0
+        linked = kind not in _NUMBERS and any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree.leaves(node))
+        return OTHERS | LINKED if linked else OTHERS
+    if _TENSORS.issuperset(map(type, node)):
+        return LINKED if True in map(_requires_grad, node) else 0
+    found = 0
+    for child in node:
+        found |= (LINKED if child.requires_grad else 0) if type(child) is Tensor else survey(child)
+    return found
 
 
-def has_tensors_alone(node: Tree) -> bool:
-    """Whether a tree is a nest of dicts, lists and tuples with nothing in it but tensors and static leaves."""
-    kind = type(node)
-    if kind is dict:
-        node = node.values()
-    elif kind is not list and kind is not tuple:
-        return kind in _TENSORS or kind in _STATIC
-    return _TENSORS.issuperset(map(type, node)) or all(map(has_tensors_alone, node))
+def requires_grad(node: Tree) -> bool:
+    """Whether a tensor in a tree requires grad."""
+    return bool(survey(node) & LINKED)

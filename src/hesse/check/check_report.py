@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,8 +42,10 @@ class Finding:
         where = (f" of '{self.leaf}'" if self.leaf else "") + (f" at {self.index}" if self.index is not None else "")
         numbers = ""
         if self.value is not None and self.expected is not None:
-            numbers = f": {self.value:.6g}, expected {self.expected:.6g}"
-            numbers += f" (error bar {self.error_bar:.1g})" if self.error_bar else ""
+            numbers = f": {self.value:.6g}"
+            if self.expected == self.expected:
+                numbers += f", expected {self.expected:.6g}"
+            numbers += f" (error bar {self.error_bar:.1g})" if 0 < self.error_bar < math.inf else ""
         return f"{self.check}{where}{numbers}: {self.diagnosis}"
 
 
@@ -103,7 +106,7 @@ class CheckReport:
         lines += [f"  wrong: {finding}" for finding in self.findings[:_SHOWN]]
         if len(self.findings) > _SHOWN:
             lines.append(f"  and {len(self.findings) - _SHOWN} more")
-        lines += [f"  undecided: {row.check} of '{row.leaf}': error bar {row.error_bar:.1g}"
+        lines += [f"  undecided: {row.check}" + (f" of '{row.leaf}'" if row.leaf else "") + f": error bar {row.error_bar:.1g}"
                   for row in self.compared if row.verdict == "undecided"]  # fmt: skip
         lines += [f"  compared: {row}" for row in self._summary()]
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])

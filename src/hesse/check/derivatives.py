@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -51,7 +52,8 @@ def check_derivatives(
 
     Raises:
         LeafError: no leaf that can be differentiated.
-        StructureError: an unknown level, or a function without outputs that can be differentiated.
+        StructureError: an unknown level, or a function of several arguments, without outputs that can be differentiated, or
+            that changes x in place.
         NonFiniteError: a value that is not finite.
         NondeterministicError: two calls with the same random state gave two values.
 
@@ -60,6 +62,7 @@ def check_derivatives(
     """
     if level not in _ELEMENTS:
         raise StructureError("check_derivatives has two levels.", f"level={level!r}", "pass 'quick' or 'full'")
+    _require_one_argument(f, x)
     generator = make_generator() if generator is None else generator
     own = Subject(f, x)
     subject, outputs, notes = _chosen(f, x, own)
@@ -92,7 +95,8 @@ def _compared(first: FirstOrder, level: Level, generator: torch.Generator) -> tu
         rows += first.rows(leaf, slopes)
         findings += first.localize(leaf, slopes)
         if any(slope.kink for slope in slopes):
-            notes.append(f"a kink at '{names[leaf]}': a point beside it was compared")
+            at = f" at '{names[leaf]}'" if names[leaf] else ""
+            notes.append(f"a kink, or an infinite slope{at}: a point beside it was compared")
     usage, second = Usage(first, generator), SecondOrder(first, generator)
     usage.compare()
     if not any(finding.check == "reverse mode" for finding in findings):
@@ -122,13 +126,26 @@ def assert_derivatives(
                                    "mend the rules that the findings name")  # fmt: skip
 
 
+def _require_one_argument(f: Callable[[Any], Any], x: Tree) -> None:
+    try:
+        signature = inspect.signature(f)
+    except (TypeError, ValueError):  # functions written in C have none
+        return
+    try:
+        signature.bind(x)
+    except TypeError as error:
+        remedy = "pass the arguments as one tree: check_derivatives(lambda t: f(*t), (a, b))"
+        raise StructureError("check_derivatives(f, x) calls f(x).", f"{_name(f)}{signature}", remedy) from error
+
+
 def _chosen(f: Callable[[Any], Any], x: Tree, own: Subject) -> tuple[Subject, Leaves, list[str]]:
     """The function in float64 where it runs there, else as it is; its outputs."""
     outputs = own.outputs(own.leaves)
     for name, y in zip(own.output_names, outputs, strict=True):
         if not y.isfinite().all():
+            where = f"output '{name}'" if name else "the output"
             raise NonFiniteError(f"The derivatives of {_name(f)} are checked where its values are finite.",
-                                 f"NaN or infinity in output '{name}'", "choose another point")  # fmt: skip
+                                 f"NaN or infinity in {where}", "choose another point")  # fmt: skip
     if any(not torch.equal(a, b) for a, b in zip(outputs, own.outputs(own.leaves), strict=True)):
         raise NondeterministicError(f"Two calls of {_name(f)} with the same random state were compared.",
                                     "two values", "fix the randomness inside the function")  # fmt: skip

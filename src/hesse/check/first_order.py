@@ -125,12 +125,14 @@ class FirstOrder:
         size = self.sizes[leaf] * (finite.abs().max().item() if finite.numel() else 0.0)
         line = Line(self.subject.along(point, moved, self.cotangents), size, self._value)
         found, scale, kink = difference(line, reverse, self.precision)
-        if at_home and (kink or gradient[leaf].isinf().any()) and not gradient[leaf].isnan().any():
+        planted = math.isinf(reverse) and found.error <= self.precision.useless * scale  # infinite where the slope is not
+        endless = bool(gradient[leaf].isinf().any()) and not planted
+        if at_home and (kink or endless) and not gradient[leaf].isnan().any():
             return self._slope(leaf, index, direction, at_home=False)
         forward = self._forward(point, moved)
         verdicts: list[Verdict] = ["ok" if value is None else self.precision.judge(value, found, scale)
                                    for value in (reverse, forward)]  # fmt: skip
-        if not at_home and kink:  # another kink there: nothing can be said
+        if not at_home and (kink or math.isinf(found.error)):  # another kink there, or no value: nothing can be said
             verdicts = ["undecided" if verdict == "wrong" else verdict for verdict in verdicts]
         return Slope(index, reverse, forward, found.value, found.error, scale, not at_home, verdicts[0], verdicts[1])
 
@@ -144,11 +146,12 @@ class FirstOrder:
             return None
 
     def _point_beside(self) -> Leaves:
-        """A point near by where the function is finite too."""
-        for _ in range(_TRIES):
+        """A point near by where the function is finite too: in random directions, last in those of equal signs."""
+        for attempt in range(_TRIES):
             shifts = [_SHIFT * size * self._normal(x) for x, size in zip(self.subject.leaves, self.sizes, strict=True)]
             for sign in (1, -1):
-                point = [x + sign * shift for x, shift in zip(self.subject.leaves, shifts, strict=True)]
+                moves = [shift.abs() if attempt == _TRIES - 1 else shift for shift in shifts]
+                point = [x + sign * move for x, move in zip(self.subject.leaves, moves, strict=True)]
                 if all(y.isfinite().all() for y in self.subject.outputs(point)):
                     return point
         return self.subject.leaves

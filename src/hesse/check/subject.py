@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hesse.autodiff.direct_checks import refuse_known
 from hesse.autodiff.passes import backward_pass, forward_pass
 from hesse.autodiff.promote import PromoteFloats
 from hesse.autodiff.recording import node_outputs, nodes
@@ -81,8 +82,12 @@ class Subject:
     def recorded(self, leaves: Leaves, only: int | None = None) -> tuple[Leaves, Leaves]:
         """Leaves that require gradients (all, or one only), strides kept, and the outputs computed from them."""
         own = [leaf.detach().requires_grad_(only is None or only == index) for index, leaf in enumerate(leaves)]
-        with torch.enable_grad():
-            return own, self.outputs(own)
+        try:
+            with torch.enable_grad():
+                return own, self.outputs(own)
+        except RuntimeError as error:
+            refuse_known(error, "Derivatives of a function are checked.")
+            raise
 
     def gradient(self, leaves: Leaves, cotangents: Sequence[Tensor | None]) -> Leaves:
         """The gradient at a point, contracted with a cotangent."""

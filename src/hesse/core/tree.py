@@ -17,6 +17,11 @@ import torch.utils._pytree as pytree
 
 Tree = Any  # a nested container of tensors; hesse cannot say more, since the user chooses the types
 
+_TENSORS = frozenset({torch.Tensor, torch.nn.Parameter})
+_VARIABLE = _TENSORS | {float, complex}
+_STATIC = frozenset({int, bool, str, bytes, type(None)})
+_LEAF = pytree.treespec_leaf()
+
 
 class _DataclassNode:
     """A dataclass instance laid open, so that pytree can walk it without the user's type being registered."""
@@ -46,6 +51,7 @@ pytree.register_pytree_node(_DataclassNode, _open, _close, flatten_with_keys_fn=
 
 
 def is_open_dataclass(value: Any) -> bool:
+    """Whether a value is an instance of a dataclass that pytree does not know."""
     return dataclasses.is_dataclass(value) and not isinstance(value, type) and type(value) not in pytree.SUPPORTED_NODES
 
 
@@ -76,33 +82,103 @@ class Structure:
 
     def unflatten(self, leaves: Iterable[Any]) -> Tree:
         """The tree with these variable leaves, in order."""
-        everything: list[Any] = []
+        if not self.static:
+            return _build(self.spec, iter(leaves))
         static = dict(self.static)
         remaining = iter(leaves)
-        for index in range(self.spec.num_leaves):
-            everything.append(static[index] if index in static else next(remaining))
-        return pytree.tree_unflatten(everything, self.spec)
+        everything = [static[index] if index in static else next(remaining) for index in range(self.spec.num_leaves)]
+        return _build(self.spec, iter(everything))
+
+
+def _build(spec: pytree.TreeSpec, leaves: Iterator[Any]) -> Tree:
+    kind = spec.type
+    if spec is _LEAF:
+        return next(leaves)
+    if kind is dict:
+        keys, parts = spec.context, [next(leaves) if s is _LEAF else _build(s, leaves) for s in spec._children]
+        return dict(zip(keys, parts, strict=True))
+    if kind is list or kind is tuple:
+        parts = [next(leaves) if s is _LEAF else _build(s, leaves) for s in spec._children]
+        return parts if kind is list else tuple(parts)
+    return pytree.tree_unflatten([next(leaves) for _ in range(spec.num_leaves)], spec)
 
 
 def flatten(tree: Tree) -> tuple[list[Any], Structure]:
     """Variable leaves in insertion order, and the structure that puts them back."""
-    leaves, spec = pytree.tree_flatten(_lay_open(tree))
-    static = tuple((index, leaf) for index, leaf in enumerate(leaves) if not is_variable(leaf))
-    return [leaf for leaf in leaves if is_variable(leaf)], Structure(spec, static)
+    found: list[Any] = []
+    static: list[tuple[int, Any]] = []
+    spec = _flatten_plain(tree, found, static)
+    if spec is not None:
+        return found, Structure(spec, tuple(static))
+    everything, spec = pytree.tree_flatten(_lay_open(tree))
+    static = [(index, leaf) for index, leaf in enumerate(everything) if not is_variable(leaf)]
+    return [leaf for leaf in everything if is_variable(leaf)], Structure(spec, tuple(static))
 
 
-def _is_flat(tree: Tree) -> bool:
-    """Whether a tree is a dict of tensors: the parameters of most models, for which pytree's walk is not needed."""
-    return type(tree) is dict and all(isinstance(leaf, torch.Tensor) for leaf in tree.values())
+def _flatten_plain(node: Any, leaves: list[Any], static: list[tuple[int, Any]]) -> pytree.TreeSpec | None:
+    """What pytree's walk gives for a nest of nothing but dicts, lists, tuples and the usual leaves; None where it is none."""
+    kind = type(node)
+    if kind in _VARIABLE:
+        leaves.append(node)
+        return _LEAF
+    if kind in _STATIC:
+        static.append((len(leaves) + len(static), node))
+        return _LEAF
+    if kind is not dict and kind is not list and kind is not tuple:
+        return None
+    specs: list[pytree.TreeSpec] = []
+    for child in node.values() if kind is dict else node:
+        if type(child) is torch.Tensor:
+            leaves.append(child)
+            specs.append(_LEAF)
+        else:
+            spec = _flatten_plain(child, leaves, static)
+            if spec is None:
+                return None
+            specs.append(spec)
+    return pytree.TreeSpec(kind, list(node) if kind is dict else None, specs)
 
 
 def leaves(tree: Tree) -> list[Any]:
     """The variable leaves in insertion order."""
     if isinstance(tree, torch.Tensor):
         return [tree]
-    if _is_flat(tree):
-        return list(tree.values())
+    found: list[Any] = []
+    if gather_plain(tree, found):
+        return found
     return [leaf for leaf in pytree.tree_leaves(_lay_open(tree)) if is_variable(leaf)]
+
+
+def gather_plain(node: Tree, leaves: list[Any]) -> bool:
+    """Collect the variable leaves of a nest of nothing but dicts, lists, tuples and the usual leaves.
+
+    Pytree's walk takes as long as a small gradient.
+
+    Args:
+        node: the tree.
+        leaves: where they are put.
+
+    Returns:
+        Whether the tree was such a nest; otherwise `leaves` is to be thrown away.
+    """
+    kind = type(node)
+    if kind is dict:
+        node = node.values()
+    elif kind is not list and kind is not tuple:
+        if kind in _VARIABLE:
+            leaves.append(node)
+            return True
+        return kind in _STATIC
+    for child in node:
+        if type(child) is torch.Tensor:
+            leaves.append(child)
+        elif not gather_plain(child, leaves):
+            return False
+    return True
+
+
+def _is_flat(tree: Tree) -> bool:
+    return type(tree) is dict and _TENSORS.issuperset(map(type, tree.values()))
 
 
 def named_leaves(tree: Tree) -> list[tuple[str, Any]]:

@@ -55,6 +55,9 @@ class FunctionalPackage:
         value = getattr(self.__dict__["_package"], name) if "_package" in self.__dict__ else object.__getattribute__(self, name)
         return _Constructor(value) if isinstance(value, type) and issubclass(value, nn.Module) else value
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return functionalize, (self._package.__name__,)
+
     def __dir__(self) -> list[str]:
         return dir(self._package)
 

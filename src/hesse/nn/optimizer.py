@@ -41,13 +41,12 @@ class OptimStep:
         self._tree = self._structure.unflatten([self._owned[place] for place in self._places])
         first_name = {place: name for name, place in reversed(list(zip(self._names, self._places, strict=True)))}
         names = [first_name[place] for place in range(len(self._owned))]
+        if not callable(factory):
+            raise _no_factory(factory)
         self.optimizer = factory(_grouped(dict(zip(names, self._owned, strict=True)), groups))
         if not isinstance(self.optimizer, torch.optim.Optimizer):
-            raise LeafError(
-                "optim(df, params, factory) needs a factory that makes a torch.optim.Optimizer of the leaves.",
-                f"a {type(self.optimizer).__name__}",
-                "such as lambda leaves: torch.optim.Adam(leaves, lr=1e-3)",
-            )
+            raise _no_factory(self.optimizer)
+        _require_known_options(self.optimizer, groups)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Take one step on ``df(params, *args, **kwargs)``.
@@ -167,7 +166,8 @@ def optim(
     Raises:
         LeafError: a leaf that cannot be changed in place (a Python float) or has no gradient (integers), or a factory that
             makes no optimizer.
-        StructureError: a tensor that overlaps itself, or a pattern that matches no leaf.
+        StructureError: a tensor that overlaps itself, a pattern that matches no leaf, or an option that the optimizer does
+            not have.
 
     Cost: a step costs one gradient for each evaluation; `optim` itself computes none.
     """
@@ -229,6 +229,26 @@ def _grouped(leaves: dict[str, Tensor], groups: Mapping[str, Options] | None) ->
             f"the paths are {list(leaves)[:8]}",
         )
     return [{"params": found, **(groups[p] if p is not None else {})} for p, found in members.items() if found]
+
+
+def _no_factory(found: Any) -> LeafError:
+    return LeafError(
+        "optim(df, params, factory) needs a factory that makes a torch.optim.Optimizer of the leaves.",
+        f"a {type(found).__name__}",
+        "such as lambda leaves: torch.optim.Adam(leaves, lr=1e-3)",
+    )
+
+
+def _require_known_options(optimizer: torch.optim.Optimizer, groups: Mapping[str, Options] | None) -> None:
+    """Refuse options that the optimizer does not have: torch takes any, and ignores a misspelled one."""
+    for pattern, options in (groups or {}).items():
+        unknown = [name for name in options if name not in optimizer.defaults]
+        if unknown:
+            raise StructureError(
+                "optim(groups=) takes options of the optimizer.",
+                f"'{unknown[0]}' for '{pattern}'",
+                f"{type(optimizer).__name__} has {', '.join(optimizer.defaults)}; others go into optimizer.param_groups",
+            )
 
 
 def _mismatch(names: list[str], params: list[Tensor], grads: list[tuple[str, Any]]) -> StructureError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import copyreg
 import importlib
+import keyword
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -120,7 +121,7 @@ def class_named(base: type[T], name: str) -> type[T]:
     Raises:
         StructureError: the name is not a string that Python takes as a name.
     """
-    if not isinstance(name, str) or not name.isidentifier():
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
         raise StructureError(
             "AutoModule(name) and AutoCriterion(name) make a class of that name.",
             repr(name),

@@ -315,3 +315,40 @@ def test_the_profile_counts() -> None:
         c(torch.ones(n))
     report = c.profile.report()
     assert report.hits == 2 and report.traces == 2
+
+
+def test_a_detailed_profile_knows_what_each_operation_costs() -> None:
+    def f(x: Tensor) -> Tensor:
+        return torch.sin(x) @ x.t()
+
+    profile, x = Profile("detailed"), torch.randn(3, 2)
+    c = CompiledFunction(f, f, mode="replay", profile=profile)
+    for _ in range(4):
+        assert torch.equal(c((x,), {}), f(x))
+    ops = {cost.op: cost for cost in profile.report().ops}
+    assert {"sin", "mm"} <= {name.removeprefix("aten.").split(".")[0] for name in ops}
+    assert all(cost.runs == 3 and cost.source.file == __file__ for cost in ops.values() if "sin" in cost.op)
+
+
+def test_what_the_garbage_collector_runs_is_not_the_functions() -> None:
+    import gc
+    import time
+
+    def callback(phase: str, info: dict[str, int]) -> None:
+        time.perf_counter()
+
+    def f(x: Tensor) -> Tensor:
+        parts = [[torch.sin(x)] for _ in range(2000)]  # enough containers for a collection
+        return parts[0][0] * 2
+
+    gc.callbacks.append(callback)
+    threshold = gc.get_threshold()
+    gc.set_threshold(50)
+    try:
+        c, x = Counted(f), torch.ones(2)
+        for _ in range(3):
+            assert torch.equal(c(x), f(x))
+        assert c.runs == 1 and gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(callback)

@@ -224,7 +224,7 @@ def allocations(run: Callable[[], Any]) -> list[int]:
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         run()
     assert profile.profiler is not None
-    events = profile.profiler.kineto_results.events()
+    events: Sequence[Any] = profile.profiler.kineto_results.events()
     return [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
 
 
@@ -251,6 +251,19 @@ def test_what_has_no_wrapper_in_cpp_is_called_from_python(monkeypatch: pytest.Mo
     runner = native(lambda x: (x * 5).tanh(), numbers(4, 3))
     assert wrappers == [True, False]
     agree(results(runner, numbers(4, 3, seed=1)), [(numbers(4, 3, seed=1) * 5).tanh()])
+
+
+def test_what_fails_from_cpp_is_called_from_python() -> None:
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            y = torch.nn.functional.interpolate(leaf, size=(5, 7), mode="bilinear")
+            return y.detach(), *torch.autograd.grad(y.square().sum(), leaf)
+
+    runner = native(f, numbers(2, 3, 4, 6))
+    assert "CppWrapperCodeCache" not in runner.code
+    for seed in (0, 1):
+        agree(results(runner, numbers(2, 3, 4, 6, seed=seed)), f(numbers(2, 3, 4, 6, seed=seed)))
 
 
 def test_number_of_threads_changes() -> None:
@@ -295,6 +308,31 @@ def test_failures_of_inductor_are_refusals(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(compile_fx, "compile_fx_inner", fail)
     with pytest.raises(NativeUnavailable, match=r"^inductor could not compile it \(NotImplementedError: no lowering\)$"):
         native(lambda x: x * 3, numbers(2))
+
+
+_OUT_OF_BOUNDS = """
+import torch
+from hesse.autodiff.compiled.native import compile_native
+from hesse.autodiff.compiled.optimize import optimize
+from hesse.autodiff.compiled.trace import record
+torch.set_num_threads(2)
+x, i = torch.linspace(0, 1, 20000), torch.arange(20000)
+trace, _ = record(lambda: torch.tanh(x[i]) * 2, [x, i])
+optimize(trace)
+run, _ = compile_native(trace)
+print("right:", torch.allclose(run([x, i])[0], torch.tanh(x) * 2))
+i[3] = 10**9
+try:
+    run([x, i])
+except Exception as error:
+    print("raised:", error)
+"""
+
+
+def test_an_index_out_of_bounds_ends_no_process() -> None:
+    done = subprocess.run([sys.executable, "-c", _OUT_OF_BOUNDS], capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "right: True\nraised: " in done.stdout and "out of bounds" in done.stdout
 
 
 _WITHOUT_COMPILER = """

@@ -59,5 +59,6 @@ def test_defaults_and_messages() -> None:
     close(params, again, rtol=0, atol=0)
     with pytest.raises(StructureError, match="features come before choices"):
         f(params, torch.ones(2, 20, 15), torch.ones(2, 10))
-    with pytest.raises(StructureError, match="takes"):
-        f(params, torch.ones(2, 15, 20), torch.ones(2, 9))
+    for h in (torch.ones(2, 9), torch.ones(3, 10), torch.ones(1, 2, 10)):
+        with pytest.raises(StructureError, match="takes"):
+            f(params, torch.ones(2, 15, 20), h)

@@ -82,6 +82,23 @@ def test_log_bce(reduction: Any, reduce: Any, p: float) -> None:
         same(lambda q: log_bce(q, t, reduction=reduction), lambda q: F.binary_cross_entropy(q, t, reduction=reduction), q)
 
 
+def test_log_bce_of_saturated_predictions() -> None:
+    q, t = torch.tensor([0.0, 1.0, 0.0, 1.0], dtype=F64), torch.tensor([0.0, 1.0, 1.0, 0.0], dtype=F64)
+    close(
+        log_bce(q, t, p=1e-3, reduction="none"),
+        torch.tensor([-math.log1p(-1e-3), -math.log1p(1e-3), -math.log(1e-3), -math.log(1e-3)], dtype=F64),
+    )
+    assert gradient(lambda q: log_bce(q, t, p=1e-3), q).isfinite().all()
+
+
+def test_classes_of_any_integer_type() -> None:
+    z, labels = normal(4, 3), torch.tensor([0, 2, 1, 1])
+    for dtype in (torch.int32, torch.int16, torch.uint8):
+        close(cross_entropy(z, labels.to(dtype)), cross_entropy(z, labels))
+    with pytest.raises(LeafError, match=r"torch.float64 \(4,\) for logits \(4, 3\)"):
+        cross_entropy(z, labels.double())
+
+
 @pytest.mark.parametrize(("reduction", "reduce"), REDUCTIONS)
 @pytest.mark.parametrize("p", [1e-6, 0.1])
 def test_binary_cross_entropy(reduction: Any, reduce: Any, p: float) -> None:
@@ -129,6 +146,12 @@ def test_margin_over_all_pairs(width: float) -> None:
     close(table.sum(), pairs(s).sum())
     by_row = torch.vmap(lambda s, t: margin(s, t, margin=width))(s, t)
     close(by_row[0], sum((width - (s[0, p] - s[0, n])).clamp(min=0) for p in (0, 3) for n in (1, 2)))
+
+
+def test_margin_of_scores_masked_with_infinity() -> None:
+    s, t = torch.tensor([1.0, 0.5, -math.inf], dtype=F64), torch.tensor([1, 0, 2])
+    close(margin(s, t), torch.tensor(0.5, dtype=F64))
+    close(gradient(lambda s: margin(s, t), s), torch.tensor([-1.0, 1.0, 0.0], dtype=F64))
 
 
 def test_margin_without_a_pair() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hesse.core import tree
 from hesse.core.errors import DataError, LeafError, StructureError
-from hesse.nn.models import NeuralNetwork
+from hesse.nn.models import NeuralNetwork, SpatialNetwork
 
 from .common import F64, check_part, filled, generator, gradients, normal
 
@@ -177,6 +177,7 @@ def test_samples_by_vmap() -> None:
 
 
 def test_messages() -> None:
+    wrong: Any = None
     f, params = NeuralNetwork(4, (3,), batch_normalization=True)
     with pytest.raises(DataError, match="more than one value"):
         f(params, torch.ones(4), training=True)
@@ -186,5 +187,16 @@ def test_messages() -> None:
         f(params, torch.ones(2, 4, dtype=torch.int64))
     with pytest.raises(StructureError, match="'bent'"):
         NeuralNetwork(4, (3,), activation="bent")
+    with pytest.raises(StructureError, match="activation=None"):
+        NeuralNetwork(4, (3,), activation=wrong)
     with pytest.raises(StructureError, match="widths"):
         NeuralNetwork(4, ())
+    for make in (NeuralNetwork, SpatialNetwork):
+        for width in (0, -1):
+            with pytest.raises(StructureError, match=f"input_features={width}"):
+                make(width, (3,))
+
+
+def test_one_width_is_one_layer() -> None:
+    f, params = NeuralNetwork(4, 3)
+    assert f.hidden_features == (3,) and set(params) == {"layer1"}

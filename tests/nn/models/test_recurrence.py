@@ -114,6 +114,8 @@ def test_messages() -> None:
         f(params, torch.ones(4, 6, 3), {"h": torch.ones(3, 5)})
     with pytest.raises(StructureError, match="'c'"):
         f(params, torch.ones(4, 6, 3), {"c": torch.ones(4, 5)})
+    with pytest.raises(StructureError, match="a Tensor"):
+        f(params, torch.ones(4, 6, 3), torch.ones(4, 5))
     wrong: Any = "first"
     with pytest.raises(StructureError, match="'first'"):
         RecurrentNetwork(3, 5, output_type=wrong)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import threading
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
 
 from hesse.autodiff.compiled.entry import Entry, mode_key
-from hesse.autodiff.compiled.path import Path, make_path
+from hesse.autodiff.compiled.path import Build, Path, make_path
 from hesse.autodiff.compiled.profile import Profile
+from hesse.autodiff.compiled.rebuild import separate
 from hesse.autodiff.compiled.replay import Deviation
 from hesse.autodiff.compiled.state import StateRecorder
 from hesse.autodiff.compiled.trace import Trace, record
 from hesse.autodiff.compiled.undo import Undo, random_states
 from hesse.autodiff.compiled.unrecordable import Unrecordable
 from hesse.autodiff.recording import inside_functorch
+from hesse.autodiff.source_lines import warn_user
 
 CompileMode = Literal["replay", "native"]
 _MOST_KINDS = 64
@@ -30,7 +33,7 @@ _PATIENCE = 12  # traces without a replay in between, after which a function is 
 
 
 class CompileNotice(UserWarning):
-    """A compiled function runs directly; the text says why."""
+    """A compiled function runs directly, or is replayed instead of compiled; the text says why."""
 
 
 class _Kind:
@@ -38,6 +41,7 @@ class _Kind:
 
     def __init__(self, key: Any, entry: Entry) -> None:
         self.key, self.entry = key, entry
+        self.holds_objects = bool(entry.objects)  # of the user's, for as long as it is there itself
         self.paths: list[Path] = []
         self.direct = ""  # why such calls are not compiled
         self.refusals = 0  # runs whose Python state could not be guarded
@@ -65,13 +69,16 @@ class CompiledFunction:
         self, run: Callable[..., Any], f: Callable[..., Any], *, mode: CompileMode, variables: Sequence[int] = (0,),
         signature: Callable[..., Any] | None = None, profile: Profile | None = None,
     ) -> None:  # fmt: skip
-        self._run, self._f, self._mode = run, f, mode
+        self._run, self._f = run, f
         self._variables, self._signature = tuple(variables), signature
         self.profile = Profile("off") if profile is None else profile
         self._kinds: list[_Kind] = []
         self._lock = threading.RLock()
         self._noted: set[str] = set()
+        note = self.profile.op if self.profile.detailed else None
+        self._build = Build(mode == "native", self._notice, note)
         self._unrepeated = 0  # kinds recorded since the last replay
+        self._made = 0  # recordings
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``run(*args, **kwargs)`` returns."""
@@ -80,13 +87,21 @@ class CompiledFunction:
         key = mode_key() if self._signature is None else (self._signature(*args, **kwargs), *mode_key())
         if key[0] is None:
             return self._directly(args, kwargs, "the signature is None")
+        made = self._made
+        kind, found = self._found(key, args, kwargs)
+        if found is not _MISSED:
+            return found
+        with self._lock:
+            if made != self._made:  # another thread recorded something meanwhile
+                kind, found = self._found(key, args, kwargs)
+            return self._recorded(key, args, kwargs, kind) if found is _MISSED else found
+
+    def _found(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[_Kind | None, Any]:
+        """The kind of a call, and its result or `_MISSED`."""
         for kind in self._kinds:
             if kind.key == key and (inputs := kind.entry.gather(args, kwargs)) is not None:
-                if kind.direct:
-                    return self._directly(args, kwargs, kind.direct)
-                found = self._replayed(kind, inputs)
-                return self._recorded(key, args, kwargs, kind) if found is _MISSED else found
-        return self._recorded(key, args, kwargs, None)
+                return kind, self._directly(args, kwargs, kind.direct) if kind.direct else self._replayed(kind, inputs)
+        return None, _MISSED
 
     def path(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Path:
         """The path that a call takes, recorded if need be.
@@ -115,7 +130,7 @@ class CompiledFunction:
         start = time.perf_counter() if self.profile.active else 0.0
         left: list[tuple[Path, Deviation]] = []
         for path in kind.paths:
-            captured = path.captured()
+            captured = path.captured(inputs)
             if captured is None or any(path.contradicts(other, deviation) for other, deviation in left):
                 continue
             everything = [*inputs, *captured]
@@ -129,7 +144,7 @@ class CompiledFunction:
             if outputs is not None and not isinstance(outputs, Deviation):
                 kind.fruitless = self._unrepeated = 0
                 if path is not kind.paths[0]:
-                    _to_front(kind.paths, path)
+                    kind.paths = [path, *(p for p in kind.paths if p is not path)]  # a new list: other threads may read the old
                 if self.profile.active:
                     self.profile.hit()
                     self.profile.ran(time.perf_counter() - start)
@@ -142,40 +157,47 @@ class CompiledFunction:
         return _MISSED
 
     def _recorded(self, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any], kind: _Kind | None) -> Any:
-        """Run directly, and record the run."""
-        with self._lock:
-            start = time.perf_counter()
-            try:
-                if kind is None:
-                    self._require_repetition()
-                entry = Entry(args, kwargs, self._variables)
-                kind = _Kind(key, entry) if kind is None else kind
-                recorder, random = StateRecorder(self._f, extra_roots=entry.objects), random_states()
-                self.profile.miss(_why(kind))
-                recorder.__enter__()  # from here on everything that runs is taken for the function's own
-            except Unrecordable as error:
-                self._notice(error.reason)
-                return self._directly(args, kwargs, error.reason)
-            try:
-                trace, result = record(lambda: self._run(*entry.args, **entry.kwargs), entry.inputs)
-            finally:
-                recorder.__exit__(None, None, None)
-            trace.input_names = entry.names
-            self.profile.traced(time.perf_counter() - start, len(trace.graph.nodes))
-            start = time.perf_counter()
-            self._compile(kind, trace, recorder, result, random)
-            if kind not in self._kinds:
-                self._unrepeated += 1
-                self._kinds = [kind, *self._kinds][:_MOST_KINDS]
-            self.profile.compiled(time.perf_counter() - start)
-            self.profile.ran(0.0)
-            return result
+        """Run directly, and record the run; the lock is held."""
+        start = time.perf_counter()
+        try:
+            if kind is None:
+                self._require_repetition()
+            entry = Entry(args, kwargs, self._variables)
+            kind = _Kind(key, entry) if kind is None else kind
+            roots = {**entry.objects, **entry.classes}
+            recorder, random = StateRecorder(self._f, extra_roots=roots), random_states()
+            self.profile.miss(_why(kind))
+            recorder.__enter__()  # from here on everything that runs is taken for the function's own
+        except Unrecordable as error:
+            self._notice(f"runs directly: {error.reason}")
+            return self._directly(args, kwargs, error.reason)
+        try:
+            trace, result = record(lambda: self._run(*entry.args, **entry.kwargs), entry.inputs)
+        finally:
+            recorder.__exit__(None, None, None)
+        trace.input_names, trace.identified = entry.names, tuple(entry.identified)
+        if not entry.is_unchanged(args, kwargs):
+            trace.refused = trace.refused or "it changes what it is given as an argument"
+        self.profile.traced(time.perf_counter() - start, len(trace.graph.nodes))
+        start = time.perf_counter()
+        outside = [*trace.inputs, *trace.captured]
+        self._compile(kind, trace, recorder, result, random)
+        entry.forget()
+        self._made += 1
+        if kind not in self._kinds:
+            self._unrepeated += 1
+            self._kinds = [kind, *self._kinds][:_MOST_KINDS]
+        self.profile.compiled(time.perf_counter() - start)
+        self.profile.ran(0.0)
+        return result if kind.direct else separate(result, outside)
 
     def _compile(self, kind: _Kind, trace: Trace, recorder: StateRecorder, result: Any, random: Sequence[Tensor]) -> None:
         """Add a path to a kind of calls, or say why there can be none."""
         try:
             if trace.refused:
                 raise Unrecordable(trace.refused)
+            if trace.random and recorder.reseeds:
+                raise Unrecordable("it draws random numbers and puts back the state of their generator, as checkpoints do")
             try:
                 state = recorder.finish()
             except Unrecordable:
@@ -183,14 +205,15 @@ class CompiledFunction:
                 if kind.refusals < _ATTEMPTS:  # modules that are imported, attributes that are set, once
                     return
                 raise
-            self._keep(kind, make_path(trace, state, result, random, self._mode, self._notice))
+            self._keep(kind, make_path(trace, state, result, random, self._build))
         except Unrecordable as error:
             kind.direct = error.reason
             kind.paths.clear()
-            self._notice(error.reason)
+            self._notice(f"runs directly: {error.reason}")
 
     def _require_repetition(self) -> None:
         if self._unrepeated > _MOST_UNREPEATED:
+            self._kinds = [kind for kind in self._kinds if not kind.holds_objects]
             raise Unrecordable(
                 f"{_MOST_UNREPEATED} calls in a row had structures, shapes or values that were never seen before"
             )
@@ -202,30 +225,29 @@ class CompiledFunction:
                                f"{kind.paths[0].difference()}")  # fmt: skip
         kind.paths = [path, *kind.paths][:_MOST_PATHS]
 
-    def _notice(self, reason: str) -> None:
-        """Say once that something runs directly, and why."""
-        if reason not in self._noted:
-            self._noted.add(reason)
+    def _notice(self, text: str) -> None:
+        """Say once that something does not run as it was asked to, and why."""
+        if text not in self._noted:
+            self._noted.add(text)
             name = getattr(self._f, "__qualname__", type(self._f).__name__)
-            warnings.warn(f"{name} runs directly: {reason}", CompileNotice, stacklevel=2)
+            warn_user(f"{name} {text}", CompileNotice)
 
 
 _MISSED = object()
 
 
 def _is_inside_other_tracer() -> bool:
-    """Whether someone watches the operations of this thread (an outer trace, a `torch.func` transform, a default device)."""
+    """Whether someone watches the operations of this thread (an outer trace, a `torch.func` transform)."""
     return bool(
         torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
+        or (torch._C._len_torch_function_stack() and _are_functions_changed())
         or inside_functorch()
         or torch.compiler.is_compiling()
     )
 
 
-def _to_front(paths: list[Path], path: Path) -> None:
-    paths.remove(path)
-    paths.insert(0, path)
+def _are_functions_changed() -> bool:
+    return any(type(mode) is not DeviceContext for mode in _get_current_function_mode_stack())
 
 
 def _why(kind: _Kind | None) -> str:

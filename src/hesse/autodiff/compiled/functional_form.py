@@ -14,7 +14,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from hesse.autodiff.compiled.trace import Read, Trace
 
 _aten = torch.ops.aten
-_BY_ADDRESS = {_aten.as_strided, _aten.as_strided_, _aten.as_strided_copy, _aten.as_strided_scatter}
 
 
 class NativeUnavailable(Exception):
@@ -60,7 +59,7 @@ def functional_form(trace: Trace) -> Functional:
             get wrong, or an operation has no functional or fake form.
     """
     inputs = [*trace.inputs, *trace.captured]
-    _refuse(trace, inputs)
+    _refuse(inputs)
     written = _written(trace, inputs)
     fills, lifted = _split(trace.constants)
     run = _Run(trace, set(written), fills, list(lifted))
@@ -113,6 +112,8 @@ class _Run(fx.Interpreter):
             return torch.eq(args[0], args[1]).all()
         if target is _aten.is_nonzero.default:
             return torch.ne(args[0], 0)
+        if target is _aten._efficientzerotensor.default:  # has no memory that a kernel could read
+            return torch.zeros(*args, **kwargs)
         return super().call_function(target, args, kwargs)
 
 
@@ -137,16 +138,12 @@ def _depends_on_data(read: Read, found: Any) -> bool:
     return isinstance(found, Tensor) and read.kind != "shape"
 
 
-def _refuse(trace: Trace, inputs: Sequence[Tensor]) -> None:
+def _refuse(inputs: Sequence[Tensor]) -> None:
     for tensor in inputs:
         if tensor.layout != torch.strided or type(tensor) not in (Tensor, torch.nn.Parameter, torch.nn.Buffer):
             raise NativeUnavailable(f"an input is a {type(tensor).__name__} of layout {tensor.layout}")
         if tensor.is_neg() or tensor.is_conj():
             raise NativeUnavailable("an input is a lazily negated or conjugated view")
-    for node in trace.graph.nodes:
-        packet = getattr(node.target, "overloadpacket", None)
-        if packet in _BY_ADDRESS and trace.aliases.group(node.args[0]) in trace.aliases.external:
-            raise NativeUnavailable(f"{node.target} depends on where an input lies in its storage")
 
 
 def _written(trace: Trace, inputs: Sequence[Tensor]) -> list[int]:

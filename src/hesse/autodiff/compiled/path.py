@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from hesse.autodiff.compiled.optimize import optimize
 from hesse.autodiff.compiled.rebuild import rebuilder
 from hesse.autodiff.compiled.replay import Deviation, Replay, Runner
 from hesse.autodiff.compiled.state import PythonState
-from hesse.autodiff.compiled.trace import Trace
+from hesse.autodiff.compiled.trace import Node, Trace
 from hesse.autodiff.compiled.undo import random_states, restore_random
 from hesse.autodiff.compiled.unrecordable import Unrecordable
 from hesse.autodiff.dispatching import LightMode
@@ -48,13 +49,23 @@ class Path:
         self.input_names = [*trace.input_names, *(state.tensors[found[id(t)]][0] for t in trace.captured)]
         self._positions = [found[id(t)] for t in trace.captured]
         self._fits = _captured_check(trace.captured)
+        self._same = [(i, found[id(t)]) for i, t in enumerate(trace.inputs) if id(t) in found]
+        self._identified = trace.identified if state.compares_identity else ()
+        self._different = len(self._identified) + len(state.tensors) - len(self._same)
+        state.forget_tensors()
         assert trace.structure is not None
         self._rebuild = rebuilder(*trace.structure)
 
-    def captured(self) -> list[Tensor] | None:
-        """The closed-over tensors as they are now, or None where something that the function read has changed."""
+    def captured(self, inputs: Sequence[Tensor]) -> list[Tensor] | None:
+        """The closed-over tensors as they are now, or None where something that the function read has changed.
+
+        Args:
+            inputs: those of the call. One that was closed over as well in the recorded run has to be so now.
+        """
         now = self._state.check()
-        if now is None:
+        if now is None or any(inputs[i] is not now[p] for i, p in self._same):
+            return None
+        if self._identified and len({id(inputs[i]) for i in self._identified}.union(map(id, now))) != self._different:
             return None
         tensors = [now[p] for p in self._positions]
         return tensors if self._fits(tensors) else None
@@ -85,9 +96,22 @@ class Path:
         return self._rebuild(outputs)
 
 
-def make_path(
-    trace: Trace, state: PythonState, result: Any, random: Sequence[Tensor], mode: str, notice: Callable[[str], None]
-) -> Path:
+@dataclass(frozen=True)
+class Build:
+    """How paths are made to run.
+
+    Attributes:
+        native: whether they are compiled to native code where that can be done.
+        notice: told why where it cannot.
+        note: told how long each operation of a replay took; None to measure nothing.
+    """
+
+    native: bool
+    notice: Callable[[str], None]
+    note: Callable[[Node, float], None] | None = None
+
+
+def make_path(trace: Trace, state: PythonState, result: Any, random: Sequence[Tensor], build: Build) -> Path:
     """Optimize a trace, generate what runs it, and check that against the direct run.
 
     Args:
@@ -95,8 +119,7 @@ def make_path(
         state: the Python values that were read.
         result: what the direct run returned.
         random: states of the random generators before it.
-        mode: "replay" or "native".
-        notice: told where native code cannot be had.
+        build: what is to be generated.
 
     Raises:
         Unrecordable: the compiled result differs from the direct one, or a closed-over tensor has no name.
@@ -105,15 +128,22 @@ def make_path(
     inputs = [*trace.inputs, *trace.captured]
     reference = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     checked = not trace.aliases.written & trace.aliases.external
-    runner, code = _replay(trace, inputs, random, checked)
-    if mode == "native":
+    replay = _replay(trace, inputs, random, checked)
+    path = Path(trace, state, replay, replay.code)
+    if checked:
+        _verify(replay, inputs, reference, random)
+    if build.native:
         try:
             runner, code = compile_native(trace)
+            if checked:
+                _verify(runner, inputs, reference, random)
+            path.runner, path.code = runner, code
         except NativeUnavailable as error:
-            notice(f"no native code: {error.reason}; it is replayed instead")
-    path = Path(trace, state, runner, code)
-    if checked:
-        _verify(runner, inputs, reference, random)
+            build.notice(f"is replayed instead of compiled: {error.reason}")
+        except Unrecordable as error:
+            build.notice(f"is replayed instead of compiled: of the native code, {error.reason}")
+    elif build.note is not None:
+        path.runner = Replay(trace, bind=replay.bound, note=build.note)
     trace.inputs, trace.captured = [], []  # nothing of the user's is kept alive
     return path
 
@@ -129,7 +159,7 @@ class _Names(LightMode):
         return func(*args, **kwargs)
 
 
-def _replay(trace: Trace, inputs: list[Tensor], random: Sequence[Tensor], checked: bool) -> tuple[Runner, str]:
+def _replay(trace: Trace, inputs: list[Tensor], random: Sequence[Tensor], checked: bool) -> Replay:
     """A replay whose Python bindings were seen to call the recorded operations; by overloads where they did not."""
     if checked:
         bound, seen, after = Replay(trace), _Names(), random_states()
@@ -142,9 +172,8 @@ def _replay(trace: Trace, inputs: list[Tensor], random: Sequence[Tensor], checke
         finally:
             restore_random(after)
         if seen.names == bound.operations:
-            return bound, bound.code
-    plain = Replay(trace, bind=False)
-    return plain, plain.code
+            return bound
+    return Replay(trace, bind=False)
 
 
 def _verify(runner: Runner, inputs: list[Tensor], reference: list[Tensor], random: Sequence[Tensor]) -> None:

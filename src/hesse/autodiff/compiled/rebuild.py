@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
@@ -23,6 +24,29 @@ def rebuilder(spec: pytree.TreeSpec, static: tuple[tuple[int, Any], ...]) -> Cal
     text = _text(spec, iter(leaves), constants)
     exec(compile(f"def rebuild(t):\n    return {text}\n", "<hesse rebuild>", "exec"), constants)
     return constants["rebuild"]
+
+
+def separate(result: Any, outside: Sequence[Tensor]) -> Any:
+    """What a recorded run returned, with memory of its own, as a replay would give it.
+
+    Args:
+        result: of the run.
+        outside: tensors that it was given or that it closed over.
+
+    Returns:
+        The same with a copy of each tensor that shares memory with one of those, or with an earlier tensor of the result.
+    """
+    taken = {t.untyped_storage()._cdata for t in outside if t.layout == torch.strided}
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
+            return leaf
+        if leaf.untyped_storage()._cdata in taken:
+            return leaf.clone()
+        taken.add(leaf.untyped_storage()._cdata)
+        return leaf
+
+    return pytree.tree_map(own, result)
 
 
 def _kept(constants: dict[str, Any], value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,10 +37,12 @@ class Replay:
     Attributes:
         code: the generated function's source.
         operations: expected names of the operations, in order.
+        bound: whether Python bindings are called, where there are any.
     """
 
-    def __init__(self, trace: Trace, *, bind: bool = True) -> None:
-        writer = _Writer(trace, bind)
+    def __init__(self, trace: Trace, *, bind: bool = True, note: Callable[[Node, float], None] | None = None) -> None:
+        writer = _Writer(trace, bind, note)
+        self.bound = bind
         self.code, self.operations = writer.source(), writer.operations
         namespace = dict(writer.constants)
         exec(compile(self.code, "<hesse replay>", "exec"), namespace)
@@ -63,8 +66,8 @@ class Replay:
 class _Writer:
     """Writes the function, node by node."""
 
-    def __init__(self, trace: Trace, bind: bool) -> None:
-        self.trace, self.bind = trace, bind
+    def __init__(self, trace: Trace, bind: bool, note: Callable[[Node, float], None] | None) -> None:
+        self.trace, self.bind, self.note = trace, bind, note
         self.constants: dict[str, Any] = {"Deviation": Deviation}
         self.buffers = Buffers(trace)
         self.operations: list[str] = []
@@ -114,12 +117,18 @@ class _Writer:
         function = self._constant(call.function, "f_" + call.name)
         written = [self._text(a) for a in node.args] + [f"{key}={self._text(a)}" for key, a in node.kwargs.items()]
         self.operations.append(call.name)
+        if self.note is not None:
+            self._lines.append(f"start = {self._constant(time.perf_counter, 'clock')}()")
         if kept is not None:
             self._names[node] = kept
             self._lines.append(f"{function}({', '.join([*written, f'{call.out}={kept}'])})")
         else:
             self._names[node] = f"n{len(self._names)}"
             self._lines.append(f"{self._names[node]} = {function}({', '.join(written)})")
+        if self.note is not None:
+            clock, noted = self._constant(time.perf_counter, "clock"), self._constant(self.note, "note")
+            self.constants[f"node_{len(self.operations)}"] = node
+            self._lines.append(f"{noted}(node_{len(self.operations)}, {clock}() - start)")
 
     def _read(self, index: int, read: Read) -> None:
         name, same = self._names[read.node], self._constant(read.agrees, "agrees")

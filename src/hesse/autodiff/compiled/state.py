@@ -25,16 +25,22 @@ class PythonState:
 
     Args:
         checks: the guards.
+        compares_identity: whether code that ran asks which objects are the same.
     """
 
-    def __init__(self, checks: Checks) -> None:
+    def __init__(self, checks: Checks, *, compares_identity: bool = False) -> None:
         self._checks = checks
+        self.compares_identity = compares_identity
         self.tensors: list[tuple[str, Tensor]] = checks.tensors
         self.check: Callable[[], list[Tensor] | None] = checks.build()
         self._report: Callable[[], tuple[int, Any] | None] | None = None
 
     def __len__(self) -> int:
         return len(self._checks.lines)
+
+    def forget_tensors(self) -> None:
+        """Let go of the tensors that were met; the check finds the present ones by their places."""
+        self.tensors.clear()
 
     def difference(self) -> str:
         """Says what has changed since the run.
@@ -76,6 +82,11 @@ class StateRecorder:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._watch.stop()
 
+    @property
+    def reseeds(self) -> bool:
+        """Whether the run set the state of a random generator, as a checkpoint does before it computes something again."""
+        return self._watch.reseeds
+
     def finish(self) -> PythonState:
         """The state that the run read.
 
@@ -97,7 +108,7 @@ class StateRecorder:
             if isinstance(value, (list, dict, set)) and not self._snapshot.covers(value):
                 kind = type(value).__name__
                 raise Unrecordable(f"it reads a {kind} that could not be compared with what it was before the run")
-        return PythonState(walker.checks)
+        return PythonState(walker.checks, compares_identity=walker.identity)
 
     def _walked(self) -> Walker:
         forced: dict[int, CodeType] = {}

@@ -35,7 +35,7 @@ def opaque(kind: type) -> str | None:
         if parent is None or base in SOLID:
             continue
         members = sum(isinstance(entry, MemberDescriptorType) for entry in vars(base).values())
-        own = members + (base.__dictoffset__ > 0 >= parent.__dictoffset__)
+        own = members + (base.__dictoffset__ != 0 and parent.__dictoffset__ == 0)
         own += base.__weakrefoffset__ > 0 >= parent.__weakrefoffset__
         if base.__basicsize__ - parent.__basicsize__ > own * _POINTER:
             return f"a {kind.__module__}.{kind.__qualname__}"

@@ -110,16 +110,14 @@ def guard_container(walker: Walker, expression: str | None, value: Any, path: st
     variable = walker.variables[id(value)] = f"o{len(walker.variables)}"
     walker.entered[id(value)] = value
     kind = type(value).__name__
-    own, kind_name = checks.bind(value), checks.bind(type(value))
+    kind_name = checks.bind(type(value))
+    own = checks.bind(value) if walker.identity or expression is None else ""  # kept alive only where it has to be
     setup = f"{variable} = v = {expression or own}"
+    other = f"{variable} is not {own}" if walker.identity else f"type({variable}) is not {kind_name}"
     if not value:
-        other = f"{variable} is not {own}" if walker.identity else f"type({variable}) is not {kind_name}"
         checks.add(setup, f"{other} or {variable}", path)
         return
-    if walker.identity:
-        checks.add(setup, f"{variable} is not {own}", path)
-    else:
-        checks.add(setup, f"{variable} is not {own} and type({variable}) is not {kind_name}", f"the type of {path}")
+    checks.add(setup, other, path if walker.identity else f"the type of {path}")
     if kind == "dict":
         _keys(walker, f"list({variable})", list(value), path)
         _items(walker, variable, list(value.items()), path, f"{variable}.values()")

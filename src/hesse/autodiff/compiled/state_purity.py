@@ -39,6 +39,8 @@ _PURE_KINDS = frozenset(
 _CLOSED_METHODS = {"data_ptr": "takes an address", "numpy": "reads data into numpy", "__dlpack__": "exports data"}
 _IMPURE_TORCH = frozenset({"Generator"})
 _IMPURE_STDLIB = frozenset({"time", "posix", "nt", "_io", "_socket", "_random", "_ssl", "select", "_posixsubprocess"})
+_RANDOM_FILES = frozenset({"random.py", "cuda/random.py"})
+_RANDOM_SETTERS = frozenset({"seed", "seed_all", "manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all"})
 _RANDOM_FUNCTIONS = frozenset({"seed", "initial_seed", "manual_seed", "get_rng_state", "set_rng_state", "fork_rng"})
 
 
@@ -120,6 +122,21 @@ def library_impurity(function: Any) -> str | None:
     return None
 
 
+def sets_random_state(filename: str, name: str) -> bool:
+    """Whether a Python function of torch sets the state of a default random generator, whoever calls it.
+
+    Args:
+        filename: file of the function.
+        name: its name.
+
+    Returns:
+        True for `torch.manual_seed`, `torch.set_rng_state` and the like.
+    """
+    if name not in _RANDOM_SETTERS:
+        return False
+    return filename.replace("\\", "/").rpartition("/torch/")[2] in _RANDOM_FILES
+
+
 def python_impurity(filename: str, name: str) -> str | None:
     """Why a Python function of torch that user code calls cannot be recorded.
 
@@ -131,7 +148,7 @@ def python_impurity(filename: str, name: str) -> str | None:
         What it does, or None.
     """
     tail = filename.replace("\\", "/").rpartition("/torch/")[2]
-    if tail in ("random.py", "cuda/random.py") and name in _RANDOM_FUNCTIONS:
+    if tail in _RANDOM_FILES and name in _RANDOM_FUNCTIONS:
         return f"calls torch.{name}, which sets or reads the state of the random generator"
     if name == "backward" and tail in ("_tensor.py", "autograd/__init__.py"):
         return "calls backward(), which accumulates into .grad"

@@ -112,8 +112,10 @@ def children(value: Any) -> dict[Any, Any] | None:
         small = value.size <= LARGEST_ARRAY and not value.dtype.hasobject
         return {"[...]": (str(value.dtype), value.shape, value.tobytes())} if small else None
     if isinstance(value, type):
-        own = not is_library(value.__module__)
-        return {f".{name}": part for name, part in vars(value).items() if name not in BORING} if own else None
+        if is_library(value.__module__):
+            return None
+        parts: dict[Any, Any] = {f".{name}": part for name, part in vars(value).items() if name not in BORING}
+        return {**parts, "the bases": value.__bases__}
     if isinstance(value, ModuleType):
         own = not is_library(value.__name__) and len(vars(value)) < MOST_ITEMS
         return {f".{name}": part for name, part in vars(value).items() if name != "__builtins__"} if own else None

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from types import CodeType, FrameType
 from typing import Any
 
 from hesse.autodiff.compiled.state_codes import kind_of_code, names_literal
-from hesse.autodiff.compiled.state_purity import impurity, library_impurity, python_impurity
+from hesse.autodiff.compiled.state_purity import impurity, library_impurity, python_impurity, sets_random_state
 from hesse.autodiff.compiled.unrecordable import Unrecordable
 
 _IMPORT, _IMPORTER = "_find_and_load", "<frozen importlib._bootstrap>"
+_WRAPPERS = (f"{os.sep}torch{os.sep}_compile.py", f"{os.sep}_dynamo{os.sep}eval_frame.py")
 _BY_NAME = frozenset({"getattr", "hasattr"})
+
+
+def _wraps(frame: FrameType) -> bool:
+    """Whether a frame only hides a function from the compiler of PyTorch, as the one of `torch.manual_seed` does."""
+    code = frame.f_code
+    return code.co_filename.endswith(_WRAPPERS) and kind_of_code(code, frame.f_globals) in ("torch", "engine")
 
 
 class Watch:
     """Collects what runs between `start` and `stop` on this thread.
 
     `codes` maps `id(code)` to (code, its globals, kind of its file); `refusal` is the first impure thing that user code did;
-    `wide` says that attributes were read by names that do not stand in the code.
+    `wide` says that attributes were read by names that do not stand in the code; `reseeds`, that some code, a library's or the
+    user's, set the state of a random generator.
     """
 
     def __init__(self) -> None:
         self.codes: dict[int, tuple[CodeType, dict[str, Any], str]] = {}
         self.refusal: str | None = None
         self.wide = False
+        self.reseeds = False
         self._impure: dict[int, str] = {}
         self._seen: set[tuple[Any, ...]] = set()
         self._previous: Any = None
         self._importing = 0
+        self._collects = False
 
     def start(self) -> None:
         """Installs the watch.
@@ -41,11 +52,15 @@ class Watch:
         if previous is not None and not callable(previous):
             raise Unrecordable("a profiler is running on this thread, so that what the function reads cannot be watched")
         self._previous = previous
+        self._collects = gc.isenabled()
+        gc.disable()  # finalizers and callbacks of a collection are none of the function's
         sys.setprofile(self._event)
 
     def stop(self) -> None:
         """Puts the previous profiler back."""
         sys.setprofile(self._previous)
+        if self._collects:
+            gc.enable()
 
     def ran(self, code: CodeType) -> bool:
         """Whether a code object was executed.
@@ -68,6 +83,7 @@ class Watch:
             if id(code) not in self.codes:
                 kind = kind_of_code(code, frame.f_globals)
                 self.codes[id(code)] = (code, frame.f_globals, kind)
+                self.reseeds |= kind == "torch" and sets_random_state(code.co_filename, code.co_name)
                 if kind == "torch" and (reason := python_impurity(code.co_filename, code.co_name)) is not None:
                     self._impure[id(code)] = reason
             if id(code) in self._impure:
@@ -77,6 +93,8 @@ class Watch:
 
     def _torch_called(self, reason: str, frame: FrameType) -> None:
         caller = frame.f_back
+        while caller is not None and _wraps(caller):
+            caller = caller.f_back
         while caller is not None and kind_of_code(caller.f_code, caller.f_globals) == "torch":
             caller = caller.f_back
         if caller is not None and kind_of_code(caller.f_code, caller.f_globals) == "user":

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from hesse.autodiff.compiled.aliases import Aliases, writes_of
+from hesse.autodiff.compiled.state_codes import kind_of_file
 from hesse.autodiff.dispatching import LightMode
 from hesse.autodiff.source_lines import SourceMap
 
@@ -32,6 +33,7 @@ _OF_SHAPES = {_aten.is_same_size}  # settled by the shapes, although no tensor c
 _DYNAMIC_SHAPES = {_aten._ctc_loss, _aten.bincount, _aten.repeat_interleave}
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # what hesse itself does is known
 _IMMUTABLE = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_TO_PYTHON = {"item", "tolist", "__float__", "__int__", "__complex__", "__index__"}
 _OPAQUE = {
     "numpy": "its NumPy array",
     "__array__": "its NumPy array",
@@ -41,6 +43,15 @@ _OPAQUE = {
     "typed_storage": "its storage",
     "untyped_storage": "its storage",
 }
+_OF_THE_OBJECT = {
+    "grad": "its .grad",
+    "grad_fn": "what it was computed by",
+    "is_leaf": "whether it was computed",
+    "is_inference": "where it was made",
+    "_version": "how often it was written to",
+    "_base": "what it is a view of",
+    "storage_offset": "its place in memory",
+}  # of tensors that come from outside; no guard compares them
 
 
 @dataclass(frozen=True)
@@ -78,6 +89,7 @@ class Trace:
     Attributes:
         graph: placeholders (the inputs, then the closed-over tensors), operations, one output: reads, then results.
         input_names: what people call the inputs, if they are to see them.
+        identified: positions of the inputs that the function sees as the very objects that it is given.
         captured: closed-over tensors met, in the order of their placeholders.
         constants: tensors made in the run from Python data, by attribute name.
         reads: in the order in which they were made.
@@ -91,6 +103,7 @@ class Trace:
     graph: fx.Graph
     inputs: list[Tensor]
     input_names: list[str] = field(default_factory=list)
+    identified: tuple[int, ...] = ()
     captured: list[Tensor] = field(default_factory=list)
     constants: dict[str, Tensor] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
@@ -173,6 +186,15 @@ class _Operations(LightMode):
             self._shapes(out, source)
         return out
 
+    def is_given(self, tensor: Tensor, name: str) -> bool:
+        """Whether something that is read of a tensor can be another at the next call."""
+        node = self._known.get(tensor)
+        if node is None:
+            return name != "grad"  # that of a closed-over tensor is guarded
+        if name == "storage_offset":
+            return self.trace.aliases.group(node) in self.trace.aliases.external
+        return node.op == "placeholder" and (name != "grad" or node.name.startswith("input"))
+
     def _is_external(self, tensor: Tensor) -> bool:
         return self.trace.aliases.group(self.node_of(tensor)) in self.trace.aliases.external
 
@@ -253,14 +275,25 @@ class _Functions(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         if name in _OPAQUE and args and isinstance(args[0], Tensor):
             self._operations.refuse(f"the function takes from a tensor {_OPAQUE[name]}")
+        elif name == "__get__" or name in _OF_THE_OBJECT:
+            self._property(getattr(getattr(func, "__self__", None), "__name__", "") if name == "__get__" else name, args)
         elif name == "__set__":
             self._operations.refuse("the function sets an attribute (.data or .grad) of a tensor")
         elif name == "backward":
             self._operations.refuse("the function calls backward(), which writes to .grad")
+        if name in _TO_PYTHON and args[0].requires_grad:
+            args = (args[0].detach(), *args[1:])  # PyTorch would warn of it, at this line
         result = func(*args, **(kwargs or {}))
         if name == "tolist":
             self._operations.elements(args[0], result)
         return result
+
+    def _property(self, name: str, args: Any) -> None:
+        """Refuse what user code reads of a tensor from outside and no guard compares."""
+        if name not in _OF_THE_OBJECT or not args or not isinstance(args[0], Tensor):
+            return
+        if kind_of_file(sys._getframe(2).f_code.co_filename) == "user" and self._operations.is_given(args[0], name):
+            self._operations.refuse(f"the function asks a tensor that it did not compute for {_OF_THE_OBJECT[name]}")
 
 
 def record(run: Callable[[], Any], inputs: Sequence[Tensor]) -> tuple[Trace, Any]:

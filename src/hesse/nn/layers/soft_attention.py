@@ -79,7 +79,8 @@ class SoftAttentionFunction:
             StructureError: other shapes.
         """
         wanted = (self.subject_features, self.subject_choices)
-        if subject.ndim not in (2, 3) or tuple(subject.shape[-2:]) != wanted or h.shape[-1:] != (self.hidden_features,):
+        fits = subject.ndim in (2, 3) and tuple(subject.shape[-2:]) == wanted and h.shape[-1:] == (self.hidden_features,)
+        if not fits or h.ndim > 2 or (subject.ndim == 3 and h.ndim == 2 and len(subject) != len(h)):
             asked = (
                 f"This attention takes [batch, {wanted[0]}, {wanted[1]}] and [batch, {self.hidden_features}], or one of each."
             )

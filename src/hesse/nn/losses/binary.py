@@ -13,7 +13,8 @@ def log_bce(probabilities: Tensor, target: Tensor, *, p: float = 0.0, reduction:
     Args:
         probabilities: q, in (0, 1), any shape.
         target: t, in [0, 1], the same shape.
-        p: added to q, which keeps the first logarithm finite at q = 0.
+        p: added to q, which keeps the first logarithm finite at q = 0; the argument of the second is kept at p or above (from
+            q = 1 - 2 p on, where the formula ends in NaN).
         reduction: over all elements, or "none".
 
     Returns:
@@ -25,7 +26,8 @@ def log_bce(probabilities: Tensor, target: Tensor, *, p: float = 0.0, reduction:
     """
     require_same_shape(probabilities, target, "log_bce")
     q = probabilities + p
-    return reduced(-(target * q.log() + (1 - target) * (1 - q).log()), reduction)
+    not_q = (1 - q).clamp(min=p) if p else 1 - q
+    return reduced(-(target * q.log() + (1 - target) * not_q.log()), reduction)
 
 
 def binary_cross_entropy(logits: Tensor, target: Tensor, *, p: float = 1e-6, reduction: Reduction = "sum") -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.core.errors import LeafError
 from hesse.nn.losses.reduction import Reduction, reduced, require_same_shape
 
 
@@ -31,8 +32,8 @@ def cross_entropy(logits: Tensor, target: Tensor, *, reduction: Reduction = "sum
 
     Args:
         logits: ``[batch, classes]``, ``[batch, classes, ...]`` or ``[classes]``.
-        target: class indices (int64: the shape of the logits without the classes), or probabilities or one-hot rows of any
-            dtype in the shape of the logits.
+        target: class indices (integers: the shape of the logits without the classes), or probabilities or one-hot rows of
+            any dtype in the shape of the logits.
         reduction: "sum" or "mean" over the samples, or "none".
 
     Returns:
@@ -40,7 +41,14 @@ def cross_entropy(logits: Tensor, target: Tensor, *, reduction: Reduction = "sum
         ignored indices and label smoothing. The log-probabilities are ``logits.log_softmax(1)``.
 
     Raises:
-        StructureError: an unknown reduction.
+        StructureError: an unknown reduction. LeafError: class indices that are no integers.
     """
-    probabilities = target.to(logits.dtype) if target.shape == logits.shape else target
-    return reduced(torch.nn.functional.cross_entropy(logits, probabilities, reduction="none"), reduction)
+    if target.shape == logits.shape:
+        target = target.to(logits.dtype)
+    elif target.is_floating_point() or target.is_complex():
+        remedy = "convert indices with .long(), or pass one probability for each logit"
+        raise LeafError("cross_entropy takes class indices, or probabilities in the shape of the logits.",
+                        f"{target.dtype} {tuple(target.shape)} for logits {tuple(logits.shape)}", remedy)  # fmt: skip
+    else:
+        target = target.long()
+    return reduced(torch.nn.functional.cross_entropy(logits, target, reduction="none"), reduction)

@@ -20,6 +20,7 @@ from hesse.core.tree import Tree
 from hesse.derivatives.grad import grad
 
 _STEPS = {"sign", "sgn", "round", "floor", "ceil", "trunc", "fix", "heaviside", "__floordiv__", "floor_divide"}
+_UNUSED = "the loss does not use the parameters"
 _REMEDY = (
     "use a loss that slopes wherever a prediction is wrong: hesse.nn.losses.interval for a range, "
     "binary_cross_entropy or cross_entropy for classes, margin for an order"
@@ -42,7 +43,8 @@ class ZeroGradient:
 
     def __str__(self) -> str:
         if self.is_zero:
-            return f"The gradient is zero everywhere because {self.reason}.\n  remedy: {_REMEDY}"
+            remedy = "compute the loss from the parameters" if self.reason == _UNUSED else _REMEDY
+            return f"The gradient is zero everywhere because {self.reason}.\n  remedy: {remedy}"
         some = f", but for {', '.join(self.zero_leaves)}" if self.zero_leaves else ""
         return f"The gradient is not zero{some}."
 
@@ -90,7 +92,7 @@ def explain_zero_gradient(f: Callable[..., Any], params: Tree, *args: Any, **kwa
     leaves, structure = tree.flatten(params)
     inputs = [torch.as_tensor(leaf).detach().requires_grad_() for leaf in leaves]
     found = diagnose(lambda: f(structure.unflatten(inputs), *args, **kwargs), inputs)
-    return ZeroGradient(True, str(found).replace("it ", "the loss ", 1), zero)
+    return ZeroGradient(True, str(found).replace("it ", "the loss ", 1).replace(" them", " the parameters", 1), zero)
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from hesse.nn.losses.reduction import Reduction, reduced, require_same_shape
@@ -25,8 +26,8 @@ def margin(scores: Tensor, target: Tensor, *, margin: float = 1.0, reduction: Re
     """
     require_same_shape(scores, target, "margin")
     s, t = scores.flatten(), target.flatten()
-    pairs = ((t == 1).unsqueeze(1) & (t == 0).unsqueeze(0)).to(s.dtype)
-    violations = (margin - (s.unsqueeze(1) - s.unsqueeze(0))).relu() * pairs
+    pairs = (t == 1).unsqueeze(1) & (t == 0).unsqueeze(0)
+    violations = torch.where(pairs, (margin - (s.unsqueeze(1) - s.unsqueeze(0))).relu(), 0.0)
     if reduction == "mean":
         return violations.sum() / pairs.sum().clamp(min=1)
     return reduced(violations, reduction)

@@ -91,11 +91,11 @@ class FastWeightsFunction(EqualSteps):
 
     def _step(self, weights: tuple[Tensor, Tree], inputs: Tensor, carried: Carried) -> Carried:
         (h, A), (of_hidden, normalization) = carried, weights
-        A = self.decay * A + self.rate * (h.unsqueeze(2) * h.unsqueeze(1))
+        A = torch.baddbmm(A, h.unsqueeze(2), h.unsqueeze(1), beta=self.decay, alpha=self.rate)
         slow = torch.addmm(inputs, h, of_hidden)
         s = self._settle(slow, normalization)
         for _ in range(self.inner_steps):
-            s = self._settle(slow + torch.bmm(A, s.unsqueeze(2)).squeeze(2), normalization)
+            s = self._settle(torch.baddbmm(slow.unsqueeze(2), A, s.unsqueeze(2)).squeeze(2), normalization)
         return s, A
 
     def _settle(self, z: Tensor, normalization: Tree) -> Tensor:

@@ -15,13 +15,13 @@ from hesse.core.tree import Tree
 from hesse.nn.models.batch_normalization import batch_norm, initial_statistics
 from hesse.nn.models.dropout import dropout as drop
 from hesse.nn.models.initialization import Initializer
-from hesse.nn.models.options import Activation, activation_function, dropout_per_layer, features_of
+from hesse.nn.models.options import Activation, activation_function, dropout_per_layer, features_of, require_positive
 from hesse.nn.models.part import Part
 
 
 def NeuralNetwork(  # noqa: PLR0913 - the network's options, and where its parameters come from
     input_features: int = 10,
-    hidden_features: Sequence[int] = (100, 2),
+    hidden_features: int | Sequence[int] = (100, 2),
     *,
     batch_normalization: bool = False,
     dropout: float | Sequence[float] = 0.0,
@@ -35,7 +35,7 @@ def NeuralNetwork(  # noqa: PLR0913 - the network's options, and where its param
 
     Args:
         input_features: elements of one sample, whatever its shape.
-        hidden_features: width of each layer; the last is the size of the output.
+        hidden_features: width of each layer, the last of which is the size of the output; a number is a single layer.
         batch_normalization: between linear map and activation.
         dropout: probability for the input of every layer, or one a layer; on in training only.
         activation: name in `torch.nn.functional`, or a callable (a function of a module if the network is to be pickled).
@@ -54,6 +54,7 @@ def NeuralNetwork(  # noqa: PLR0913 - the network's options, and where its param
     Raises:
         StructureError: options that do not fit each other; unknown activation.
     """
+    require_positive("input_features", input_features)
     widths = features_of(hidden_features)
     activation_function(activation)
     probabilities = dropout_per_layer(dropout, len(widths))

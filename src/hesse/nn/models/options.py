@@ -44,13 +44,13 @@ def dropout_per_layer(value: float | Sequence[float], layers: int) -> tuple[floa
     return chosen
 
 
-def features_of(hidden_features: Sequence[int]) -> tuple[int, ...]:
+def features_of(hidden_features: int | Sequence[int]) -> tuple[int, ...]:
     """The widths of the layers, at least one, all positive.
 
     Raises:
         StructureError: none, or one that is not positive.
     """
-    widths = tuple(hidden_features)
+    widths = (hidden_features,) if isinstance(hidden_features, int) else tuple(hidden_features)
     if not widths or min(widths) < 1:
         remedy = "pass a sequence such as hidden_features=(100, 2)"
         raise StructureError("hidden_features are the widths of the layers.", f"{widths}", remedy)
@@ -61,14 +61,24 @@ def activation_function(activation: Activation) -> Callable[[Tensor], Tensor]:
     """The function behind a name of `torch.nn.functional`; a callable stands for itself.
 
     Raises:
-        StructureError: an unknown name.
+        StructureError: an unknown name, or something that is neither.
     """
-    if not isinstance(activation, str):
+    if callable(activation):
         return activation
     if activation not in _NAMES:
         found = f"activation={activation!r}"
         raise StructureError("An activation is a callable or a known name.", found, f"one of {', '.join(_NAMES)}")
     return getattr(torch, activation) if activation in ("tanh", "sigmoid") else getattr(torch.nn.functional, activation)
+
+
+def require_positive(name: str, width: int) -> None:
+    """Refuse a width that is not positive.
+
+    Raises:
+        StructureError: it is not.
+    """
+    if width < 1:
+        raise StructureError(f"{name} is positive.", f"{name}={width}", "pass the number of elements of one input")
 
 
 def require_last(x: Tensor, features: int, what: str) -> None:

@@ -70,6 +70,9 @@ class Recurrence(Part):
         Raises:
             StructureError: other shapes, an unknown name in the state.
         """
+        if not isinstance(state, dict | None):
+            asked = f"The state of this network is a dict of {', '.join(self.carries + self._extras())}."
+            raise StructureError(asked, f"a {type(state).__name__}", "pass what it returned, or None to start")
         single = x.ndim == 2
         sequences = x.unsqueeze(0) if single else x
         self._check(sequences, x)

@@ -14,13 +14,20 @@ from hesse.core.tree import Tree
 from hesse.nn.models.batch_normalization import batch_norm, initial_statistics
 from hesse.nn.models.dropout import dropout as drop
 from hesse.nn.models.initialization import Initializer
-from hesse.nn.models.options import Activation, activation_function, dropout_per_layer, features_of, per_layer
+from hesse.nn.models.options import (
+    Activation,
+    activation_function,
+    dropout_per_layer,
+    features_of,
+    per_layer,
+    require_positive,
+)
 from hesse.nn.models.part import Part
 
 
 def SpatialNetwork(  # noqa: PLR0913 - the network's options, and where its parameters come from
     input_features: int = 3,
-    hidden_features: Sequence[int] = (16, 32, 64),
+    hidden_features: int | Sequence[int] = (16, 32, 64),
     *,
     kernel_size: int | Sequence[int] = 5,
     padding: int | Sequence[int] | None = None,
@@ -37,7 +44,7 @@ def SpatialNetwork(  # noqa: PLR0913 - the network's options, and where its para
 
     Args:
         input_features: channels of the input.
-        hidden_features: channels of each layer.
+        hidden_features: channels of each layer; a number is a single layer.
         kernel_size: of every convolution, or one a layer.
         padding: zeros on each side, one for all or one a layer; None keeps the size at stride 1 ("same": of the k - 1 zeros
             of an even kernel, the odd one goes below and to the right, as in PyTorch).
@@ -59,6 +66,7 @@ def SpatialNetwork(  # noqa: PLR0913 - the network's options, and where its para
     Raises:
         StructureError: options that do not fit each other; unknown activation.
     """
+    require_positive("input_features", input_features)
     widths = features_of(hidden_features)
     activation_function(activation)
     count = len(widths)
