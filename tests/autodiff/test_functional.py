@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -187,3 +189,12 @@ def test_the_module_can_be_forgotten() -> None:
     del f, module
     gc.collect()
     assert seen() is None
+
+
+def test_it_pickles_and_copies() -> None:
+    module = nn.Linear(3, 2).double()
+    f, params = functional(module)
+    x = torch.randn(4, 3, dtype=torch.float64)
+    for twin in (pickle.loads(pickle.dumps(f)), copy.deepcopy(f)):
+        assert twin.module is not module
+        assert torch.equal(twin(params, x), f(params, x))

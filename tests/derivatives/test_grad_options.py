@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import hesse
-from hesse.autodiff.compiled.mode import compiling, default_mode
+from hesse.autodiff.compiled.mode import CompileNotice, compiling, default_mode
 from hesse.autodiff.stable import ResizedGradientWarning
 from hesse.core import tree
 from hesse.core.errors import HesseError, StructureError, UnsupportedError
@@ -262,3 +262,33 @@ def test_compiled_results_are_attached_where_direct_ones_are() -> None:
     double = grad(lambda x: df(x).grads.square().sum(), compile="replay")
     with torch.no_grad():
         torch.testing.assert_close(double(X).grads, 36 * w.detach() ** 6 * X**3, rtol=1e-12, atol=1e-12)
+
+
+def test_a_compiled_call_whose_result_is_attached_runs_once_and_says_so() -> None:
+    layer = torch.nn.BatchNorm1d(2).double()
+    x = torch.randn(5, 2, dtype=torch.float64)
+
+    def f(p: torch.Tensor) -> torch.Tensor:
+        return (layer(x * p) ** 3).sum()
+
+    df = hesse.grad(f, compile="replay")
+    p = torch.tensor([1.0, 2.0], dtype=torch.float64)
+    with pytest.warns(CompileNotice, match="closes over requires grad"):
+        found = df(p).grads
+    assert layer.num_batches_tracked.item() == 1
+    (second,) = torch.autograd.grad(found.sum(), layer.weight)
+    q = p.clone().requires_grad_()
+    (first,) = torch.autograd.grad((layer(x * q) ** 3).sum(), q, create_graph=True)
+    torch.testing.assert_close(second, torch.autograd.grad(first.sum(), layer.weight)[0], rtol=1e-10, atol=1e-12)
+
+
+def test_parameters_that_require_grad_run_directly_with_a_notice() -> None:
+    df, p = hesse.grad(lambda p: (p**3).sum(), compile="replay"), torch.ones(2, requires_grad=True)
+    with pytest.warns(CompileNotice, match="no_grad"):
+        found = df(p).grads
+    assert torch.autograd.grad(found.sum(), p)[0].tolist() == [6.0, 6.0]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        df(p)
+        with torch.no_grad():
+            assert not df(p).grads.requires_grad

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.overrides import _get_current_function_mode_stack
 
 from hesse.autodiff.cuts import _Follow as Follow
 from hesse.autodiff.cuts import diagnose
+from hesse.autodiff.source_lines import warn_user
 from hesse.core import tree
 from hesse.core.errors import DetachedError, LeafError, NonScalarError, StructureError, UnsupportedError
 from hesse.core.space import Space
@@ -96,7 +96,7 @@ def refuse_constant(call: Callable[[Sequence[Tensor]], Any], inputs: Sequence[Te
         raise DetachedError(asked, found, remedy)
     if diagnosis.cuts:
         message = f"every gradient is zero: where the value depends on the parameters, {diagnosis}"
-        warnings.warn(message, ZeroGradientWarning, stacklevel=2)
+        warn_user(message, ZeroGradientWarning)
 
 
 def is_diagnosed() -> bool:

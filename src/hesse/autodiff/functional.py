@@ -47,6 +47,9 @@ class FunctionalModule:
             if owner != name:
                 raise LeafError(asked, f"'{name}', which is tied to '{owner}'", f"pass it once, as '{owner}'")
 
+    def __reduce__(self) -> tuple[Any, ...]:  # locks do not pickle; a copy has one of its own
+        return _remade, (self.module,)
+
     def __repr__(self) -> str:
         return f"functional({type(self.module).__name__})"
 
@@ -75,6 +78,11 @@ def functional(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Tensor]
         lock = _locks.setdefault(module, threading.RLock())
     with lock:  # another thread may be running the module with parameters of its own
         return _functional(module, lock)
+
+
+def _remade(module: nn.Module) -> FunctionalModule:
+    with _guard:
+        return FunctionalModule(module, _locks.setdefault(module, threading.RLock()))
 
 
 def _functional(module: nn.Module, lock: threading.RLock) -> tuple[Callable[..., Any], dict[str, Tensor]]:

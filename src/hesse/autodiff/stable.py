@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import warnings
 from collections.abc import Sequence
 
 from torch import Tensor
 
+from hesse.autodiff.source_lines import warn_user
 from hesse.autodiff.variables import Variables
 from hesse.core.errors import StructureError
 
@@ -54,7 +54,7 @@ class StableGradients(threading.local):
     def _notice(self, message: str) -> None:
         if not self._noticed:
             self._noticed = True
-            warnings.warn(message, ResizedGradientWarning, stacklevel=2)
+            warn_user(message, ResizedGradientWarning)
 
     def _refuse(self, found: str) -> None:
         remedy = "make a new gradient function for parameters of another structure, or leave out stable_gradients"

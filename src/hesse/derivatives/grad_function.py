@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.autodiff.compiled.mode import Mode, default_mode
+from hesse.autodiff.compiled.mode import CompileNotice, Mode, default_mode
 from hesse.autodiff.compiled.profile import Profile
 from hesse.autodiff.direct import ASKED as DIFFERENTIATES
 from hesse.autodiff.direct import differentiate, is_in_plain_mode
+from hesse.autodiff.source_lines import warn_user
 from hesse.autodiff.stable import StableGradients
 from hesse.autodiff.variables import LINKED, OTHERS, Variables, requires_grad, survey
 from hesse.core import tree
@@ -41,6 +42,7 @@ class GradFunction:
         self._stable = StableGradients(ASKED) if options.stable_gradients else None
         self._profile = None if options.profile == "off" else Profile(options.profile)
         self._compiled: dict[Any, Any] = {}
+        self._noticed = False
         self._hangs = False  # whether results were seen to hang on what the function closes over
         self._is_simple = options == GradOptions(compile=options.compile)
 
@@ -59,11 +61,13 @@ class GradFunction:
         mode = self._options.compile or default_mode()
         if mode != "off" and self._may_compile(found := survey(args), kwargs):
             grads, outputs, attached = self._compiled_for(mode, args)(args, kwargs)
-            if not attached:
+            if attached and not self._hangs:
+                self._hangs = True
+                self._notice("what it closes over requires grad")
+            if not attached or requires_grad((grads, outputs)):  # a run that was just recorded is still attached
                 if self._is_simple and not found & OTHERS:
                     return GradResult((grads, *outputs) if isinstance(outputs, tuple) else (grads, outputs))
-                return self._from_compiled(grads, outputs, args)
-            self._hangs = True
+                return self._from_compiled(grads, outputs, args, attached)
         if self._is_simple and args:
             done = differentiate(self._f, _FIRST, args, kwargs)
             grads, outputs = done.variables.like(done.grads, done.attached), done.outputs
@@ -73,12 +77,20 @@ class GradFunction:
         done = run_directly(self._f, self._options, args, kwargs, self._profile)
         return self._finish(done.variables, done.grads, done.outputs, done.attached)
 
-    def _from_compiled(self, grads: Tree, outputs: Any, args: tuple[Any, ...]) -> Any:
+    def _notice(self, cause: str) -> None:
+        """Say once that calls run directly, so that their results can be differentiated."""
+        if not self._noticed and not torch._C._len_torch_dispatch_stack():
+            self._noticed = True
+            remedy = "call it under torch.no_grad() if that is not wanted"
+            name = getattr(self._f, "__qualname__", type(self._f).__name__)
+            warn_user(f"{name} runs directly: {cause}, so that the result has to be differentiable; {remedy}", CompileNotice)
+
+    def _from_compiled(self, grads: Tree, outputs: Any, args: tuple[Any, ...], attached: bool) -> Any:
         if grads is None:
             return outputs
         numbers = self._positions(args)
         variables = Variables(args[numbers[0]] if len(numbers) == 1 else {i: args[i] for i in numbers}, DIFFERENTIATES)
-        return self._finish(variables, tree.leaves(grads), outputs, attached=False)
+        return self._finish(variables, tree.leaves(grads), outputs, attached)
 
     def _finish(self, variables: Variables, grads: Sequence[Tensor], outputs: Any, attached: bool) -> Any:
         if self._stable is not None:
@@ -98,7 +110,12 @@ class GradFunction:
     def _may_compile(self, found: int, kwargs: dict[str, Any]) -> bool:
         if self._options.debug_hook is not None or not is_in_plain_mode():
             return False
-        return not torch.is_grad_enabled() or not (self._hangs or found & LINKED or (kwargs and requires_grad(kwargs)))
+        if not torch.is_grad_enabled():
+            return True
+        linked = bool(found & LINKED or (kwargs and requires_grad(kwargs)))
+        if linked:
+            self._notice("an argument requires grad")
+        return not (self._hangs or linked)
 
     def _compiled_for(self, mode: Mode, args: tuple[Any, ...]) -> Any:
         key = mode, len(args), torch.is_grad_enabled()

@@ -338,8 +338,8 @@ def test_what_the_garbage_collector_runs_is_not_the_functions() -> None:
         time.perf_counter()
 
     def f(x: Tensor) -> Tensor:
-        parts = [[torch.sin(x)] for _ in range(2000)]  # enough containers for a collection
-        return parts[0][0] * 2
+        parts = [[i] for i in range(2000)]  # enough containers for a collection
+        return x * len(parts)
 
     gc.callbacks.append(callback)
     threshold = gc.get_threshold()

@@ -13,6 +13,7 @@ from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
 
 from hesse.autodiff.compiled.entry import Entry, mode_key
+from hesse.autodiff.compiled.mode import CompileNotice
 from hesse.autodiff.compiled.path import Build, Path, make_path
 from hesse.autodiff.compiled.profile import Profile
 from hesse.autodiff.compiled.rebuild import separate
@@ -30,10 +31,6 @@ _MOST_PATHS = 32
 _MOST_UNREPEATED = 32
 _ATTEMPTS = 2
 _PATIENCE = 12  # traces without a replay in between, after which a function is left alone
-
-
-class CompileNotice(UserWarning):
-    """A compiled function runs directly, or is replayed instead of compiled; the text says why."""
 
 
 class _Kind:

@@ -18,6 +18,10 @@ class _State(threading.local):
 _state = _State()
 
 
+class CompileNotice(UserWarning):
+    """A compiled function runs directly, or is replayed instead of compiled; the text says why."""
+
+
 def default_mode() -> Mode:
     """The mode that `compiling` set in this thread; "off" at first."""
     return _state.mode
