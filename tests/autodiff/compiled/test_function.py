@@ -229,6 +229,24 @@ def test_a_binding_that_calls_another_operation_is_not_used(monkeypatch) -> None
         bindings.call_of.cache_clear()
 
 
+def test_a_binding_that_fails_is_not_used(monkeypatch) -> None:
+    from hesse.autodiff.compiled import bindings
+
+    def fail(*args, **kwargs):
+        raise ValueError("no such call")
+
+    real = bindings._binding
+    monkeypatch.setattr(bindings, "_binding", lambda name, out: fail if name == "sin" else real(name, out))
+    bindings.call_of.cache_clear()
+    try:
+        c, x = Counted(lambda x: torch.sin(x)[:2]), torch.randn(3)
+        for _ in range(3):
+            assert torch.equal(c(x), x.sin()[:2])
+        assert c.runs == 1
+    finally:
+        bindings.call_of.cache_clear()
+
+
 @pytest.mark.parametrize(
     ("f", "reason"),
     [

@@ -167,7 +167,7 @@ def _replay(trace: Trace, inputs: list[Tensor], random: Sequence[Tensor], checke
         try:
             with seen:
                 bound(inputs)
-        except (RuntimeError, TypeError):
+        except Exception:  # of whatever kind: the plain replay is checked next, and refused if it fails too
             seen.names.clear()
         finally:
             restore_random(after)

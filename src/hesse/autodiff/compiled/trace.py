@@ -21,6 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hesse.autodiff.compiled.aliases import Aliases, writes_of
 from hesse.autodiff.compiled.state_codes import kind_of_file
+from hesse.autodiff.compiled.state_values import same
 from hesse.autodiff.dispatching import LightMode
 from hesse.autodiff.source_lines import SourceMap
 
@@ -76,10 +77,10 @@ class Read:
 
 
 def same_value(a: Any, b: Any) -> bool:
-    """Equality of Python values with their types, in which NaN equals NaN and 0.0 does not equal -0.0."""
-    if isinstance(a, (list, tuple)) and type(a) is type(b):
-        return len(a) == len(b) and all(same_value(x, y) for x, y in zip(a, b, strict=True))
-    return type(a) is type(b) and ((a == b and (a != 0 or str(a) == str(b))) or (a != a and b != b))
+    """Whether two values that were read are the same: numbers, or nested lists of them, as guards compare them."""
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(same_value(x, y) for x, y in zip(a, b, strict=True))
+    return same(b, a)
 
 
 @dataclass
