@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from hesse.autodiff import functional
 from hesse.autodiff.functional import buffers_preserved
-from hesse.core.errors import LeafError
+from hesse.core.errors import LeafError, StructureError
 from hesse.derivatives import jacobian
 
 from .programs import REAL, seeded
@@ -198,3 +198,51 @@ def test_it_pickles_and_copies() -> None:
     for twin in (pickle.loads(pickle.dumps(f)), copy.deepcopy(f)):
         assert twin.module is not module
         assert torch.equal(twin(params, x), f(params, x))
+
+
+def test_parts_that_changed_since_are_refused() -> None:
+    module = net()
+    f, params = functional(module)
+    x = torch.ones(2, 3, dtype=torch.float64)
+    kept, module[2] = module[2], nn.Tanh()
+    with pytest.raises(LeafError, match=r"'2.weight', which the module has no longer"):
+        f(params, x)
+    del module[2]
+    with pytest.raises(LeafError, match="'2', which the module has no longer"):
+        f(params, x)
+    module.append(kept)
+    before = fingerprint(module)
+    torch.testing.assert_close(f(params, x), module(x))
+    assert fingerprint(module) == before
+
+
+def test_a_part_that_was_replaced_runs_with_the_parameters_that_are_passed() -> None:
+    module = net()
+    f, params = functional(module)
+    module[0] = nn.Linear(3, 4).double()
+    x = torch.ones(2, 3, dtype=torch.float64)
+    torch.testing.assert_close(f(params, x), by_hand(params, x))
+
+
+@pytest.mark.parametrize("module", [None, nn.Linear, nn.DataParallel(nn.Linear(3, 2))], ids=["none", "class", "parallel"])
+def test_what_is_no_plain_module_is_refused(module: nn.Module) -> None:
+    with pytest.raises(StructureError, match="takes an nn.Module that runs in Python"):
+        functional(module)
+
+
+def test_a_parameter_that_is_no_tensor_is_refused() -> None:
+    module = net()
+    f, params = functional(module)
+    before = fingerprint(module)
+    with pytest.raises(LeafError, match=r"a float at '2.bias'"):
+        f({**params, "2.bias": 1.0}, torch.ones(2, 3, dtype=torch.float64))
+    assert fingerprint(module) == before
+
+
+def test_a_compiled_caller_gets_the_same_values() -> None:
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    f, params = functional(module)
+    params = {name: p + 1 for name, p in params.items()}
+    x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = torch.compile(f, backend="eager", fullgraph=True)(params, x)
+    torch.testing.assert_close(found, torch.func.functional_call(module, params, x))
