@@ -1,4 +1,4 @@
-"""Gradients that may be written to: none shares memory with another gradient, a parameter, a cotangent, or itself.
+"""Results that may be written to: none shares memory with another result, a parameter, a cotangent, or itself.
 
 Autograd hands out the same tensor for both terms of a sum, an expanded scalar for a sum's input, and the cotangent itself
 for an identity.
@@ -6,7 +6,7 @@ for an identity.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import attrgetter
 from typing import Any
 
@@ -36,17 +36,35 @@ def owned(grads: Sequence[Tensor | None], inputs: Sequence[Tensor], cotangents: 
         except (TypeError, RuntimeError):  # a gradient is None, or sparse
             pass
     results = [torch.zeros_like(x) if g is None else dense(g) for g, x in zip(grads, inputs, strict=True)]
-    with torch._C.DisableTorchFunction():  # an address is looked at, and nothing computed from it
-        taken = {_memory(t) for t in (*inputs, *(cotangents or ()))}
-        shared = []
-        for index, g in enumerate(results):
-            memory = _memory(g)
-            if memory in taken or not (g.is_contiguous() or torch._debug_has_internal_overlap(g) == 0):
-                shared.append(index)
-            taken.add(memory)
-    for index in shared:
+    for index in sharing(results, (*inputs, *(cotangents or ()))):
         results[index] = results[index].clone(memory_format=torch.contiguous_format)
     return results
+
+
+def sharing(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> list[int]:
+    """Which tensors share memory with others, with an earlier one of themselves, or within themselves.
+
+    Args:
+        tensors: to be written to by their owner, each for itself.
+        others: tensors that belong to somebody else.
+
+    Returns:
+        Their indices.
+    """
+    with torch._C.DisableTorchFunction():  # an address is looked at, and nothing computed from it
+        taken = {_memory(t) for t in others}
+        shared = []
+        for index, t in enumerate(tensors):
+            memory = _memory(t)
+            if t.numel() and (memory in taken or _overlaps(t)):
+                shared.append(index)
+            taken.add(memory)
+    return shared
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    """Whether two elements of a tensor may be one."""
+    return tensor.layout is torch.strided and not tensor.is_contiguous() and torch._debug_has_internal_overlap(tensor) != 0
 
 
 def _memory(tensor: Tensor) -> int:

@@ -25,6 +25,7 @@ from hesse.autodiff.compiled.functional_form import Functional, NativeUnavailabl
 from hesse.autodiff.compiled.replay import Deviation, Runner
 from hesse.autodiff.compiled.trace import Read, Trace
 from hesse.autodiff.compiled.undo import random_states, restore_random
+from hesse.autodiff.ownership import sharing
 
 _OPTIONS: dict[str, Any] = {
     "fallback_random": True,  # the same random numbers as without compilation
@@ -96,7 +97,7 @@ class Native:
                 inputs[index].copy_(outputs[position])
             results = list(outputs[self._first : self._last])
             if self._shared is None:
-                self._shared = _sharing(results, [*inputs, *self._constants])
+                self._shared = sharing(results, [*inputs, *self._constants])
             for index in self._shared:
                 results[index] = results[index].clone()
             return results
@@ -116,18 +117,6 @@ def _deviation(reads: Sequence[tuple[int, Read]], outputs: Sequence[Tensor]) -> 
         if not read.agrees(found):
             return Deviation(index, found)
     return None
-
-
-def _sharing(results: Sequence[Tensor], others: Sequence[Tensor]) -> list[int]:
-    """Results that share memory with an input, a constant or an earlier result (the same ones at every call)."""
-    taken = {t.untyped_storage()._cdata for t in others}
-    shared = []
-    for index, result in enumerate(results):
-        cell = result.untyped_storage()._cdata
-        if result.numel() and cell in taken:
-            shared.append(index)
-        taken.add(cell)
-    return shared
 
 
 def _compile_in_some_wrapper(form: Functional, inputs: Sequence[Tensor]) -> tuple[_Call, str, bool]:

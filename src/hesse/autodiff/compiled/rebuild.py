@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
+
+from hesse.autodiff.ownership import sharing
 
 
 def rebuilder(spec: pytree.TreeSpec, static: tuple[tuple[int, Any], ...]) -> Callable[[list[Tensor]], Any]:
@@ -36,17 +37,11 @@ def separate(result: Any, outside: Sequence[Tensor]) -> Any:
     Returns:
         The same with a copy of each tensor that shares memory with one of those, or with an earlier tensor of the result.
     """
-    taken = {t.untyped_storage()._cdata for t in outside if t.layout == torch.strided}
-
-    def own(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
-            return leaf
-        if leaf.untyped_storage()._cdata in taken:
-            return leaf.clone()
-        taken.add(leaf.untyped_storage()._cdata)
-        return leaf
-
-    return pytree.tree_map(own, result)
+    leaves, spec = pytree.tree_flatten(result)
+    tensors = [index for index, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+    for index in sharing([leaves[i] for i in tensors], outside):
+        leaves[tensors[index]] = leaves[tensors[index]].clone()
+    return pytree.tree_unflatten(leaves, spec)
 
 
 def _kept(constants: dict[str, Any], value: Any) -> str:
