@@ -12,6 +12,7 @@ from torch import Tensor
 from hesse.autodiff.compiled import path as path_module
 from hesse.autodiff.compiled.function import CompiledFunction, CompileNotice
 from hesse.autodiff.compiled.profile import Profile
+from hesse.autodiff.compiled.trace import Trace
 from hesse.autodiff.compiled.unrecordable import Unrecordable
 
 F64 = torch.float64
@@ -370,3 +371,25 @@ def test_what_the_garbage_collector_runs_is_not_the_functions() -> None:
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(callback)
+
+
+def test_what_a_path_writes_is_checked_against_the_direct_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrongly(trace: Trace) -> None:
+        optimize(trace)
+        for node in trace.graph.nodes:
+            if node.target is torch.ops.aten.add_.Tensor:
+                node.args = (node.args[0], 5.0)
+
+    optimize = path_module.optimize
+    monkeypatch.setattr(path_module, "optimize", wrongly)
+
+    def f(x: Tensor, y: Tensor) -> Tensor:
+        y[1:].add_(1.0)
+        return x.square()
+
+    c, state = Counted(f), torch.zeros(3)
+    with pytest.warns(CompileNotice, match="differs from the direct one"):
+        assert c(torch.ones(3), state).tolist() == [1.0] * 3
+    assert state.tolist() == [0.0, 1.0, 1.0]  # what the direct run wrote; what was tried is undone
+    c(torch.ones(3), state)
+    assert state.tolist() == [0.0, 2.0, 2.0]

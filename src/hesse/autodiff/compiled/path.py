@@ -17,7 +17,7 @@ from hesse.autodiff.compiled.rebuild import rebuilder
 from hesse.autodiff.compiled.replay import Deviation, Replay, Runner
 from hesse.autodiff.compiled.state import PythonState
 from hesse.autodiff.compiled.trace import Node, Trace
-from hesse.autodiff.compiled.undo import random_states, restore_random
+from hesse.autodiff.compiled.undo import Rewind
 from hesse.autodiff.compiled.unrecordable import Unrecordable
 from hesse.autodiff.dispatching import LightMode
 
@@ -127,16 +127,16 @@ def make_path(trace: Trace, state: PythonState, result: Any, random: Sequence[Te
     optimize(trace)
     inputs = [*trace.inputs, *trace.captured]
     reference = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
-    checked = not trace.aliases.written & trace.aliases.external
-    replay = _replay(trace, inputs, random, checked)
+    places = zip(inputs, (n for n in trace.graph.nodes if n.op == "placeholder"), strict=True)
+    changed = [t for t, place in places if trace.aliases.group(place) in trace.aliases.written]
+    direct, rewind = _Direct(reference, changed, [t.detach().clone() for t in changed]), Rewind(trace, random)
+    replay = _replay(trace, inputs, rewind)
     path = Path(trace, state, replay, replay.code)
-    if checked:
-        _verify(replay, inputs, reference, random)
+    _verify(replay, inputs, direct, rewind)
     if build.native:
         try:
             runner, code = compile_native(trace)
-            if checked:
-                _verify(runner, inputs, reference, random)
+            _verify(runner, inputs, direct, rewind)
             path.runner, path.code = runner, code
         except NativeUnavailable as error:
             build.notice(f"is replayed instead of compiled: {error.reason}")
@@ -144,7 +144,7 @@ def make_path(trace: Trace, state: PythonState, result: Any, random: Sequence[Te
             build.notice(f"is replayed instead of compiled: of the native code, {error.reason}")
     elif build.note is not None:
         path.runner = Replay(trace, bind=replay.bound, note=build.note)
-    trace.inputs, trace.captured = [], []  # nothing of the user's is kept alive
+    trace.inputs, trace.captured, trace.before = [], [], {}  # nothing of the user's is kept alive
     return path
 
 
@@ -159,36 +159,38 @@ class _Names(LightMode):
         return func(*args, **kwargs)
 
 
-def _replay(trace: Trace, inputs: list[Tensor], random: Sequence[Tensor], checked: bool) -> Replay:
+def _replay(trace: Trace, inputs: list[Tensor], rewind: Rewind) -> Replay:
     """A replay whose Python bindings were seen to call the recorded operations; by overloads where they did not."""
-    if checked:
-        bound, seen, after = Replay(trace), _Names(), random_states()
-        restore_random(random)
-        try:
-            with seen:
-                bound(inputs)
-        except Exception:  # of whatever kind: the plain replay is checked next, and refused if it fails too
-            seen.names.clear()
-        finally:
-            restore_random(after)
-        if seen.names == bound.operations:
-            return bound
-    return Replay(trace, bind=False)
-
-
-def _verify(runner: Runner, inputs: list[Tensor], reference: list[Tensor], random: Sequence[Tensor]) -> None:
-    after = random_states()
-    restore_random(random)
+    bound, seen = Replay(trace), _Names()
     try:
-        found = runner(inputs)
-    except Exception as error:
-        raise Unrecordable(f"the compiled code failed ({type(error).__name__}: {error})") from error
-    finally:
-        restore_random(after)
-    if isinstance(found, Deviation):
-        raise Unrecordable("a value that Python reads from a tensor differs between two runs of the same call")
-    scale = max((_largest(t) for t in (*inputs, *reference)), default=0.0)
-    for mine, its in zip(found, reference, strict=True):
+        with rewind(), seen:
+            bound(inputs)
+    except Exception:  # of whatever kind: the plain replay is checked next, and refused if it fails too
+        seen.names.clear()
+    return bound if seen.names == bound.operations else Replay(trace, bind=False)
+
+
+@dataclass(frozen=True)
+class _Direct:
+    """What the direct run gave: its results, and the inputs that it wrote to, with the values that they had then."""
+
+    results: list[Tensor]
+    changed: list[Tensor]
+    values: list[Tensor]
+
+
+def _verify(runner: Runner, inputs: list[Tensor], direct: _Direct, rewind: Rewind) -> None:
+    """Run compiled code from where the direct run began; it has to give and to write the same."""
+    with rewind():
+        try:
+            found = runner(inputs)
+        except Exception as error:
+            raise Unrecordable(f"the compiled code failed ({type(error).__name__}: {error})") from error
+        if isinstance(found, Deviation):
+            raise Unrecordable("a value that Python reads from a tensor differs between two runs of the same call")
+        found = [*found, *(t.detach().clone() for t in direct.changed)]
+    scale = max((_largest(t) for t in (*inputs, *direct.results)), default=0.0)
+    for mine, its in zip(found, (*direct.results, *direct.values), strict=True):
         if not _agree(mine, its.detach(), scale):
             raise Unrecordable("the compiled result differs from the direct one")
 

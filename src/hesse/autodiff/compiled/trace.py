@@ -96,6 +96,7 @@ class Trace:
         reads: in the order in which they were made.
         aliases: which nodes share memory.
         random: whether random numbers were drawn from a default generator.
+        before: what external memory held before the run wrote to it, by its address.
         refused: why a graph cannot repeat the run; empty where it can. The run itself went on to its end.
         results: the variable leaves of what the run returned: nodes, or the index of an input.
         structure: pytree spec of what the run returned, and its other leaves.
@@ -110,6 +111,7 @@ class Trace:
     reads: list[Read] = field(default_factory=list)
     aliases: Aliases = field(default_factory=Aliases)
     random: bool = False
+    before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = field(default_factory=dict)
     refused: str = ""
     results: list[fx.Node] = field(default_factory=list)
     structure: tuple[pytree.TreeSpec, tuple[tuple[int, Any], ...]] | None = None
@@ -178,14 +180,24 @@ class _Operations(LightMode):
             self._constant(args[0], source)
             return args[0]
         nodes = self._nodes(tuple(args)), {key: self._nodes(value) for key, value in kwargs.items()}
+        written = writes_of(func, args, kwargs)
+        self._keep(written)
         out = func(*map(_written_out, args), **{key: _written_out(value) for key, value in kwargs.items()})
         node = self.trace.graph.call_function(func, *nodes)
-        self.trace.aliases.operation(node, [self._known[t] for t in writes_of(func, args, kwargs)])
+        self.trace.aliases.operation(node, [self._known[t] for t in written])
         self.trace.random |= torch.Tag.nondeterministic_seeded in func.tags and not _own_generator(args, kwargs)
         self._outputs(node, out, source, phase)
         if torch.Tag.dynamic_output_shape in func.tags or packet in _DYNAMIC_SHAPES or func.namespace != "aten":
             self._shapes(out, source)
         return out
+
+    def _keep(self, written: Sequence[Tensor]) -> None:
+        """Keep what memory from outside holds before it is written to."""
+        for tensor in written:
+            if tensor.layout == torch.strided and self._is_external(tensor):
+                storage = tensor.untyped_storage()
+                if storage.data_ptr() not in self.trace.before:
+                    self.trace.before[storage.data_ptr()] = storage, storage.clone()
 
     def is_given(self, tensor: Tensor, name: str) -> bool:
         """Whether something that is read of a tensor can be another at the next call."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,6 +28,31 @@ class Undo:
         with torch.no_grad():
             for tensor, value in self._before:
                 tensor.copy_(value)
+
+
+class Rewind:
+    """Where a recorded run began: it can be run again from there, after which everything is as it was.
+
+    Args:
+        trace: the run.
+        random: states of the random generators before it.
+    """
+
+    def __init__(self, trace: Trace, random: Sequence[Tensor]) -> None:
+        self._random, self._memory = random, list(trace.before.values())
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        random, memory = random_states(), [storage.clone() for storage, _ in self._memory]
+        restore_random(self._random)
+        for storage, before in self._memory:
+            storage.copy_(before)
+        try:
+            yield
+        finally:
+            restore_random(random)
+            for (storage, _), after in zip(self._memory, memory, strict=True):
+                storage.copy_(after)
 
 
 def random_states() -> list[Tensor]:
