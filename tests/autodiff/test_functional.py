@@ -226,7 +226,7 @@ def test_a_part_that_was_replaced_runs_with_the_parameters_that_are_passed() -> 
 
 @pytest.mark.parametrize("module", [None, nn.Linear, nn.DataParallel(nn.Linear(3, 2))], ids=["none", "class", "parallel"])
 def test_what_is_no_plain_module_is_refused(module: nn.Module) -> None:
-    with pytest.raises(StructureError, match="takes an nn.Module that runs in Python"):
+    with pytest.raises(StructureError, match=r"takes an nn\.Module that runs in Python"):
         functional(module)
 
 
