@@ -303,8 +303,10 @@ def float16_network(d: Draw) -> Made:
 
 @program("fixed", "half")
 def bfloat16_network(d: Draw) -> Made:
-    def f(params: Any, x: Tensor) -> Tensor:
-        return F.softplus(F.layer_norm(x @ params["W"], (3,))).mean()
-
     half = torch.bfloat16
+    weights = torch.tensor([1.0, -2.0, 3.0], dtype=half)  # without them the gradient would be nothing but rounding
+
+    def f(params: Any, x: Tensor) -> Tensor:
+        return (F.softplus(F.layer_norm(x @ params["W"], (3,))) * weights).mean()
+
     return f, ({"W": d.normal(4, 3, dtype=half)}, d.normal(d.n, 4, dtype=half)), {}

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hesse.autodiff.compiled.functional_form import _split
 from hesse.autodiff.compiled.native import Native, NativeUnavailable, compile_native
 from hesse.autodiff.compiled.optimize import optimize
 from hesse.autodiff.compiled.replay import Deviation
@@ -358,3 +359,9 @@ def test_without_a_compiler(tmp_path: Path) -> None:
         [sys.executable, "-c", _WITHOUT_COMPILER], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert "refused: no working C++ compiler was found" in done.stdout, done.stderr
+
+
+def test_constants_without_memory() -> None:
+    fills, lifted = _split({"shape": torch.empty(2, 3, device="meta"), "ones": torch.ones(2), "rows": torch.arange(3)})
+    assert fills == {"shape": ((2, 3), 0, torch.float32, torch.device("meta")), "ones": ((2,), 1.0, torch.float32, torch.device("cpu"))}
+    assert list(lifted) == ["rows"]

@@ -165,7 +165,9 @@ def _split(constants: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tens
     lifted: dict[str, Tensor] = {}
     for name, tensor in constants.items():
         flat = tensor.detach().reshape(-1)
-        if flat.numel() and bool((flat == flat[0]).all()) and tensor.is_contiguous():
+        if tensor.is_meta:  # only its shape can matter
+            fills[name] = (tuple(tensor.shape), 0, tensor.dtype, tensor.device)
+        elif flat.numel() and bool((flat == flat[0]).all()) and tensor.is_contiguous():
             fills[name] = (tuple(tensor.shape), flat[0].item(), tensor.dtype, tensor.device)
         else:
             lifted[name] = tensor
