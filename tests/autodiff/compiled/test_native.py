@@ -363,5 +363,6 @@ def test_without_a_compiler(tmp_path: Path) -> None:
 
 def test_constants_without_memory() -> None:
     fills, lifted = _split({"shape": torch.empty(2, 3, device="meta"), "ones": torch.ones(2), "rows": torch.arange(3)})
-    assert fills == {"shape": ((2, 3), 0, torch.float32, torch.device("meta")), "ones": ((2,), 1.0, torch.float32, torch.device("cpu"))}
+    place = torch.device
+    assert fills == {"shape": ((2, 3), 0, torch.float32, place("meta")), "ones": ((2,), 1.0, torch.float32, place("cpu"))}
     assert list(lifted) == ["rows"]
