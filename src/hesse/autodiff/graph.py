@@ -1,56 +1,24 @@
-"""A traced program to look at: its nodes as data, as a summary, as DOT and as SVG."""
+"""A compiled program to look at, drawn as every graph is."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import fx
 
-from hesse.autodiff.graph_dot import Kind, Vertex, dot_text, svg_text
+from hesse.autodiff.events_records import TensorFacts
+from hesse.autodiff.graph_nodes import GraphNode, Kind
+from hesse.autodiff.graph_traced import AnyGraph
 from hesse.autodiff.source_lines import Frame, Phase
-from hesse.core.errors import MissingExtraError, StructureError
+from hesse.core.errors import StructureError
 
-_MOST_COMMON = 12
 _CAPTURED = "captured"
 
 
-@dataclass(frozen=True)
-class GraphNode:
-    """A node of a program.
-
-    Attributes:
-        name: unique in the program.
-        op: the operation ("aten.mm.default"), or what people call an input or output ("params['w']").
-        kind: "input", "constant" (closed over, or made from Python data), "op", "answer" or "gradient".
-        phase: "forward" or "backward".
-        shape, dtype, device: of its tensor; None where it is none (numbers, several tensors).
-        source: the user's line, of the forward op for ops of a backward pass; None where it is not known.
-        inputs: names of the nodes that it reads, each once, in order.
-    """
-
-    name: str
-    op: str
-    kind: Kind
-    phase: Phase
-    shape: tuple[int, ...] | None
-    dtype: torch.dtype | None
-    device: torch.device | None
-    source: Frame | None
-    inputs: tuple[str, ...]
-
-    @property
-    def label(self) -> tuple[str, ...]:
-        """The lines of its drawing: operation, type and shape, line."""
-        tensor = () if self.shape is None else (f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}",)
-        where = () if self.source is None or self.kind in ("answer", "gradient") else (str(self.source),)
-        return (self.op, *tensor, *where)
-
-
-class ProgramGraph:
+class ProgramGraph(AnyGraph):
     """A traced program as people look at it. In a notebook it draws itself, where GraphViz is installed.
 
     Args:
@@ -90,43 +58,29 @@ class ProgramGraph:
         self.nodes: tuple[GraphNode, ...] = tuple(nodes)
 
     @property
-    def counts(self) -> dict[str, int]:
-        """How many times each operation stands in the program, the most frequent first."""
-        return dict(Counter(node.op for node in self.nodes if node.kind == "op").most_common())
+    def title(self) -> str:
+        """What was traced."""
+        return "program"
 
-    def to_dot(self) -> str:
-        """The graph in the DOT language: inputs as inverted trapezia (dashed if closed over), gradients as trapezia, answers as
-        octagons, edges into forward operations green and into backward ones blue."""
-        vertices = [Vertex(node.name, node.label, node.kind, node.phase) for node in self.nodes]
-        edges = [(name, node.name) for node in self.nodes for name in node.inputs]
-        return dot_text(vertices, edges)
+    @property
+    def modules(self) -> Mapping[str, str]:
+        """Nothing: programs are flat."""
+        return {}
 
-    def to_svg(self) -> str:
-        """The graph as an SVG document.
-
-        Raises:
-            MissingExtraError: the `dot` program of GraphViz is not on the path.
-        """
-        return svg_text(self.to_dot())
-
-    def _repr_svg_(self) -> str | None:
-        try:
-            return self.to_svg()
-        except MissingExtraError:
-            return None
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing: programs are what they are."""
+        return ()
 
     def __str__(self) -> str:
         kinds = Counter(node.kind for node in self.nodes)
         phases = Counter(node.phase for node in self.nodes if node.kind == "op")
-        counts = self.counts
         lines = [
             f"program of {kinds['op']} ops ({phases['forward']} forward, {phases['backward']} backward)",
             f"  inputs {kinds['input']}, constants {kinds['constant']}, "
             f"answers {kinds['answer']}, gradients {kinds['gradient']}",
         ]
-        lines += [f"  {count:>5} x {op}" for op, count in list(counts.items())[:_MOST_COMMON]]
-        rest = len(counts) - _MOST_COMMON
-        return "\n".join([*lines, *([f"  and {rest} other ops"] if rest > 0 else [])])
+        return "\n".join([*lines, *self._most_common()])
 
 
 def _same_number(what: str, has: int, given: int) -> None:
@@ -171,15 +125,17 @@ def _node(node: fx.Node, called: dict[str, str]) -> GraphNode:
     meta = node.meta
     source = None if meta.get("source") is None else Frame(*meta["source"])
     inputs = tuple(parent.name for parent in node.all_input_nodes)
-    return GraphNode(
-        node.name, op, kind, _phase(meta), meta.get("shape"), meta.get("dtype"), meta.get("device"), source, inputs
-    )
+    view = isinstance(node.target, torch._ops.OpOverload) and node.target.is_view
+    return GraphNode(node.name, op, kind, _phase(meta), _facts(meta), source, inputs, view=view)
+
+
+def _facts(meta: dict[str, Any]) -> tuple[TensorFacts, ...]:
+    return () if meta.get("shape") is None else (TensorFacts(tuple(meta["shape"]), meta["dtype"], meta["device"]),)
 
 
 def _result(name: str, called: str, kind: Kind, result: Any) -> GraphNode:
     """An output; one that is a plain number has no node behind it."""
     phase: Phase = "backward" if kind == "gradient" else "forward"
     if not isinstance(result, fx.Node):
-        return GraphNode(name, f"{called} = {result}", kind, phase, None, None, None, None, ())
-    meta = result.meta
-    return GraphNode(name, called, kind, phase, meta.get("shape"), meta.get("dtype"), meta.get("device"), None, (result.name,))
+        return GraphNode(name, f"{called} = {result}", kind, phase)
+    return GraphNode(name, called, kind, phase, _facts(result.meta), None, (result.name,))

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,10 @@ _FOLDERS = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in _RO
 _INSTALLED = ("site-packages", "dist-packages")
 _DISPATCHERS = ("__torch_dispatch__", "__torch_function__")
 _ENGINE, _SEEDS = "_engine_run_backward", "_make_grads"
+_CHECKPOINT = os.path.join("torch", "utils", "checkpoint.py")
+_COMPILED = os.path.join("torch", "_dynamo", "eval_frame.py")
 _MOST_NODES = 16
+_MOST_PLACES = 200_000
 _kinds: dict[str, int] = {}
 
 
@@ -51,11 +54,19 @@ class Place(NamedTuple):
         source: the user's line, or None where no user's code is on the stack.
         phase: "backward" within a pass of autograd's engine.
         stack: the user's frames, innermost first; only ``(source,)`` unless stacks were asked for.
+        order: 0 for an op of the forward computation (a checkpoint's second run of it too), 1 for an op of its backward pass, 2
+            of that one's (double backward), and so on.
+        module: what `SourceMap.module` was when the op ran; for an op of a backward pass, when its forward op did.
+        region: the function compiled with `torch.compile` in which the op ran (eagerly); empty where none, or no stacks are
+            kept.
     """
 
     source: Frame | None
     phase: Phase
     stack: tuple[Frame, ...]
+    order: int = 0
+    module: str = ""
+    region: str = ""
 
 
 def _kind(filename: str) -> int:
@@ -140,6 +151,18 @@ class _Thread:
     upcoming: int
     before: Place | None = None
     made: dict[int, tuple[Place, Place]] = field(default_factory=dict)
+    noted: tuple[Place | None, Place | None, tuple[Place, Place] | None] = (None, None, None)
+
+    def note(self, place: Place, now: int) -> None:
+        """Lead the nodes that were made since the last op to a place."""
+        before = self.before or place
+        if self.noted[0] is not place or self.noted[1] is not before or self.noted[2] is None:
+            self.noted = place, before, (_in_backward(place), _in_backward(before))
+        for number in range(max(self.upcoming, now - _MOST_NODES), now):
+            self.made[number] = cast("tuple[Place, Place]", self.noted[2])
+        if len(self.made) > _MOST_PLACES:
+            for number in list(self.made)[: _MOST_PLACES // 2]:
+                del self.made[number]
 
 
 class SourceMap:
@@ -152,11 +175,16 @@ class SourceMap:
     Args:
         stacks: also keep every op's whole stack of the user's frames.
 
+    Attributes:
+        module: whatever its owner writes there to be kept with the ops that follow.
+
     Cost: a few microseconds an op (a third of what its dispatch to Python costs), and two tuples for each autograd node.
     """
 
     def __init__(self, *, stacks: bool = False) -> None:
-        self.stacks = stacks
+        self.stacks, self.module = stacks, ""
+        self._around: tuple[Any, tuple[Frame, ...], str] = None, (), ""
+        self._latest: tuple[Any, Place] = None, Place(None, "forward", ())
         self._threads = {threading.get_ident(): _Thread(torch.autograd._get_sequence_nr())}
 
     def locate(self) -> tuple[Frame | None, Phase]:
@@ -167,6 +195,12 @@ class SourceMap:
     def place(self) -> Place:
         """The place of the op being dispatched, with the stack of the user's frames."""
         return self._place(sys._getframe(1))
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this thread has made no autograd node since its last op: then the place of an op need not be asked for."""
+        thread = self._threads.get(threading.get_ident())
+        return thread is not None and thread.upcoming == torch.autograd._get_sequence_nr()
 
     def _place(self, frame: FrameType | None) -> Place:
         node = torch._C._current_autograd_node()
@@ -180,19 +214,32 @@ class SourceMap:
         if in_backward and (entered or found is None) and node is not None:
             place = self._forward_of(node, thread, found is not None)
         if place is None:
-            place = self._seen(found, "backward" if in_backward or seeds else "forward")
+            place = self._seen(found, "backward" if in_backward or seeds else "forward", in_backward)
         if now > thread.upcoming:
-            noted = (_in_backward(place), _in_backward(thread.before or place))
-            for number in range(max(thread.upcoming, now - _MOST_NODES), now):
-                thread.made[number] = noted
+            thread.note(place, now)
         thread.upcoming, thread.before = now, place
         return place
 
-    def _seen(self, frame: FrameType | None, phase: Phase) -> Place:
+    def _seen(self, frame: FrameType | None, phase: Phase, in_backward: bool) -> Place:
+        """The place of the user's frame; the same object as long as the op's line stays the same."""
         if frame is None:
-            return Place(None, phase, ())
+            return Place(None, phase, (), int(phase == "backward"), self.module)
+        caller = frame.f_back
+        above = None if caller is None else caller.f_back
+        around = (
+            id(frame), frame.f_code, id(caller), 0 if caller is None else caller.f_lasti, id(above),
+            0 if above is None else above.f_lasti,
+        )  # fmt: skip
+        key = (frame.f_lasti, phase, in_backward, self.module)
+        if self._around[0] != around:
+            self._around = (around, tuple(_users(caller)), _region(frame)) if self.stacks else (around, (), "")
+        elif self._latest[0] == key:
+            return self._latest[1]
+        order = int(phase == "backward" and not (in_backward and _recomputed(frame)))
         source = _named(frame)
-        return Place(source, phase, tuple(_users(frame)) if self.stacks else (source,))
+        place = Place(source, phase, (source, *self._around[1]), order, self.module, self._around[2])
+        self._latest = key, place
+        return place
 
     def _forward_of(self, node: Any, here: _Thread, own: bool) -> Place | None:
         """The place of the op that made this node, looked for first among the thread's own nodes, or last (a thread of
@@ -206,4 +253,25 @@ class SourceMap:
 
 
 def _in_backward(place: Place) -> Place:
-    return place if place.phase == "backward" else Place(place.source, "backward", place.stack)
+    return Place(place.source, "backward", place.stack, place.order + 1, place.module, place.region)
+
+
+def _recomputed(frame: FrameType | None) -> bool:
+    """Whether a checkpoint runs the code of a forward computation again for a backward pass."""
+    while frame is not None and frame.f_code.co_name != _ENGINE:
+        if frame.f_code.co_filename.endswith(_CHECKPOINT):
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _region(frame: FrameType | None) -> str:
+    """The outermost function on the stack that was compiled with `torch.compile`."""
+    name, inner = "", ""
+    while frame is not None and "torch._dynamo" in sys.modules:
+        if _kind_of(frame) == _USER:
+            inner = frame.f_code.co_qualname
+        elif frame.f_code.co_filename.endswith(_COMPILED) and inner:
+            name = inner
+        frame = frame.f_back
+    return name
