@@ -4,9 +4,18 @@ Everything public stands here. Jacobians, Hessians, per-sample gradients, Fisher
 kind, a `LinearOperator` between spaces of named trees, of which one asks questions (`dense`, `trace`, `solve`, ...).
 """
 
-from hesse import nn, operators
+from hesse import debug, nn, operators
 from hesse.autodiff import Linearization, compiling, custom_vjp, functional, hessian_operator, linearize
-from hesse.check import CheckReport, WrongDerivativeError, assert_derivatives, check_derivatives
+from hesse.check import (
+    CheckReport,
+    WrongDerivativeError,
+    assert_derivatives,
+    assert_module,
+    assert_operator,
+    check_derivatives,
+    check_module,
+    check_operator,
+)
 from hesse.core.errors import HesseError
 from hesse.core.memory import memory
 from hesse.core.progress import progress
@@ -24,6 +33,7 @@ from hesse.curvature import (
     output_hessian,
     propagated_diagonal,
 )
+from hesse.debug import find_nonfinite, trace_graph, watch_nonfinite
 from hesse.derivatives import (
     DivergenceResult,
     GradResult,
@@ -99,12 +109,17 @@ __all__ = [
     "WrongDerivativeError",
     "activation_hessian",
     "assert_derivatives",
+    "assert_module",
+    "assert_operator",
     "average",
     "block_diagonal",
     "check_derivatives",
+    "check_module",
+    "check_operator",
     "compiling",
     "condition",
     "custom_vjp",
+    "debug",
     "deflation",
     "dense",
     "diagonal",
@@ -113,6 +128,7 @@ __all__ = [
     "effective_dimension",
     "eigsh",
     "ekfac",
+    "find_nonfinite",
     "fisher",
     "fisher_information",
     "function_trace",
@@ -151,4 +167,6 @@ __all__ = [
     "squared_norm",
     "svd",
     "trace",
+    "trace_graph",
+    "watch_nonfinite",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from hesse.autodiff.custom import custom_vjp
 from hesse.check import WrongDerivativeError, assert_derivatives, check_derivatives
-from hesse.core.errors import LeafError, NondeterministicError, NonFiniteError, StructureError
+from hesse.core.errors import LeafError, NonFiniteError, StructureError
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -44,8 +44,10 @@ RIGHT: dict[str, tuple[Any, Any]] = {
     "max with ties": (lambda x: x.max(dim=1).values, TIES),
     "amax with ties": (lambda x: x.amax(dim=1), TIES),
     "sort with ties": (lambda x: x.sort(dim=1).values, TIES),
+    "logits by hand": (lambda x: x.clamp_min(0) + torch.log1p((-x.abs()).exp()), randn(3, 4)),
+    "leaky by two masks": (lambda x: torch.where(x > 0, x, 0) + 0.2 * torch.where(x > 0, 0, x), randn(3, 4)),
     "topk": (lambda x: x.topk(2, dim=1).values, randn(3, 4)),
-    "median": (lambda x: x.median(dim=1).values, randn(3, 5)),
+    "median": (lambda x: x.contiguous().median(dim=1).values, randn(3, 5)),  # of expanded x it is wrong in torch
     "clamp at its bounds": (lambda x: x.clamp(-1, 1), torch.tensor([-1.0, 0.5, 1.0, 3.0], dtype=torch.float64)),
     "hard shrink": (lambda x: F.hardshrink(x, 1.0), torch.tensor([-1.0, 0.5, 1.0, 3.0], dtype=torch.float64)),
     "rounding": (lambda x: x.round() + x, randn(5)),
@@ -127,7 +129,7 @@ def test_a_function_that_only_runs_in_float32_is_compared_with_its_own_error_bar
 
     report = check_derivatives(strict, randn(5, 4, dtype=torch.float32))
     assert report.ok and any("no equal run in float64 (AssertionError" in note for note in report.notes), str(report)
-    with pytest.raises(WrongDerivativeError, match=r"factor 1\.050"):
+    with pytest.raises(WrongDerivativeError, match=r"factor 1\.05|wrong in several of 20 elements"):
         assert_derivatives(lambda x: strict(Bug.apply(x, lambda g, x: 1.05 * g, lambda x: x * 1)), randn(5, 4).float())
 
 
@@ -257,7 +259,8 @@ BUGS: dict[str, tuple[Any, Any, str, str]] = {
         with_rule(lambda g, x: (2 * x * g).T.reshape(x.shape)), randn(2, 3), "reverse mode", "transposed"),
     "transposed product": (with_rule(lambda g, x: g @ SQUARE, lambda x: x @ SQUARE), randn(4, 3), "reverse mode", "without"),
     "one element": (with_rule(one_element), randn(2, 3), "reverse mode", r"1 of 6 elements, at \(1, 2\) \(factor 1\.010\)"),
-    "one element of many": (with_rule(one_element), randn(20, 30), "reverse mode", "random directions"),
+    "one element of many": (
+        with_rule(one_element), randn(20, 30), "reverse mode", r"1 of 600 elements, at \(1, 2\) \(factor 1\.010\)"),
     "one element of some": (with_rule(one_element), randn(5, 4), "reverse mode", r"1 of 20 elements, at \(1, 2\)"),
     "order": (with_rule(lambda g, x: (2 * x * g).flip(0)), randn(5), "reverse mode", "wrong order"),
     "constant offset": (with_rule(lambda g, x: 2 * x * g + 0.1), randn(5), "reverse mode", "off by the constant 0.100"),
@@ -278,12 +281,14 @@ BUGS: dict[str, tuple[Any, Any, str, str]] = {
     "clipped": (with_rule(clipped), randn(2, 3), "cotangent times 1000", ""),
     "normalized cotangent": (
         lambda x: Bug.apply(x, lambda g, x: 2 * x * g / max(1.0, g.norm().item() / 5)), randn(2, 3), "times 1000", ""),
-    "cotangent by memory": (with_rule(lambda g, x: 2 * x * by_memory(g)), randn(2, 3), "strided cotangent", "only here"),
+    "cotangent by memory": (with_rule(lambda g, x: 2 * x * by_memory(g)), randn(2, 3), "strided cotangent",
+                            "only when the cotangent is strided"),
     "cotangent viewed": (with_rule(lambda g, x: (2 * x).view(-1).mul(g.view(-1)).view(x.shape)), randn(2, 3),
                          "transposed cotangent|expanded cotangent|strided cotangent", "raises RuntimeError"),
-    "input by memory": (with_rule(lambda g, x: 2 * by_memory(x) * g), randn(4, 3), "transposed input", "only here"),
-    "saved tensor mutated": (with_rule(in_place), randn(2, 3), "second backward pass|unchanged", ""),
-    "cotangent mutated": (with_rule(eats_cotangent), randn(2, 3), "unchanged", ""),
+    "input by memory": (with_rule(lambda g, x: 2 * by_memory(x) * g), randn(4, 3), "transposed input",
+                        "only when the input is transposed"),
+    "saved tensor mutated": (with_rule(in_place), randn(2, 3), "inputs unchanged", "writes to its input"),
+    "cotangent mutated": (with_rule(eats_cotangent), randn(2, 3), "cotangents unchanged", "writes to its cotangent"),
     "state on the object": (Remembers(), randn(2, 3), "another call before", ""),
     "needs_input_grad": (
         lambda t: TwoArguments.apply(*t), (randn(3), randn(3, seed=1)), "alone requires gradients", ""),
@@ -355,7 +360,7 @@ def test_a_finding_gives_the_derivative_itself() -> None:
     values: list[Any] = [(f.index, f.value, f.expected, f.leaf) for f in report.findings]
     assert [index for index, *_ in values] == [(0, 0), (0, 1), (1, 0)]
     ratios = [expected / value for _, value, expected, _ in values]  # the cotangent is random: ratios are known
-    assert all(math.isclose(r, 2 * e / 7, rel_tol=1e-8) for r, e in zip(ratios, (1.0, 2.0, 3.0), strict=True))
+    assert all(math.isclose(r, 2 * e / 7, rel_tol=1e-6) for r, e in zip(ratios, (1.0, 2.0, 3.0), strict=True))
     assert "expected" in str(report.findings[0]) and "at (0, 0)" in str(report.findings[0])
 
 
@@ -363,7 +368,7 @@ def test_small_inputs_take_few_evaluations() -> None:
     for name in ("polynomial", "softmax", "linear", "matrix product"):
         f, x = RIGHT[name]
         report = check_derivatives(f, x)
-        assert report.evaluations <= 200, name
+        assert report.evaluations <= 60, name
 
 
 def test_the_same_report_twice_and_nothing_changed() -> None:
@@ -394,7 +399,6 @@ def test_where_the_function_has_no_values_around_nothing_is_said() -> None:
 
 
 def test_what_cannot_be_checked_is_refused() -> None:
-    calls: list[int] = []
     with pytest.raises(StructureError, match=r"lambda t: f\(\*t\)"):
         check_derivatives(lambda a, b: a * b, (randn(3), randn(3)))
     with pytest.raises(StructureError, match="changes a parameter in place"):
@@ -407,5 +411,13 @@ def test_what_cannot_be_checked_is_refused() -> None:
         check_derivatives(lambda x: x, randn(3), level="quik")  # pyright: ignore[reportArgumentType]
     with pytest.raises(NonFiniteError, match="output"):
         check_derivatives(torch.log, torch.tensor([-1.0, 2.0]))
-    with pytest.raises(NondeterministicError, match="two values"):
-        check_derivatives(lambda x: calls.append(1) or x * len(calls), randn(3))
+    with pytest.raises(StructureError, match="resolve"):
+        check_derivatives(lambda x: x.sin(), randn(3).float(), rtol=1e-14)
+    with pytest.raises(StructureError, match="without elements"):
+        check_derivatives(lambda x: x[:0], randn(3))
+
+
+def test_an_accuracy_asked_for_is_enough() -> None:
+    f = with_rule(lambda g, x: 2.02 * x * g)
+    assert not check_derivatives(f, randn(3)).ok
+    assert check_derivatives(f, randn(3), rtol=0.05).ok

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hesse
+from hesse.check import assert_operator
 from hesse.core.errors import DataError, StructureError, UnsupportedError
 from hesse.rules.losses import GaussianNLL
-from hesse.testing import assert_operator_laws
 from tests.curvature import references, zoo
 from tests.parameters import oracle
 from tests.parameters.special import L
@@ -248,7 +248,7 @@ def test_laws() -> None:
     case = zoo.make("nested")
     for data in (case.batch, case.split()):
         for kind in ("expected", "sampled", "empirical", "observed"):
-            assert_operator_laws(hesse.fisher(case.model, LOSS, data, kind=kind))
+            assert_operator(hesse.fisher(case.model, LOSS, data, kind=kind))
 
 
 def test_bad_input() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import hesse
+from hesse.check import assert_operator
 from hesse.core.errors import (
     DataError,
     DetachedError,
@@ -22,7 +23,6 @@ from hesse.core.errors import (
 from hesse.curvature import kfac
 from hesse.curvature.ekfac import ekfac
 from hesse.rules.losses import GaussianNLL
-from hesse.testing import assert_operator_laws
 from tests.curvature import factors, references, zoo
 from tests.parameters import oracle
 from tests.parameters.fingerprint import changes, fingerprint
@@ -226,8 +226,8 @@ def test_sub_networks() -> None:
 def test_laws() -> None:
     case = zoo.make("convolution 2d, strided")
     for kind in ("sampled", "empirical"):
-        assert_operator_laws(kfac(case.model, LOSS, case.split(), kind=kind))
-        assert_operator_laws(ekfac(case.model, LOSS, case.batch, kind=kind, widest=4))
+        assert_operator(kfac(case.model, LOSS, case.split(), kind=kind))
+        assert_operator(ekfac(case.model, LOSS, case.batch, kind=kind, widest=4))
 
 
 @pytest.mark.parametrize("make", [kfac, ekfac])

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import hesse
-from hesse.testing import assert_operator_laws
+from hesse.check import assert_operator
 
 
 @pytest.mark.parametrize("parts", [1, 3])
@@ -27,5 +27,5 @@ def test_laws(name: str, parts: int) -> None:
     batches = [(x[a:b], y[a:b]) for a, b in pairwise(cuts)]
     data = batches[0] if parts == 1 else batches
     A = make(model, nn.CrossEntropyLoss(), data, **options)
-    assert_operator_laws(A)
+    assert_operator(A)
     assert ("PSD" in {tag.name for tag in A.tags}) == (name != "loss_hessian")

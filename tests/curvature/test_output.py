@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hesse
+from hesse.check import assert_operator
 from hesse.core.errors import DataError, LeafError, NonScalarError, StructureError, UnsupportedError
 from hesse.curvature import kfac, output_hessian
 from hesse.rules.losses import GaussianNLL
-from hesse.testing import assert_operator_laws
 from tests.curvature import references, zoo
 from tests.parameters import oracle
 
@@ -61,7 +61,7 @@ def test_observed(name: str) -> None:
     assert output.grad is None
     if hesse.Tag.PSD in A.tags:
         assert float(torch.linalg.eigvalsh(expected)[0]) > -1e-12
-    assert_operator_laws(A)
+    assert_operator(A)
 
 
 def test_the_tag_of_what_is_convex() -> None:

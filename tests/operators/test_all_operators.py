@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from hesse.check import assert_operator
 from hesse.operators import Conjugate, LinearOperator
-from hesse.testing import assert_operator_laws
 
 from .zoo import flat, operators
 
@@ -31,17 +31,17 @@ def assert_is_matrix(A: LinearOperator, M: Tensor) -> None:
 @KEYS
 def test_laws(key: tuple[str, str], untouched: None) -> None:
     A, _ = ZOO[key]
-    assert_operator_laws(A)
-    assert_operator_laws(A.T)
+    assert_operator(A)
+    assert_operator(A.T)
     if key[0] == "complex":
-        assert_operator_laws(A.H)
-        assert_operator_laws(Conjugate(A))
+        assert_operator(A.H)
+        assert_operator(Conjugate(A))
 
 
 def test_single_precision(sweep: Callable[..., list[str]], untouched: None) -> None:
     for name in sweep(list(SINGLE), 15):
         A, M = SINGLE[name]
-        assert_operator_laws(A)
+        assert_operator(A)
         assert_is_matrix(A, M)
         assert_is_matrix(A.T, M.mT)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hesse.check import assert_operator
 from hesse.core.errors import HesseError
 from hesse.operators import Function, Tag
 from hesse.operators.base import flat_space
-from hesse.testing import BrokenLawError, assert_operator_laws
+from hesse.testing import BrokenLawError
 
 SPACE = flat_space(3, torch.float64)
 
@@ -33,4 +34,4 @@ def test_transpose_swaps_spaces_and_functions() -> None:
 def test_laws_find_a_wrong_transpose() -> None:
     A = Function(SPACE, SPACE, lambda v: v.cumsum(0), lambda u: u.cumsum(0))
     with pytest.raises(BrokenLawError, match="adjoint"):
-        assert_operator_laws(A)
+        assert_operator(A)

@@ -80,6 +80,7 @@ class CheckReport:
         findings: what is wrong.
         notes: what could not be compared and why, and where kinks are.
         evaluations: how often the function ran.
+        reproducer: Python text that shows the first finding without hesse; empty where nothing is wrong.
     """
 
     name: str
@@ -88,6 +89,7 @@ class CheckReport:
     findings: tuple[Finding, ...]
     notes: tuple[str, ...]
     evaluations: int
+    reproducer: str = ""
 
     @property
     def verdict(self) -> Verdict:

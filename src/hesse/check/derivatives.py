@@ -4,126 +4,183 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from functools import partial
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from hesse.check.check_report import CheckReport, Comparison, Finding, WrongDerivativeError
-from hesse.check.diagnosis import diagnose
+from hesse.check.case import Case, Level, first_line
+from hesse.check.check_report import CheckReport, Finding, WrongDerivativeError
 from hesse.check.differences import EPSILON
-from hesse.check.first_order import FirstOrder, first_line
-from hesse.check.second_order import SecondOrder
-from hesse.check.subject import Leaves, Subject
-from hesse.check.usage import Usage
+from hesse.check.isolated import isolated as run_isolated
+from hesse.check.news import Running, tell
+from hesse.check.reproducer import reproducer
+from hesse.check.rounding import CHECK as OWN_TYPE
+from hesse.check.rounding import own_type
+from hesse.check.shadow import Chosen, choose
+from hesse.check.spot import Spot
+from hesse.check.subject import Budget, BudgetSpent, Subject
+from hesse.check.table import run_checks
+from hesse.check.values import random_cotangents
 from hesse.check.verdicts import Precision
-from hesse.core.errors import NondeterministicError, NonFiniteError, StructureError
-from hesse.core.random import make_generator, normal
+from hesse.core.errors import NonFiniteError, StructureError
+from hesse.core.random import make_generator
 from hesse.core.tree import Tree
 
-Level = Literal["quick", "full"]
-_ELEMENTS = {"quick": 12, "full": 256}  # so many elements of x are compared one by one
-_DIRECTIONS = {"quick": 1, "full": 4}
-_SHADOW = 0.3  # a run in float64 has to give the same values, to the square root of the own rounding times this
+EVALUATIONS = {"quick": 60, "full": 1000}
+_ROUNDINGS = {"quick": 2, "full": 4}  # runs in the own type that round otherwise
+_ALLOWED = 100.0  # roundings beside which an accuracy that is asked for makes sense
 
 
 def check_derivatives(
-    f: Callable[[Any], Any], x: Tree, *, level: Level = "quick", generator: torch.Generator | None = None
+    f: Callable[[Any], Any],
+    x: Tree,
+    *,
+    level: Level = "quick",
+    rtol: float | None = None,
+    isolated: bool = False,
+    generator: torch.Generator | None = None,
 ) -> CheckReport:
     """Check the derivatives of a function at a point: reverse mode, forward mode, second order, and every way to use them.
 
-    First derivatives are compared with Ridders' differences (`hesse.check.differences`) and their error bars: element by
-    element where x is small, along random directions, in which every element takes part, beyond. Outputs that are not scalar
-    are contracted with a random cotangent. The gradient's derivative is compared with differences of the gradient; the
-    gradient itself with the gradients for other cotangents (homogeneous, additive, of other strides), inputs of other strides,
-    repeated passes and subsets of leaves and outputs. Kinks raise no alarm: a point beside them is compared.
+    First derivatives are compared with Ridders' differences (`hesse.check.differences`) and their error bars, along random
+    directions in which every element takes part, scaled such that leaves and elements with small gradients count like the
+    others. Where they disagree the leaf and the element are searched, by bisection where there are many. Outputs that are not
+    scalar are contracted with a random cotangent, and others. The gradient's derivative is compared with differences of the
+    gradient; the gradient itself with the gradients for other cotangents (homogeneous, additive, of other strides), inputs of
+    other strides, repeated and interleaved passes, and subsets of leaves and outputs. Other points are compared too: other
+    regions, batch sizes, indices that occur twice; there, what the function refuses is passed over. Kinks raise no alarm: a
+    point beside them is compared.
 
-    Where f runs in float64, differences are taken there, and the gradient in the own dtype is compared with that in float64; a
-    module is copied for it. Random numbers that f draws are the same at each call. Complex leaves and outputs follow torch's
-    convention: the gradient of a real loss is its steepest ascent.
+    Where f runs in float64, differences are taken there, and the gradient in the own dtype is compared with that in float64,
+    with an error bar from runs that round otherwise; a module is copied for it. Random numbers that f draws are the same at
+    each call. Complex leaves and outputs follow torch's convention: the gradient of a real loss is its steepest ascent. Of
+    sparse leaves, the values that they store are moved.
 
     Args:
         f: of one tree, to a tensor or a tree of tensors; a module for one.
         x: the point: a tree of tensors, Python floats and constants.
-        level: "quick", or "full" for every element of up to 256, more directions, and second order leaf by leaf.
+        level: "quick", at most 60 evaluations of f, or "full", at most 1,000.
+        rtol: relative accuracy that is enough; by default, as much as precision allows.
+        isolated: whether the check runs in a process of its own, so that a crash or a hang becomes a finding
+            (`hesse.check.isolated`).
         generator: of directions and cotangents; without one, the same ones each time.
 
     Returns:
-        The report; `.ok` says whether every comparison confirms the derivatives.
+        The report; `.ok` says whether every comparison confirms the derivatives. A function whose value is another one at
+        each call, with the same random state, has a finding that says so.
 
     Raises:
         LeafError: no leaf that can be differentiated.
-        StructureError: an unknown level, or a function of several arguments, without outputs that can be differentiated, or
-            that changes x in place.
+        StructureError: an unknown level, an accuracy that the precision does not allow, or a function of several arguments,
+            without outputs that can be differentiated, or that changes x in place.
         NonFiniteError: a value that is not finite.
-        NondeterministicError: two calls with the same random state gave two values.
 
-    Cost: at level quick, 4 evaluations and a forward-mode pass for each element of a small x (two directions in each leaf
-        of a large one), and about 40 gradients besides; up to 20 evaluations where f has kinks, 70 where it is wrong.
+    Cost: at most 60 evaluations at level quick, usually 50, about 60 backward passes and 3 forward-mode passes; at most
+        1,000 at level full, usually 300 to 500.
     """
-    if level not in _ELEMENTS:
+    if level not in EVALUATIONS:
         raise StructureError("check_derivatives has two levels.", f"level={level!r}", "pass 'quick' or 'full'")
     _require_one_argument(f, x)
+    if isolated:
+        run = partial(check_derivatives, f, x, level=level, rtol=rtol, generator=generator)
+        return run_isolated(run, name=name_of(f), level=level)
+    return checked(f, x, level=level, rtol=rtol, generator=generator, name=name_of(f))
+
+
+def checked(
+    f: Callable[[Any], Any],
+    x: Tree,
+    *,
+    level: Level,
+    name: str,
+    rtol: float | None = None,
+    generator: torch.Generator | None = None,
+    limit: int | None = None,
+) -> CheckReport:
+    """`check_derivatives` under a name and with a budget of one's own, for checks that contain it.
+
+    Args:
+        f, x, level, rtol, generator: as for `check_derivatives`.
+        name: of the function, in the report.
+        limit: of evaluations; that of the level by default.
+
+    Returns:
+        The report.
+
+    Raises:
+        LeafError, StructureError, NonFiniteError: as `check_derivatives` does.
+
+    Cost: that of `check_derivatives`.
+    """
     generator = make_generator() if generator is None else generator
-    own = Subject(f, x)
-    subject, outputs, notes = _chosen(f, x, own)
-    precision = Precision(max(EPSILON, subject.epsilon()))
-    cotangents = [normal(y.shape, y.dtype, y.device, generator) for y in outputs]
+    budget = Budget(EVALUATIONS[level] if limit is None else limit)
+    own = Subject(f, x, budget=budget)
+    graph = own.record(own.leaves)
+    _require_finite(name, own.output_names, graph.outputs)
+    chosen = choose(f, x, own, graph)
+    notes = [*_compiled(f), *chosen.notes]
+    if chosen.random:
+        return CheckReport(name, level, (), (_not_repeatable(chosen),), tuple(notes), budget.spent)
+    precision = Precision(max(EPSILON, chosen.epsilon), max(_accuracy(rtol, max(EPSILON, chosen.epsilon)), chosen.constants))
+    tell(Running("reverse mode"))
+    cotangents = random_cotangents([y.detach() for y in chosen.graph.outputs], generator)
     try:
-        first = FirstOrder(subject, cotangents, precision, generator)
+        home = Spot(chosen.subject, chosen.subject.leaves, cotangents, precision, generator, chosen.graph)
     except Exception as error:
         raised = Finding("reverse mode", "", None, None, None, 0.0, f"raises {first_line(error)}")
-        return CheckReport(_name(f), level, (), (raised,), tuple(notes), subject.evaluations)
-    rows, findings, found_notes = _compared(first, level, generator)
-    if subject is not own:
-        found = _own_dtype(own, first, cotangents)
-        findings += found
-        rows.append(Comparison("own dtype against float64", "", 1, 0.0, 0.0, "wrong" if found else "ok"))
-    evaluations = own.evaluations + (subject.evaluations if subject is not own else 0)
-    notes = list(dict.fromkeys([*notes, *found_notes]))
-    return CheckReport(_name(f), level, tuple(rows), tuple(findings), tuple(notes), evaluations)
+        return CheckReport(name, level, (), (raised,), tuple(notes), budget.spent, reproducer(f, x, own.names, raised))
+    case = Case(home, level)
+    case.notes += notes
+    if chosen.subject is not own:
+        _compare_own_type(case, own)
+    run_checks(case)
+    findings = tuple(case.findings)
+    return CheckReport(name, level, tuple(case.rows), findings, tuple(case.notes), budget.spent,
+                       reproducer(f, x, own.names, findings[0]) if findings else "")  # fmt: skip
 
 
-def _compared(first: FirstOrder, level: Level, generator: torch.Generator) -> tuple[list[Comparison], list[Finding], list[str]]:
-    """Everything that is compared in one type: rows, findings and notes."""
-    rows: list[Comparison] = []
-    findings: list[Finding] = []
-    notes: list[str] = []
-    leaves, names = first.subject.leaves, first.subject.names
-    small = sum(leaf.numel() for leaf in leaves) <= _ELEMENTS[level]
-    for leaf in range(len(leaves)):
-        slopes = first.compare(leaf, elements=small, directions=_DIRECTIONS[level] + (len(leaves) <= 8))
-        rows += first.rows(leaf, slopes)
-        findings += first.localize(leaf, slopes)
-        if any(slope.kink for slope in slopes):
-            at = f" at '{names[leaf]}'" if names[leaf] else ""
-            notes.append(f"a kink, or an infinite slope{at}: a point beside it was compared")
-    usage, second = Usage(first, generator), SecondOrder(first, generator)
-    usage.compare()
-    if not any(finding.check == "reverse mode" for finding in findings):
-        for _ in range(_DIRECTIONS[level]):
-            second.compare(by_leaf=level == "full")
-    notes += [f"no forward mode: {first.no_forward}"] if first.no_forward else []
-    notes += [f"no second derivative: {second.refused}"] if second.refused else []
-    return [*rows, *usage.rows, *second.rows], [*findings, *usage.findings, *second.findings], [*notes, *usage.notes]
+def _compare_own_type(case: Case, own: Subject) -> None:
+    try:
+        found = own_type(own, case.home, _ROUNDINGS[case.level])
+    except BudgetSpent:
+        case.note("the own dtype was not compared")
+        return
+    except Exception as error:
+        found = [Finding(OWN_TYPE, "", None, None, None, 0.0, f"raises {first_line(error)}")]
+    case.findings += found
+    case.row(OWN_TYPE, "", 1, 0.0, 0.0, "wrong" if found else "ok")
 
 
 def assert_derivatives(
-    f: Callable[[Any], Any], x: Tree, *, level: Level = "quick", generator: torch.Generator | None = None
+    f: Callable[[Any], Any],
+    x: Tree,
+    *,
+    level: Level = "quick",
+    rtol: float | None = None,
+    isolated: bool = False,
+    generator: torch.Generator | None = None,
 ) -> None:
     """Raise unless `check_derivatives` confirms the derivatives of a function.
 
     Args:
-        f, x, level, generator: as for `check_derivatives`.
+        f, x, level, rtol, isolated, generator: as for `check_derivatives`.
 
     Raises:
         WrongDerivativeError: an `AssertionError` with the report.
 
     Cost: that of `check_derivatives`.
     """
-    report = check_derivatives(f, x, level=level, generator=generator)
+    report = check_derivatives(f, x, level=level, rtol=rtol, isolated=isolated, generator=generator)
     if not report.ok:
         raise WrongDerivativeError(f"The derivatives of {report.name} were to be confirmed.", str(report),
                                    "mend the rules that the findings name")  # fmt: skip
+
+
+def name_of(f: Callable[[Any], Any]) -> str:
+    """What a function is called."""
+    return getattr(f, "__name__", type(f).__name__)
 
 
 def _require_one_argument(f: Callable[[Any], Any], x: Tree) -> None:
@@ -135,62 +192,43 @@ def _require_one_argument(f: Callable[[Any], Any], x: Tree) -> None:
         signature.bind(x)
     except TypeError as error:
         remedy = "pass the arguments as one tree: check_derivatives(lambda t: f(*t), (a, b))"
-        raise StructureError("check_derivatives(f, x) calls f(x).", f"{_name(f)}{signature}", remedy) from error
+        raise StructureError("check_derivatives(f, x) calls f(x).", f"{name_of(f)}{signature}", remedy) from error
 
 
-def _chosen(f: Callable[[Any], Any], x: Tree, own: Subject) -> tuple[Subject, Leaves, list[str]]:
-    """The function in float64 where it runs there, else as it is; its outputs."""
-    outputs = own.outputs(own.leaves)
-    for name, y in zip(own.output_names, outputs, strict=True):
-        if not y.isfinite().all():
-            where = f"output '{name}'" if name else "the output"
-            raise NonFiniteError(f"The derivatives of {_name(f)} are checked where its values are finite.",
+def _require_finite(name: str, names: list[str], outputs: list[Tensor]) -> None:
+    if not any(y.numel() for y in outputs):
+        raise StructureError(f"The derivatives of {name} are checked.", "outputs without elements",
+                             "choose a point where the function returns numbers")  # fmt: skip
+    for output, y in zip(names, outputs, strict=True):
+        if not bool(y.isfinite().all()):
+            where = f"output '{output}'" if output else "the output"
+            raise NonFiniteError(f"The derivatives of {name} are checked where its values are finite.",
                                  f"NaN or infinity in {where}", "choose another point")  # fmt: skip
-    if any(not torch.equal(a, b) for a, b in zip(outputs, own.outputs(own.leaves), strict=True)):
-        raise NondeterministicError(f"Two calls of {_name(f)} with the same random state were compared.",
-                                    "two values", "fix the randomness inside the function")  # fmt: skip
-    if all(t.dtype in (torch.float64, torch.complex128) for t in (*own.leaves, *outputs)):
-        return own, outputs, []
-    rounding = _SHADOW * own.epsilon() ** 0.5
-    reason = ""
-    for promote in (False, True):
-        exact = Subject(f, x, torch.float64, promote=promote)
-        try:
-            shadow = exact.recorded(exact.leaves)[1]
-            if all(_alike(a, b, rounding) for a, b in zip(outputs, shadow, strict=True)):
-                return exact, [y.detach() for y in shadow], []
-        except Exception as error:
-            reason = reason or f" ({first_line(error)})"
-    return own, outputs, [f"no equal run in float64{reason}: differences in the own dtype, with its error bars"]
 
 
-def _alike(value: torch.Tensor, shadow: torch.Tensor, rounding: float) -> bool:
-    """Whether two runs in different types gave the same value."""
-    if value.shape != shadow.shape:
-        return False
-    return bool((value.detach().to(shadow.dtype) - shadow).abs().max() <= rounding * max(shadow.abs().max().item(), 1e-30))
+def _accuracy(rtol: float | None, epsilon: float) -> float:
+    if rtol is None:
+        return 0.0
+    least = _ALLOWED * epsilon**0.75
+    if rtol < least:
+        raise StructureError(f"An accuracy of rtol={rtol:g} was asked for.",
+                             f"numbers of {epsilon:.1g} relative rounding, whose differences resolve {least:.1g} at best",
+                             f"ask for rtol={least:.0e} or more, compute in float64, or leave rtol out")  # fmt: skip
+    return rtol
 
 
-def _own_dtype(own: Subject, first: FirstOrder, cotangents: Leaves) -> list[Finding]:
-    """Compare the gradient in the own dtype with that in float64, unless the point is a kink."""
-    epsilon = own.epsilon()
-    tolerance = max(30 * epsilon, epsilon**0.5)
-    findings: list[Finding] = []
-    for point, exact in ((own.leaves, first.gradient), (None, None)):
-        if point is None or exact is None:
-            point = [b.to(x.dtype) for b, x in zip(first.beside, own.leaves, strict=True)]
-            exact = first.subject.gradient([p.to(b.dtype) for p, b in zip(point, first.beside, strict=True)], cotangents)
-        gradients = own.gradient(point, [u.to(y.dtype) for u, y in zip(cotangents, own.outputs(point), strict=True)])
-        norm = max(e.norm().item() * s for e, s in zip(exact, first.sizes, strict=True))
-        findings = [
-            Finding("own dtype against float64", name, None, None, None, 0.0, diagnose(g.to(e.dtype), e))
-            for name, g, e, s in zip(own.names, gradients, exact, first.sizes, strict=True)
-            if not (g.to(e.dtype) - e).norm() * s <= tolerance * max(e.norm().item() * s, 1e-3 * norm)
+def _not_repeatable(chosen: Chosen) -> Finding:
+    words = (
+        "two calls at one point with the same random state gave two values: no dropout, but a clock, a counter, memory that "
+        "was not written, or a generator of its own"
+    )
+    return Finding("same value twice", "", None, chosen.random[0], chosen.random[1], 0.0, words)
+
+
+def _compiled(f: Callable[[Any], Any]) -> list[str]:
+    if hasattr(f, "_torchdynamo_orig_callable") or type(f).__name__ == "OptimizedModule":
+        return [
+            "the function is compiled: torch.autograd.functional.hessian of it silently returns zeros (torch 2.13), and "
+            "torch.func runs it eagerly"
         ]
-        if not findings:
-            break
-    return findings
-
-
-def _name(f: Callable[[Any], Any]) -> str:
-    return getattr(f, "__name__", type(f).__name__)
+    return []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -48,6 +50,60 @@ def diagnose(found: Tensor, expected: Tensor) -> str:
 def diagnose_slopes(found: list[float], expected: list[float]) -> str:
     """The same from slopes along a few random directions."""
     return _factor(torch.tensor(found), torch.tensor(expected)) or "wrong along random directions"
+
+
+def diagnose_pattern(found: Tensor, slopes: list[tuple[Tensor | None, float, float]]) -> tuple[str, Tensor] | None:
+    """Name a pattern from a few slopes: what the right derivative would be if it were one, tried along each direction.
+
+    Args:
+        found: the derivative, one leaf.
+        slopes: directions in it, the right slope along each, and its error bar.
+
+    Returns:
+        A few words, and the right derivative; None where no pattern explains every slope, or only one is there.
+    """
+    if len(slopes) < 2:
+        return None
+    for words, guess in _guesses(found):
+        factor = _common_factor(guess, slopes)
+        if factor is None:
+            continue
+        if not words and abs(factor - 1) < _CLOSE:
+            continue
+        plain = abs(factor - 1) < _CLOSE
+        named = "wrong sign" if abs(factor + 1) < _CLOSE else f"factor {1 / factor:.3f}" if factor else "zero was expected"
+        return " and ".join(part for part in (words, "" if plain else named) if part), factor * guess
+    if not found.any():
+        return "zero: missing, or cut off", torch.full_like(found, torch.nan)
+    return None
+
+
+def _guesses(found: Tensor) -> Iterator[tuple[str, Tensor]]:
+    yield "", found
+    if found.dim() >= 2:
+        yield (
+            "transposed",
+            found.mT.contiguous().view(found.shape) if found.shape[-1] == found.shape[-2] else found.reshape(found.mT.shape).mT,
+        )
+    if found.is_complex():
+        yield "complex conjugate", found.conj()
+    for axis in range(found.dim()):
+        if found.shape[axis] > 1:
+            yield "the elements are in the wrong order", found.flip(axis)
+            yield "the elements are shifted by one", found.roll(1, axis)
+            yield "the elements are shifted by one", found.roll(-1, axis)
+
+
+def _common_factor(guess: Tensor, slopes: list[tuple[Tensor | None, float, float]]) -> float | None:
+    """The factor by which a guess explains the slopes, if one does."""
+    own = [(v.conj() * guess).sum().real.item() if v is not None else 0.0 for v, _, _ in slopes]
+    norm = sum(s * s for s in own)
+    if not norm or norm != norm:
+        return None
+    factor = sum(s * e for s, (_, e, _) in zip(own, slopes, strict=True)) / norm
+    size = max(abs(e) for _, e, _ in slopes)
+    fits = all(abs(factor * s - e) <= 1e-4 * size + 3 * bar for s, (_, e, bar) in zip(own, slopes, strict=True))
+    return factor if fits else None
 
 
 def _factor(found: Tensor, expected: Tensor) -> str:

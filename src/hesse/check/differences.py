@@ -31,13 +31,14 @@ class Difference:
     step: float
 
 
-def ridders(phi: Callable[[float], float], step: float, epsilon: float = EPSILON) -> Difference:
+def ridders(phi: Callable[[float], float], step: float, epsilon: float = EPSILON, size: float = 0.0) -> Difference:
     """The derivative of `phi` at 0, by Ridders' extrapolation of central differences from `step` downwards.
 
     Args:
         phi: a function of one number, evaluated in float64.
         step: the first and largest step; at most six halvings follow.
         epsilon: relative unit of rounding of `phi`, larger where it computes partly in a shorter type.
+        size: of the numbers that are rounded, where that is more than the size of `phi` (which may be a difference of them).
 
     Returns:
         The best entry of the table. Its error is infinite where `phi` was not finite.
@@ -52,7 +53,7 @@ def ridders(phi: Callable[[float], float], step: float, epsilon: float = EPSILON
         if not (math.isfinite(high) and math.isfinite(low)):
             above = []
             continue
-        rounding = _ROUNDINGS * epsilon * max(abs(high), abs(low)) / h
+        rounding = _ROUNDINGS * epsilon * max(abs(high), abs(low), size) / h
         current = [(high - low) / (2 * h)]
         for order in range(1, len(above) + 1):
             factor = _SHRINK ** (2 * order)
@@ -67,7 +68,11 @@ def ridders(phi: Callable[[float], float], step: float, epsilon: float = EPSILON
 
 
 def best_difference(
-    phi: Callable[[float], float], steps: tuple[float, ...], enough: Callable[[Difference], bool], epsilon: float = EPSILON
+    phi: Callable[[float], float],
+    steps: tuple[float, ...],
+    enough: Callable[[Difference], bool],
+    epsilon: float = EPSILON,
+    size: float = 0.0,
 ) -> Difference:
     """`ridders` from several first steps; a value counts with its distance to the nearest other one.
 
@@ -78,13 +83,13 @@ def best_difference(
         phi: a function of one number, evaluated in float64.
         steps: first steps, the one to try first in front.
         enough: whether a step's result will do, so that no further step is tried.
-        epsilon: relative unit of rounding of `phi`.
+        epsilon, size: as for `ridders`.
 
     Cost: 4 to 14 evaluations of `phi` for each step tried.
     """
     tried: list[Difference] = []
     for step in steps:
-        tried.append(ridders(phi, step, epsilon))
+        tried.append(ridders(phi, step, epsilon, size))
         if enough(tried[-1]):
             return tried[-1]
 
@@ -97,7 +102,7 @@ def best_difference(
     return Difference(best.value, doubt(best), best.step)
 
 
-def has_kink(phi: Callable[[float], float], step: float, epsilon: float = EPSILON) -> bool:
+def has_kink(phi: Callable[[float], float], step: float, epsilon: float = EPSILON, size: float = 0.0) -> bool:
     """Whether the slopes of `phi` to the left and to the right of 0 differ: a kink closer than the step.
 
     The gap between the one-sided slopes shrinks with the step where `phi` is smooth, and stays where it is not.
@@ -110,5 +115,5 @@ def has_kink(phi: Callable[[float], float], step: float, epsilon: float = EPSILO
         return abs(phi(h) - 2 * here + phi(-h)) / h
 
     wide, narrow = gap(step), gap(step / 8)
-    rounding = 4 * _ROUNDINGS * epsilon * abs(here) / (step / 8)
+    rounding = 4 * _ROUNDINGS * epsilon * max(abs(here), size) / (step / 8)
     return narrow > rounding and narrow > 0.5 * wide

@@ -5,117 +5,164 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from hesse.autodiff.passes import backward_pass
-from hesse.check.check_report import Comparison, Finding
+from hesse.check.case import Case, first_line
+from hesse.check.check_report import Finding, Verdict
 from hesse.check.diagnosis import diagnose_slopes
-from hesse.check.first_order import FirstOrder, first_line
-from hesse.check.subject import Leaves, inner
+from hesse.check.samples import Samples
+from hesse.check.spot import Spot
+from hesse.check.subject import BudgetSpent, Leaves, flat, inner, random_state_kept
 from hesse.check.verdicts import Line, difference
 from hesse.core.random import normal
 
+_PAIRS = {"quick": 0, "full": 12}  # leaves up to which second derivatives are compared pair by pair
+_SIZE = 1e-3  # of the gradient's cotangent derivative, below which it is measured against the gradient itself
 
-class SecondOrder:
-    """Comparisons of second derivatives: along random pairs of directions, and with respect to the cotangent.
 
-    Args:
-        first: the function with a cotangent, its first derivatives right.
-        generator: of directions.
+def second_order(case: Case) -> None:
+    """Second derivatives along random directions, of pairs of leaves, and with respect to the cotangent.
 
-    Attributes:
-        refused: why there is no second derivative; empty if there is.
-        rows, findings: what was compared, and what is wrong.
+    Cost: 1 gradient of the gradient, and usually 4 gradients, for each direction; 4 gradients a leaf for pairs.
     """
+    if any(not bool(g.isfinite().all()) for g in case.home.gradient):
+        return
+    if case.subject.is_sparse:
+        case.note("no second derivatives with respect to sparse leaves, whose rules in torch have none")
+        return
+    comparer = _Comparer(case, case.first)
+    comparer.joint()
+    if not comparer.refused and not comparer.wrong and 1 < len(case.first.point) <= _PAIRS[case.level]:
+        comparer.pairs()
 
-    def __init__(self, first: FirstOrder, generator: torch.Generator) -> None:
-        self.first, self.subject, self._generator = first, first.subject, generator
-        self.refused = ""
-        self.rows: list[Comparison] = []
-        self.findings: list[Finding] = []
 
-    def compare(self, *, by_leaf: bool) -> None:
-        """Compare along one random pair of directions, in all leaves together or one leaf after the other.
+class _Comparer:
+    def __init__(self, case: Case, spot: Spot) -> None:
+        self.case, self.spot = case, spot
+        self.refused = self.wrong = False
 
-        Other directions are tried where the differences are too rough along these.
-
-        Cost: 1 gradient of the gradient, and usually 4 gradients for each direction.
-        """
-        for last in (False, False, True):
-            rows = len(self.rows)
-            self._compare_once(by_leaf=by_leaf)
-            if last or self.findings or all(row.verdict != "undecided" for row in self.rows[rows:]):
-                return
-            del self.rows[rows:]
-
-    def _compare_once(self, *, by_leaf: bool) -> None:
+    def joint(self) -> None:
         w, v = self._directions(), self._directions()
-        try:
-            along, by_cotangent = self._products(self.subject.leaves, w)
-        except (RuntimeError, NotImplementedError) as error:
-            self.refused = first_line(error)
+        products = self._products(w)
+        if products is None:
             return
-        groups = [[leaf] for leaf in range(len(v))] if by_leaf else [list(range(len(v)))]
-        wrong = [group for group in groups if self._is_wrong(group, w, v, along, report=by_leaf or len(v) == 1)]
-        if wrong and not by_leaf and len(v) > 1:
-            located = [leaf for leaf in range(len(v)) if self._is_wrong([leaf], w, v, along, report=True)]
-            if not located:
-                self._is_wrong(wrong[0], w, v, along, report=True)
-        self._compare_cotangent(w, by_cotangent)
+        along, by_cotangent = products
+        verdict: Verdict = "undecided"
+        for attempt in range(3):
+            verdict = self._compare(v, w, along, "", report=len(v) == 1)
+            if verdict != "undecided":
+                break
+            v = self._directions()
+            if attempt == 2:
+                self.case.note("second order: differences of gradients are too rough to say")
+        if verdict == "wrong" and len(v) > 1:
+            self._locate(v, w, along)
+        self._cotangent(w, by_cotangent)
 
-    def _products(self, leaves: Leaves, w: Leaves) -> tuple[Leaves, Leaves]:
-        """Derivatives of <gradient, w> with respect to the leaves and to the cotangents."""
-        own, outputs = self.subject.recorded(leaves)
-        cotangents = [u.clone().requires_grad_() for u in self.first.cotangents]
-        gradients = backward_pass(outputs, own, cotangents, differentiable=True)
-        products = backward_pass(gradients, [*own, *cotangents], w)
-        return [g.detach() for g in products[: len(own)]], [g.detach() for g in products[len(own) :]]
-
-    def _is_wrong(self, group: list[int], w: Leaves, v: Leaves, along: Leaves, *, report: bool) -> bool:
-        point = self.subject.leaves
-        part = [x if leaf in group else torch.zeros_like(x) for leaf, x in enumerate(v)]
-        value, line = inner(part, along), self._line(point, self.first.gradient, part, w, along)
-        found, scale, kink = difference(line, value, self.first.precision)
-        if kink:
-            beside, _ = self._products(self.first.beside, w)
-            value, line = inner(part, beside), self._line(self.first.beside, self.first.gradient_beside(), part, w, beside)
-            found, scale, kink = difference(line, value, self.first.precision)
-        verdict = self.first.precision.judge(value, found, scale)
-        if verdict == "wrong" and kink:
-            verdict = "undecided"
-        name = self.subject.names[group[0]] if len(group) == 1 else ""
-        error = abs(value - found.value) / scale
-        self.rows.append(Comparison("second order", name, 1, error, found.error / scale, verdict))
-        if verdict == "wrong" and report:
-            words = f"{diagnose_slopes([value], [found.value])}; is everything in the backward pass differentiable?"
-            self.findings.append(Finding("second order", name, None, value, found.value, found.error, words))
-        return verdict == "wrong"
-
-    def _line(self, point: Leaves, gradient: Leaves, direction: Leaves, w: Leaves, along: Leaves) -> Line:
-        def phi(t: float) -> float:
-            moved = [x + t * d for x, d in zip(point, direction, strict=True)]
-            return inner(w, self.subject.gradient(moved, self.first.cotangents))
-
-        size = max((s * a.abs().max().item() for s, a in zip(self.first.sizes, along, strict=True)), default=0.0)
-        return Line(phi, size, inner(w, w) ** 0.5 * _norm(gradient))
-
-    def _compare_cotangent(self, w: Leaves, by_cotangent: Leaves) -> None:
-        """The gradient is linear in its cotangent, so that its derivative by it is the gradient of another cotangent."""
-        other = [normal(u.shape, u.dtype, u.device, self._generator) for u in self.first.cotangents]
-        expected, value = inner(w, self.subject.gradient(self.subject.leaves, other)), inner(other, by_cotangent)
-        if not math.isfinite(expected):
-            return
-        scale = max(abs(expected), 1e-3 * inner(w, w) ** 0.5 * _norm(self.first.gradient), 1e-30)
-        error = abs(value - expected) / scale
-        good = error <= self.first.precision.tolerance
-        check = "second order in the cotangent"
-        self.rows.append(Comparison(check, "", 1, error, 0.0, "ok" if good else "wrong"))
-        if not good:
-            self.findings.append(Finding(check, "", None, value, expected, 0.0, diagnose_slopes([value], [expected])))
+    def pairs(self) -> None:
+        """The derivative of each leaf's gradient with respect to each leaf."""
+        count = len(self.spot.point)
+        w, v = self._directions(), self._directions()
+        alone = [[x if i == k else torch.zeros_like(x) for i, x in enumerate(w)] for k in range(count)]
+        products = [self._products(one) for one in alone]
+        for leaf in range(count):
+            if self.case.subject.budget.left < 8:
+                return
+            samples = self._samples([x if i == leaf else None for i, x in enumerate(v)])
+            for k, found in enumerate(products):
+                if found is not None:
+                    name = f"{self.case.names[k]}', '{self.case.names[leaf]}"
+                    self._judge(samples, inner([v[leaf]], [found[0][leaf]]), alone[k], [found[0][leaf]], name, report=True)
 
     def _directions(self) -> Leaves:
-        point = zip(self.subject.leaves, self.first.sizes, strict=True)
-        return [size * normal(x.shape, x.dtype, x.device, self._generator) for x, size in point]
+        return [self.spot.random(leaf) for leaf in range(len(self.spot.point))]
 
+    def _products(self, w: Leaves) -> tuple[Leaves, Leaves] | None:
+        """Derivatives of <gradient, w> with respect to the leaves and to the cotangents."""
+        cotangents = [u.clone().requires_grad_() for u in self.spot.cotangents]
+        try:
+            gradients = self.spot.graph.pull(cotangents, differentiable=True)
+            with random_state_kept(self.spot.point, move=True):
+                products = backward_pass(gradients, [*self.spot.graph.own, *cotangents], w)
+        except BudgetSpent:
+            raise
+        except Exception as error:
+            self.refused = True
+            if isinstance(error, (RuntimeError, NotImplementedError)):
+                self.case.note(f"no second derivative: {first_line(error)}")
+            else:
+                self.wrong = True
+                self.case.row("second order", "", 1, math.inf, 0.0, "wrong")
+                self.case.findings.append(Finding("second order", "", None, None, None, 0.0, f"raises {first_line(error)}"))
+            return None
+        count = len(self.spot.point)
+        return [g.detach() for g in products[:count]], [g.detach() for g in products[count:]]
 
-def _norm(leaves: Leaves) -> float:
-    return inner(leaves, leaves) ** 0.5
+    def _samples(self, direction: list[Tensor | None]) -> Samples:
+        def run(point: Leaves) -> Leaves:
+            return self.case.subject.record(point).pull(self.spot.cotangents)
+
+        return Samples(run, self.spot.point, direction, self.spot.gradient)
+
+    def _compare(self, v: Leaves, w: Leaves, along: Leaves, name: str, *, report: bool) -> Verdict:
+        return self._judge(self._samples([*v]), inner(v, along), w, along, name, report=report)
+
+    def _judge(self, samples: Samples, value: float, w: Leaves, along: Leaves, name: str, *, report: bool) -> Verdict:
+        moving = [i for i, v in enumerate(samples.direction) if v is not None]
+        v = [x for x in samples.direction if x is not None]
+        known = along if len(along) == len(v) else [along[i] for i in moving]
+        typical = sum((a * b).norm().item() ** 2 for a, b in zip(v, known, strict=True)) ** 0.5
+        cotangent = flat(w)
+        samples.change(self.spot.precision.steps[0])
+        line = Line(
+            samples.phi(cotangent), value, typical, max(samples.size(cotangent), 1e-3 * self._size(w)), samples.gap(cotangent)
+        )
+        found, kink = difference(line, self.spot.precision)
+        scale = line.scale(self.spot.precision, found)
+        verdict = line.verdict(self.spot.precision, found)
+        if kink:
+            verdict = "undecided"
+        if verdict != "undecided":
+            self.case.row("second order", name, 1, abs(value - found.value) / scale, found.error / scale, verdict)
+        if verdict == "wrong":
+            self.wrong = True
+            if report:
+                self._finding(name, value, found.value, found.error)
+        return verdict
+
+    def _size(self, w: Leaves) -> float:
+        return inner(w, w) ** 0.5 * inner(self.spot.gradient, self.spot.gradient) ** 0.5
+
+    def _finding(self, name: str, value: float, expected: float, bar: float) -> None:
+        words = f"{diagnose_slopes([value], [expected])}; is everything in the backward pass differentiable?"
+        self.case.findings.append(Finding("second order", name, None, value, expected, bar, words))
+
+    def _locate(self, v: Leaves, w: Leaves, along: Leaves) -> None:
+        """The leaves by which the gradient's derivative is wrong."""
+        known = len(self.case.findings)
+        for leaf, name in enumerate(self.case.names):
+            if self.case.subject.budget.left >= 5:
+                samples = self._samples([x if i == leaf else None for i, x in enumerate(v)])
+                self._judge(samples, inner([v[leaf]], [along[leaf]]), w, along, name, report=True)
+        if len(self.case.findings) == known:
+            samples = self._samples([*v])
+            self._judge(samples, inner(v, along), w, along, "", report=self.case.subject.budget.left >= 5)
+        if len(self.case.findings) == known:
+            self.case.findings.append(Finding("second order", "", None, None, None, 0.0, "wrong along random directions"))
+
+    def _cotangent(self, w: Leaves, by_cotangent: Leaves) -> None:
+        """The gradient is linear in its cotangent, so that its derivative by it is the gradient of another cotangent."""
+        spot = self.spot
+        other = [normal(u.shape, u.dtype, u.device, spot.generator) for u in spot.cotangents]
+        expected, value = inner(w, spot.graph.pull(other)), inner(other, by_cotangent)
+        if not math.isfinite(expected):
+            return
+        scale = max(abs(expected), _SIZE * self._size(w), 1e-30)
+        error = abs(value - expected) / scale
+        good = error <= spot.precision.tolerance + 10 * spot.rounded([*w]) / scale
+        check = "second order in the cotangent"
+        self.case.row(check, "", 1, error, 0.0, "ok" if good else "wrong")
+        if not good:
+            words = diagnose_slopes([value], [expected])
+            self.case.findings.append(Finding(check, "", None, value, expected, 0.0, words))

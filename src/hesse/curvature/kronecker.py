@@ -73,7 +73,7 @@ class KroneckerFactored(LinearOperator):
         results = {name: part * self.rest for name, part in parts.items()}
         for place in self.places:
             part = parts[place.name] if place.box is None else inside(parts[place.name], place.box)
-            rows = part.reshape(part.shape[0] if batch_ndim else 1, -1)
+            rows = part.flatten(batch_ndim) if batch_ndim else part.reshape(1, -1)
             found = place.block.apply(rows.to(_dtype(place.block))).reshape(part.shape).to(part.dtype)
             if place.box is None:
                 results[place.name] = found

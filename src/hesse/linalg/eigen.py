@@ -111,7 +111,7 @@ def eigsh(  # noqa: PLR0913 - which pairs, by which method, how exactly, and wit
     if not found.converged or largest > allowed:
         asked = f"The {k} eigenpairs were not found to rtol={rtol:.2g}."
         text = f"residuals up to {largest:.2g} (allowed: {allowed:.2g}) after {result.products} products"
-        remedy = "raise max_products or rtol, use float64, check that A is Hermitian (hesse.testing.assert_operator_laws)"
+        remedy = "raise max_products or rtol, use float64, check that A is Hermitian (hesse.assert_operator)"
         conclude(NotConvergedError(asked, text, remedy, result), on_failure)
     return result
 

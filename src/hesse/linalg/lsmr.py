@@ -192,7 +192,7 @@ class _State:
                 "LSMR needs an operator and its adjoint.",
                 f"{type(self.A).__name__} of shape {self.A.shape}, for which <u, A v> = {float(seen[worst]):.6g} "
                 f"and <A.H u, v> = {float(s.alpha[worst]):.6g}",
-                "mend its transpose() (hesse.testing.assert_operator_laws)",
+                "mend its transpose() (hesse.assert_operator)",
             )
 
     def _note_condition(self, largest: Tensor, smallest: Tensor, last: Tensor) -> None:

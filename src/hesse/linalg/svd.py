@@ -110,7 +110,7 @@ def _require_small(result: Svd, scale: float, rtol: float, eps: float, on_failur
         return
     asked = f"The {len(result.values)} singular triplets were not found to rtol={rtol:.2g}."
     text = f"residuals up to {largest:.2g} (allowed: {allowed:.2g}) after {result.products} products"
-    remedy = "raise max_products or rtol, use float64, or method='exact'; check A.H with hesse.testing.assert_operator_laws"
+    remedy = "raise max_products or rtol, use float64, or method='exact'; check A.H with hesse.assert_operator"
     conclude(NotConvergedError(asked, text, remedy, result), on_failure)
 
 

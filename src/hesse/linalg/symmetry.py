@@ -66,7 +66,7 @@ class SymmetricProducts:
                 f"An operator given to {self.method} must equal its adjoint.",
                 f"{type(self.A).__name__} of shape {self.A.shape} is tagged so, but <u, A v> = {_show(left[worst])} "
                 f"and <A u, v> = {_show(right[worst])} for a random u",
-                "drop the tag and use method='lsmr' or 'dense', or mend the operator (hesse.testing.assert_operator_laws)",
+                "drop the tag and use method='lsmr' or 'dense', or mend the operator (hesse.assert_operator)",
             )
 
 

@@ -1,29 +1,17 @@
-"""Laws of linear operators as assertions, shipped for the tests of your own operators."""
+"""Laws of operators, modules and functions, shipped for the tests of your own."""
 
-from hesse.testing.comparison import BrokenLawError
-from hesse.testing.effects import assert_no_side_effects, assert_repeatable
-from hesse.testing.laws import assert_adjoint, assert_linear, assert_operator_laws, assert_transpose
-from hesse.testing.products import (
-    assert_batch_axes,
-    assert_flat,
-    assert_mm,
-    assert_scipy,
-    assert_spaces,
-)
-from hesse.testing.tags import assert_tags
+from hesse.check.operator import BrokenLawError
+from hesse.check.operator_run import OPERATOR_LAWS
+from hesse.testing.checker import Checker
+from hesse.testing.laws import Law, function_laws, module_laws, operator_laws, parametrize_laws
 
 __all__ = [
+    "OPERATOR_LAWS",
     "BrokenLawError",
-    "assert_adjoint",
-    "assert_batch_axes",
-    "assert_flat",
-    "assert_linear",
-    "assert_mm",
-    "assert_no_side_effects",
-    "assert_operator_laws",
-    "assert_repeatable",
-    "assert_scipy",
-    "assert_spaces",
-    "assert_tags",
-    "assert_transpose",
+    "Checker",
+    "Law",
+    "function_laws",
+    "module_laws",
+    "operator_laws",
+    "parametrize_laws",
 ]

@@ -1,114 +1,190 @@
-"""Laws that every linear operator obeys, as assertions: for hesse's own operators and for anybody's.
-
-Each law draws random vectors and compares two ways to the same result. Equality is relative to the sizes of
-the terms compared, within `rtol` (by default ``eps ** 0.65`` of the coarsest leaf). A law that does not hold
-raises `BrokenLawError`, an `AssertionError` that names the law and gives the numbers.
-"""
+"""Laws as cases of a parametrized test: of operators, of modules and of functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
+from hesse.check import CheckReport, WrongDerivativeError, check_derivatives
+from hesse.check.case import Level
+from hesse.check.isolated import isolated
+from hesse.check.module import check_module
+from hesse.check.operator import check_operator
+from hesse.check.operator_run import OPERATOR_LAWS
 from hesse.core import tree
-from hesse.operators.base import LinearOperator
-from hesse.testing.comparison import BrokenLawError, broken, require_close, source_of, tolerance, wide
-from hesse.testing.effects import assert_no_side_effects, assert_repeatable
-from hesse.testing.products import (
-    assert_batch_axes,
-    assert_flat,
-    assert_mm,
-    assert_scipy,
-    assert_spaces,
-)
-from hesse.testing.tags import assert_tags
+from hesse.core.errors import MissingExtraError, StructureError
+from hesse.core.tree import Tree
 
-_REMEDY = "mend transpose(): it returns the operator of the transposed matrix, without conjugation"
+_COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
+_DTYPES = (torch.float64, torch.float32)
 
 
-def assert_linear(
-    A: LinearOperator, *, generator: torch.Generator | None = None, rtol: float | None = None
-) -> None:
-    """``A (a v + b w) = a A v + b A w``, and ``A 0 = 0``; a and b are complex where every leaf is."""
-    source, allowed = source_of(generator), tolerance(A, rtol)
-    is_complex = all(dtype.is_complex for dtype in A.in_space.dtypes)
-    a, b = (0.7 - 1.1j, -1.3 + 0.4j) if is_complex else (0.7, -1.3)
-    v, w = A.in_space.normal(generator=source), A.in_space.normal(generator=source)
-    mixed = tree.map_tree(lambda x, y: a * x + b * y, v, w)
-    Av, Aw = (wide(A.out_space, A.mv(x)) for x in (v, w))
-    left, right = wide(A.out_space, A.mv(mixed)), a * Av + b * Aw
-    scale = abs(a) * Av.norm() + abs(b) * Aw.norm()
-    remedy = "write mv so that it is linear; the derivative of a map is, an affine or nonlinear map is not"
-    require_close(A, "linear", "A (a v + b w) = a A v + b A w", (left, right), allowed, remedy, scale)
-    zero = wide(A.out_space, A.mv(A.in_space.zeros()))
-    if zero.any():
-        raise broken("linear", A, "A 0 = 0", f"|A 0| = {zero.norm().item():.6g}", remedy)
+class Check(Protocol):
+    """What a law runs."""
+
+    def __call__(self, *, level: Level, generator: torch.Generator | None) -> CheckReport: ...
 
 
-def assert_adjoint(
-    A: LinearOperator, *, generator: torch.Generator | None = None, rtol: float | None = None
-) -> None:
-    """``<A v, u> = <v, A.T u>`` with no conjugation, and ``<A v, conj(u)> = <v, conj(A.H u)>``."""
-    source, allowed = source_of(generator), tolerance(A, rtol)
-    v, u = A.in_space.normal(generator=source), A.out_space.normal(generator=source)
-    flat_v, flat_u, Av = wide(A.in_space, v), wide(A.out_space, u), wide(A.out_space, A.mv(v))
-    ATu, AHu = wide(A.in_space, A.T.mv(u)), wide(A.in_space, A.H.mv(u))
-    bound = torch.maximum(Av.norm() * flat_u.norm(), flat_v.norm() * torch.maximum(ATu.norm(), AHu.norm()))
-    for statement, left, right in (
-        ("<A v, u> = <v, A.T u>", Av * flat_u, flat_v * ATu),
-        ("<A v, u*> = <v, (A.H u)*>", Av * flat_u.conj(), flat_v * AHu.conj()),
-    ):
-        require_close(A, "adjoint", statement, (left.sum(), right.sum()), allowed, _REMEDY, bound)
+@dataclass(frozen=True)
+class Law:
+    """Something that a check can confirm; one case of a parametrized test.
+
+    Attributes:
+        name: of the case.
+        run: the check.
+    """
+
+    name: str
+    run: Check
+
+    def check(
+        self, *, level: Level = "quick", generator: torch.Generator | None = None, timeout: float | None = None
+    ) -> CheckReport:
+        """Run the check.
+
+        Args:
+            level, generator: as for the check.
+            timeout: seconds of silence after which a run in a process of its own counts as hanging; None: no such process.
+
+        Returns:
+            The report.
+        """
+        run = partial(self.run, level=level, generator=generator)
+        return run() if timeout is None else isolated(run, name=self.name, level=level, timeout=timeout)
+
+    def __call__(
+        self, *, level: Level = "quick", generator: torch.Generator | None = None, timeout: float | None = None
+    ) -> None:
+        """Raise unless the check confirms the law.
+
+        Args:
+            level, generator, timeout: as for `check`.
+
+        Raises:
+            WrongDerivativeError: an `AssertionError` with the report.
+        """
+        __tracebackhide__ = True
+        report = self.check(level=level, generator=generator, timeout=timeout)
+        if not report.ok:
+            raise WrongDerivativeError(f"'{self.name}' was to be confirmed.", str(report), "mend what the findings name")
+
+    def __str__(self) -> str:
+        return self.name
 
 
-def assert_transpose(
-    A: LinearOperator, *, generator: torch.Generator | None = None, rtol: float | None = None
-) -> None:
-    """The transpose of the transpose is the operator: ``A.T.T v = A v``."""
-    v, allowed = A.in_space.normal(generator=source_of(generator)), tolerance(A, rtol)
-    left, right = wide(A.out_space, A.T.T.mv(v)), wide(A.out_space, A.mv(v))
-    require_close(A, "transpose", "A.T.T v = A v", (left, right), allowed, _REMEDY)
-
-
-_LAWS: tuple[Callable[..., None], ...] = (
-    assert_no_side_effects, assert_repeatable, assert_linear, assert_tags, assert_transpose, assert_adjoint,
-    assert_mm, assert_batch_axes, assert_flat, assert_scipy,
-)  # fmt: skip
-
-
-def assert_operator_laws(
-    A: LinearOperator, *, generator: torch.Generator | None = None, rtol: float | None = None
-) -> None:
-    """Assert every law of this package for an operator; for tests of your own operators.
+def operator_laws(
+    make: Callable[[], Any], *, laws: Sequence[str] = OPERATOR_LAWS, rtol: float | None = None
+) -> tuple[Law, ...]:
+    """The laws of linear operators, one case each.
 
     Args:
-        A: the operator.
-        generator: source of the random vectors (by default the same ones each time).
-        rtol: relative tolerance; by default ``eps ** 0.65`` of the coarsest leaf.
+        make: makes the operator, anew for each case; nothing is made when tests are collected.
+        laws: some of `OPERATOR_LAWS`.
+        rtol: as for `check_operator`.
+
+    Returns:
+        One law for each name.
+    """
+
+    def run(law: str, *, level: Level, generator: torch.Generator | None) -> CheckReport:
+        return check_operator(make(), level=level, laws=[law], rtol=rtol, generator=generator)
+
+    return tuple(Law(law, partial(run, law)) for law in laws)
+
+
+def function_laws(
+    f: Callable[[Any], Any], x: Tree, *, dtypes: Sequence[torch.dtype] = _DTYPES, devices: Sequence[str] = ("cpu",)
+) -> tuple[Law, ...]:
+    """The derivatives of a function at a point, one case for each type and device.
+
+    Args:
+        f: of one tree.
+        x: the point; its floating-point leaves are converted.
+        dtypes: real floating types; complex leaves take the complex type of the same precision.
+        devices: where the point is moved.
+
+    Returns:
+        One law for each type on each device, which is `check_derivatives` there.
+    """
+
+    def run(dtype: torch.dtype, device: str, *, level: Level, generator: torch.Generator | None) -> CheckReport:
+        return check_derivatives(f, _moved(x, dtype, device), level=level, generator=generator)
+
+    return _cases(run, dtypes, devices)
+
+
+def module_laws(
+    make: Callable[[], nn.Module],
+    *inputs: Tree,
+    named: Mapping[str, Tree] | None = None,
+    dtypes: Sequence[torch.dtype] = _DTYPES,
+    devices: Sequence[str] = ("cpu",),
+) -> tuple[Law, ...]:
+    """A module's derivatives and behavior, one case for each type and device.
+
+    Args:
+        make: makes the module, anew for each case.
+        *inputs: of its call; their floating-point leaves are converted, as the module is.
+        named: keyword inputs.
+        dtypes: real floating types.
+        devices: where both are moved.
+
+    Returns:
+        One law for each type on each device, which is `check_module` there.
+    """
+
+    def run(dtype: torch.dtype, device: str, *, level: Level, generator: torch.Generator | None) -> CheckReport:
+        given = [_moved(part, dtype, device) for part in inputs]
+        keywords = {key: _moved(part, dtype, device) for key, part in (named or {}).items()}
+        return check_module(make().to(device=device, dtype=dtype), *given, level=level, generator=generator, **keywords)
+
+    return _cases(run, dtypes, devices)
+
+
+def parametrize_laws(laws: Iterable[Law], argument: str = "law") -> Any:
+    """The decorator that runs a pytest function once for each law, each under the law's name.
+
+    Args:
+        laws: from `operator_laws`, `module_laws`, `function_laws`, or your own.
+        argument: the function's argument that takes the law.
+
+    Returns:
+        ``pytest.mark.parametrize``.
 
     Raises:
-        BrokenLawError: an `AssertionError` that lists every law that does not hold, with numbers;
-            its `laws` names them.
-
-    Cost: about 70 products, whatever the dimension; an operator of dimension up to 256 tagged PSD is also
-    turned into a matrix.
+        MissingExtraError: pytest is not installed.
+        StructureError: no law.
     """
-    source = source_of(generator)
-    assert_spaces(A, generator=source, rtol=rtol)
-    errors: list[BrokenLawError] = []
-    for law in _LAWS:
-        try:
-            law(A, generator=source, rtol=rtol)
-        except BrokenLawError as error:
-            errors.append(error)
-        except Exception as error:
-            error.add_note(f"raised while {law.__name__} was checked on {A!r}")
-            raise
-    if len(errors) == 1:
-        raise errors[0]
-    if errors:
-        names = tuple(name for error in errors for name in error.laws)
-        details = "\n".join(str(error) for error in errors)
-        asked = f"{len(errors)} laws are broken by {A!r}: {', '.join(names)}."
-        raise BrokenLawError(f"{asked}\n{details}", laws=names)
+    try:
+        import pytest
+    except ImportError as error:
+        raise MissingExtraError("parametrize_laws is for pytest.", "it is not installed", "pip install pytest") from error
+    cases = list(laws)
+    if not cases:
+        raise StructureError("parametrize_laws makes one case of each law.", "no law", "pass operator_laws(make) or the like")
+    return pytest.mark.parametrize(argument, cases, ids=[law.name for law in cases])
+
+
+def _cases(run: Callable[..., CheckReport], dtypes: Sequence[torch.dtype], devices: Sequence[str]) -> tuple[Law, ...]:
+    several = len(devices) > 1
+    return tuple(
+        Law(str(dtype).removeprefix("torch.") + (f" on {device}" if several else ""), partial(run, dtype, device))
+        for device in devices
+        for dtype in dtypes
+    )
+
+
+def _moved(x: Tree, dtype: torch.dtype, device: str) -> Tree:
+    def move(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        if leaf.is_complex():
+            return leaf.to(device=device, dtype=_COMPLEX.get(dtype, leaf.dtype))
+        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else leaf.dtype)
+
+    return tree.map_tree(move, x)
