@@ -119,9 +119,16 @@ def _agree(wanted: list[Any], found: list[Any], *, half: bool) -> bool:
         numbers = isinstance(a, (Tensor, float, complex))
         if not numbers and a != b:
             return False
-        if numbers and not _near(torch.as_tensor(a).detach(), torch.as_tensor(b).detach(), half=half):
+        if numbers and not _near(_exactly(a), _exactly(b), half=half):
             return False
     return True
+
+
+def _exactly(number: Any) -> Tensor:
+    """A tensor, or a Python number in a dtype that holds it as it is."""
+    if isinstance(number, Tensor):
+        return number.detach()
+    return torch.tensor(number, dtype=torch.complex128 if isinstance(number, complex) else torch.float64)
 
 
 def _near(a: Tensor, b: Tensor, *, half: bool) -> bool:
