@@ -15,15 +15,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench bench-functional clean FORCE
+.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench bench-functional bench-checks bench-nonfinite clean FORCE
 
 help:  ## list the commands
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: $(STAMP)-demo  ## train a LeNet on real digits and write its derivative report
 	$(BIN)/hesse report examples/digits.py:lenet
 
-EXAMPLES := natural_gradient influence_functions laplace_marginal_likelihood score_test boosting logistic mlp cnn tied_autoencoder character_model by_hand
+EXAMPLES := natural_gradient influence_functions laplace_marginal_likelihood score_test boosting logistic mlp cnn tied_autoencoder character_model by_hand debugging
 
 examples: $(STAMP)-demo  ## run every example: a table each, and a figure in build/examples
 	@for name in $(EXAMPLES); do echo "==> $$name"; $(BIN)/python examples/$$name.py build/examples/$$name.png || exit 1; done
@@ -55,8 +55,14 @@ bench: $(STAMP)-demo  ## time hesse and its peers, each in an environment of its
 bench-functional: $(STAMP)-demo  ## time hesse.grad beside torch.autograd, torch.func and torch.compile
 	$(BIN)/python benchmarks/functional/run.py
 
+bench-checks: $(STAMP)-demo  ## planted bugs: what hesse's checks and those of other libraries find
+	$(BIN)/python benchmarks/checks/run.py
+
+bench-nonfinite: $(STAMP)-demo  ## planted faults: whose line of the first NaN is right, and what the watch costs
+	$(BIN)/python benchmarks/nonfinite/run.py
+
 clean:  ## remove what the other commands made
-	rm -rf $(VENV) .venv-*/ site build hesse-report .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-*/ site build hesse-*/ .pytest_cache .ruff_cache .hypothesis
 
 # Set-up -------------------------------------------------------------------------------------------------------------
 

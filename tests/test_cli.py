@@ -50,6 +50,32 @@ def empty():
 
 def not_a_triple():
     return nn.Linear(4, 3)
+
+class Halved(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+def layer():
+    return nn.Linear(4, 3), torch.rand(5, 4)
+
+def halved():
+    return Halved.apply, torch.rand(5, dtype=torch.float64)
+
+def broken_layer():
+    return Broken(), torch.rand(5, 4)
+
+def finite():
+    x = torch.ones(3, requires_grad=True)
+    x.sum().backward()
+
+def pole():
+    x = torch.zeros(3, requires_grad=True)
+    (1 / x).sum().backward()  # the pole
 """
 
 
@@ -217,3 +243,33 @@ def test_a_missing_extra_is_named(folder: Path) -> None:
     assert done.returncode == 1
     assert "pip install 'hesse[report]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (("check", "models.py:layer", "--level", "quick"), 0, "Confirmed."),
+        (("check", "models.py:halved", "--level", "quick", "--seed", "3"), 1, "factor 0.5"),
+        (("nan", "models.py:finite"), 0, "No NaN or infinity"),
+        (("nan", "models.py:pole"), 1, "(1 / x).sum().backward()  # the pole"),
+        (("graph", "models.py:layer", "--order", "0"), 0, "addmm"),
+    ],
+)
+def test_checks_hunts_and_graphs(folder: Path, arguments: tuple[str, ...], code: int, told: str) -> None:
+    done = hesse(*arguments)
+    assert done.exit_code == code, done.stderr
+    assert told in done.stdout
+    assert (folder / f"hesse-{arguments[0]}" / f"{arguments[0]}.html").stat().st_size > 3_000
+
+
+@pytest.mark.parametrize("command", ["check", "nan", "graph"])
+def test_what_the_other_commands_cannot_use(folder: Path, command: str) -> None:
+    done = hesse(command, "models.py:not_a_triple")
+    assert done.exit_code == 2
+    assert "remedy:" in done.stderr
+    done = hesse(command, "models.py:raises")
+    assert done.exit_code == 2
+    assert 'return data["missing"]' in done.stderr
+    done = hesse(command, "models.py:broken")
+    assert done.exit_code == 2
+    assert "return self.linear(x)  # the line of the user" in done.stderr

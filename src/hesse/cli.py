@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from hesse.core.errors import HesseError, MissingExtraError, TargetError
 
@@ -21,11 +22,20 @@ try:
         Report,
         Settings,
         UserCodeError,
+        call_target,
+        check_target,
+        graph_target,
+        hunt_target,
         load_target,
         make_report,
+        print_check,
         print_details,
+        print_hunt,
         print_summary,
+        write_check,
         write_files,
+        write_graph,
+        write_hunt,
         write_pictures,
     )
     from hesse.report.panels import PANELS, SPECTRAL
@@ -36,6 +46,7 @@ except ModuleNotFoundError as _error:
         raise
     sys.exit(str(MissingExtraError("The command hesse needs its extra.", f"no {_missing}", "pip install 'hesse[report]'")))
 
+_ORDERS: dict[str, Literal[0, 1, 2]] = {"0": 0, "1": 1, "2": 2}
 _DTYPES = {"float64": torch.float64, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -77,12 +88,20 @@ class _MemoryType(click.ParamType):
         return value
 
 
-def _options(command: str, panels: tuple[str, ...]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """The argument and the options of a command that makes a report of these panels."""
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
+
+
+def _target(command: str) -> _Decorator:
+    """The argument and the option that all commands have."""
     folder = click.Path(file_okay=False, writable=True)
+    out = click.option("--out", default=f"hesse-{command}", show_default=True, type=folder, help="Folder for the files.")
+    return lambda function: click.argument("target")(out(function))
+
+
+def _options(command: str, panels: tuple[str, ...]) -> _Decorator:
+    """The argument and the options of a command that makes a report of these panels."""
     options = (
-        click.argument("target"),
-        click.option("--out", default=f"hesse-{command}", show_default=True, type=folder, help="Folder for the files."),
+        _target(command),
         click.option("--panels", default=panels, type=_PanelsType(panels), help=f"Some of {', '.join(panels)}; default: all."),
         click.option("--seed", default=0, show_default=True, help="Of random directions, and of torch before TARGET runs."),
         click.option("--device", type=_DeviceType(), help="cpu, cuda, cuda:1, ...; where the model is if not given."),
@@ -144,18 +163,91 @@ def spectrum(
     _finish(made, [*files, *write_pictures(made, out)])
 
 
+@main.command()
+@_target("check")
+@click.option("--level", type=click.Choice(["quick", "full"]), default="full", show_default=True, help="How much is compared.")
+@click.option("--seed", default=0, show_default=True, help="Of directions, and of torch before TARGET runs.")
+def check(target: str, out: str, level: Literal["quick", "full"], seed: int) -> None:
+    """Check derivatives: check.html and check.json, and what is wrong in the terminal.
+
+    TARGET is path.py:function or module:function; the function takes no arguments and returns (module, inputs), (function,
+    point), an operator, or (model, loss, data), of which the model is checked on some samples, and the loss by itself.
+
+    Exit code: 0 where everything is confirmed; 1 where something is wrong, undecided or refused; 2 where TARGET cannot be
+    used or the code behind it raises.
+    """
+    with _refusals(target, out):
+        torch.manual_seed(seed)
+        returned = call_target(target)
+        with progress():
+            checked = check_target(target, returned, level=level, seed=seed)
+        print_check(checked, Console())
+        _written(write_check(checked, out))
+        sys.exit(0 if checked.ok else 1)
+
+
+@main.command()
+@_target("nan")
+@click.option("--steps", default=100, show_default=True, type=click.IntRange(1), help="How many training steps at most.")
+@click.option("--seed", default=0, show_default=True, help="Of torch, before TARGET runs.")
+def nan(target: str, out: str, steps: int, seed: int) -> None:
+    """Find the first NaN or infinity of a training run: nan.html, nan.json and nan.dot, and the line in the terminal.
+
+    TARGET is path.py:function or module:function, a function of no arguments: it is one training step itself; or it returns a
+    function that runs one step, which is called again and again; or it returns (model, loss, data), of which each batch is run
+    forward and backward.
+
+    Exit code: 0 where all stayed finite; 1 where something did not, or is refused; 2 where TARGET cannot be used or raises.
+    """
+    with _refusals(target, out):
+        torch.manual_seed(seed)
+        with progress():
+            hunted = hunt_target(target, steps=steps, seed=seed)
+        print_hunt(hunted, Console())
+        _written(write_hunt(hunted, out))
+        sys.exit(1 if hunted.report.found else 0)
+
+
+@main.command()
+@_target("graph")
+@click.option("--order", type=click.Choice(["0", "1", "2"]), default="1", show_default=True, help="Backward passes in it.")
+@click.option("--seed", default=0, show_default=True, help="Of torch, before TARGET runs.")
+def graph(target: str, out: str, order: str, seed: int) -> None:
+    """Draw the graph of a function and its derivative: graph.html to explore, graph.dot, and a summary in the terminal.
+
+    TARGET is path.py:function or module:function; the function takes no arguments and returns (module, inputs), (function,
+    inputs), or (model, loss, data), of which the loss of the first batch is drawn.
+
+    Exit code: 0; 1 where hesse refuses something; 2 where TARGET cannot be used or the code behind it raises.
+    """
+    with _refusals(target, out):
+        torch.manual_seed(seed)
+        returned = call_target(target)
+        traced = graph_target(target, returned, order=_ORDERS[order])
+        click.echo(str(traced))
+        _written(write_graph(traced, out))
+
+
 def _make(command: str, target: str, out: str, settings: Settings) -> tuple[Report, list[Path]]:
     """The report of a target, and the files written; leaves with an exit code where there is none."""
-    try:
-        os.makedirs(out, exist_ok=True)
-    except OSError as error:
-        _stop(f"{out} cannot be made: {error.strerror}", 1)
-    try:
+    with _refusals(target, out):
         torch.manual_seed(settings.seed)
         case = load_target(target)
         with progress():
             made = make_report(case.model, case.loss, case.data, settings=settings, name=case.name, command=command)
         return made, list(write_files(made, out))
+    raise AssertionError  # _refusals has left
+
+
+@contextmanager
+def _refusals(target: str, out: str) -> Iterator[None]:
+    """Make the folder; leave with an exit code where something is refused, or the user's code raises."""
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as error:
+        _stop(f"{out} cannot be made: {error.strerror}", 1)
+    try:
+        yield
     except UserCodeError as error:
         _stop(f"{error.traceback}\nThis was raised by the code behind {target}, {error.doing}.", 2)
     except TargetError as error:
@@ -165,9 +257,13 @@ def _make(command: str, target: str, out: str, settings: Settings) -> tuple[Repo
 
 
 def _finish(made: Report, files: list[Path]) -> NoReturn:
-    listed = [str(file) for file in files]
-    click.echo(f"Written: {', '.join(listed[:-1])} and {listed[-1]}")
+    _written(files)
     sys.exit(1 if made.refused else 0)
+
+
+def _written(files: Sequence[Path]) -> None:
+    *first, last = map(str, files)
+    click.echo(f"Written: {', '.join(first)} and {last}" if first else f"Written: {last}")
 
 
 def _stop(message: str, code: int) -> NoReturn:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
 from hesse.report import writing
+from hesse.report.page import plain, render, write_page
 from hesse.report.panel import PanelResult, look_up
 from hesse.report.pictures import data_uri, inline_svg, png_of_figure
 from hesse.report.report import Report
@@ -25,12 +24,7 @@ def write_files(report: Report, folder: str | Path) -> tuple[Path, Path]:
     Returns:
         both paths.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    page, numbers = folder / f"{report.command}.html", folder / f"{report.command}.json"
-    page.write_text(to_html(report), encoding="utf-8")
-    numbers.write_text(json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-    return page, numbers
+    return write_page(folder, report.command, to_html(report), to_json(report))
 
 
 def write_pictures(report: Report, folder: str | Path) -> list[Path]:
@@ -60,20 +54,17 @@ def to_json(report: Report) -> dict[str, Any]:
         }
         for result in report.results
     }
-    return _finite({"about": report.about, "panels": panels})
+    return plain({"about": report.about, "panels": panels})
 
 
 def to_html(report: Report) -> str:
     """The report as one page: inline style, inline drawings, no script, no network."""
-    environment = Environment(
-        loader=PackageLoader("hesse.report"), autoescape=select_autoescape(default=True), undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )
-    environment.globals.update(
-        write_seconds=writing.write_seconds, write_gradients=writing.write_gradients, data_uri=data_uri, status=_STATUS,
-        drawing=_drawing, about=_about_number, number=_number, fact=_fact, look_up=look_up, enumerate=enumerate,
-    )
-    return environment.get_template("report.html").render(report=report, kind=_KINDS.get(report.command, report.command))
+    kind = _KINDS.get(report.command, report.command)
+    return render(
+        "report.html", report=report, about=report.about, command=report.command, kind=kind,
+        data_uri=data_uri, status=_STATUS, drawing=_drawing, number_about=_about_number, number=_number, fact=_fact,
+        look_up=look_up,
+    )  # fmt: skip
 
 
 def _drawing(result: PanelResult, index: int) -> Markup:
@@ -105,13 +96,5 @@ def _fact(result: PanelResult, path: str, style: str, error_path: str) -> Markup
 
 
 def _data(path: str, value: Any, text: str) -> Markup:
-    exact = json.dumps(_finite(value))
+    exact = json.dumps(plain(value))
     return Markup('<data value="{}" data-path="{}">{}</data>').format(exact, path, text)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -20,6 +17,7 @@ from hesse.core.errors import HesseError, StructureError
 from hesse.core.memory import memory
 from hesse.core.progress import track
 from hesse.report.case import Case, Settings, make_case
+from hesse.report.page import made_with
 from hesse.report.panel import Cost, Numbers, Panel, PanelResult, View
 from hesse.report.panels import PANELS
 from hesse.report.user_code import perhaps_user_code
@@ -131,19 +129,10 @@ def _about(case: Case, name: str) -> Numbers:
         "gradient_seconds": case.gradient_seconds,
         "dtype": str(trained[0].dtype).removeprefix("torch."),
         "device": _device_name(trained[0].device),
-        "threads": torch.get_num_threads(),
         "seed": case.settings.seed,
-        "created": datetime.now().astimezone().isoformat(timespec="seconds"),
-        "versions": {"hesse": _version("hesse"), "torch": torch.__version__, "python": platform.python_version()},
+        **made_with(),
     }
 
 
 def _device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"

@@ -7,7 +7,8 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -44,15 +45,34 @@ def load_target(name: str) -> Target:
         TargetError: no such file, module or function, or something else than a triple.
         UserCodeError: the file or the function raised.
     """
-    arguments = sys.argv
-    sys.argv = [name.rpartition(":")[0] or name]  # a script must not read hesse's own arguments as its own
-    try:
+    return check_triple(name, call_target(name))
+
+
+def call_target(name: str) -> Any:
+    """Find the function and call it.
+
+    Returns:
+        what it returned.
+
+    Raises:
+        TargetError: no such file, module or function.
+        UserCodeError: the file or the function raised.
+    """
+    with own_arguments(name):
         function = find_function(name)
         with user_code(f"calling {getattr(function, '__name__', name)}()"):
-            returned = function()
+            return function()
+
+
+@contextmanager
+def own_arguments(name: str) -> Iterator[None]:
+    """A script must not read hesse's own arguments as its own."""
+    arguments = sys.argv
+    sys.argv = [name.rpartition(":")[0] or name]
+    try:
+        yield
     finally:
         sys.argv = arguments
-    return check_triple(name, returned)
 
 
 def find_function(name: str) -> Callable[[], Any]:
@@ -82,18 +102,25 @@ def find_function(name: str) -> Callable[[], Any]:
 def check_triple(name: str, returned: Any) -> Target:
     """The triple as a `Target`, or a `TargetError` that says what came instead."""
     if not (isinstance(returned, (tuple, list)) and len(returned) == 3):
-        raise TargetError(_ASKED, f"{name} returned {_describe(returned)}", "return (model, loss, data) in this order")
+        raise TargetError(_ASKED, f"{name} returned {describe(returned)}", "return (model, loss, data) in this order")
     model, loss, data = returned
     if isinstance(model, list):
         model = tuple(model)
     is_pair = isinstance(model, tuple) and len(model) == 2 and callable(model[0])
     if isinstance(model, type) or not (isinstance(model, nn.Module) or is_pair):
         remedy = "return an nn.Module, or a pair (f, params) with f(params, *inputs), as the first of the three"
-        raise TargetError(_ASKED, f"the model that {name} returned is {_describe(model)}", remedy)
+        raise TargetError(_ASKED, f"the model that {name} returned is {describe(model)}", remedy)
     if isinstance(loss, type) or not callable(loss):
         remedy = f"return {loss.__name__}(), not the class" if isinstance(loss, type) else "return loss(output, target)"
-        raise TargetError(_ASKED, f"the loss that {name} returned is {_describe(loss)}", remedy)
+        raise TargetError(_ASKED, f"the loss that {name} returned is {describe(loss)}", remedy)
     return Target(name, model, loss, data)
+
+
+def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as hesse's data has them, as arguments: a tensor, a tuple of positional ones, or a dict of keyword ones."""
+    if isinstance(inputs, dict):
+        return (), inputs
+    return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
 def _looks_like_path(place: str) -> bool:
@@ -143,7 +170,8 @@ def _candidates(place: str, module: ModuleType) -> str:
     return f"use one of its functions: {', '.join(f'{place}:{f}' for f in own[:8])}" if own else "add such a function"
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """What came, for an error message."""
     if isinstance(value, (tuple, list)):
         kinds = ", ".join(type(item).__name__ for item in value[:5])
         return f"a {type(value).__name__} of {len(value)} ({kinds}{', ...' if len(value) > 5 else ''})"
