@@ -203,3 +203,8 @@ def test_one_map_in_two_threads() -> None:
         thread.join()
     assert results["sines"].lines("cos", "backward") == {"return x.sin().sum()"}
     assert results["logs"].lines("div", "backward") == {"return x.double().log().sum()"}
+
+
+def test_a_stack_ends_with_the_users_outermost_frame() -> None:
+    stack = user_stack()
+    assert stack[0].file == stack[-1].file == __file__  # neither pytest nor what started it

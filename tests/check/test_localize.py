@@ -59,3 +59,16 @@ def test_a_small_relative_error_of_a_tiny_gradient_beside_a_large_one() -> None:
     weak = planted(lambda x: 1e-6 * x.sin(), lambda g, x: 1.01e-6 * g * x.cos())
     report = check_derivatives(lambda t: t[0].exp() + weak(t[1]), (draw(3), draw(3, seed=1)))
     assert report.verdict == "wrong" and {f.leaf for f in report.findings} == {"1"}, str(report)
+
+
+def test_a_leaf_that_is_right_is_not_called_wrong_beside_one_that_is_not() -> None:
+    def f(t: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        a, b = t
+        return (a.sin() * (2 * b - b.detach())).sum()
+
+    point = (torch.linspace(0.3, 1.0, 4, dtype=torch.float64), torch.linspace(0.5, 2.0, 4, dtype=torch.float64))
+    for level in ("quick", "full"):
+        report = check_derivatives(f, point, level=level)
+        rows = {row.leaf: row.verdict for row in report.compared if row.check == "reverse mode"}
+        assert rows["1"] == "wrong"
+        assert rows.get("0", "ok") == "ok"

@@ -27,6 +27,7 @@ _GENERATED = ("<frozen", "<eval_with_key", "<attrs", "<@", "<torch", "<__array_f
 _ROOTS = (torch.__file__, os.path.dirname(__file__), np.__file__, os.__file__)  # torch, hesse, numpy, the standard library
 _FOLDERS = tuple(os.path.dirname(os.path.abspath(path)) + os.sep for path in _ROOTS)
 _INSTALLED = ("site-packages", "dist-packages")
+_PREFIX = os.path.join(sys.prefix, "")
 _DISPATCHERS = ("__torch_dispatch__", "__torch_function__")
 _ENGINE, _SEEDS = "_engine_run_backward", "_make_grads"
 _CHECKPOINT = os.path.join("torch", "utils", "checkpoint.py")
@@ -102,6 +103,13 @@ def _users(frame: FrameType | None) -> Iterator[Frame]:
         frame = frame.f_back
 
 
+def _callers(frame: FrameType | None) -> tuple[Frame, ...]:
+    """The user's frames, innermost first, without what installed packages (a test runner, a command) have around them."""
+    frames = tuple(_users(frame))
+    own = [index for index, found in enumerate(frames) if not os.path.abspath(found.file).startswith(_PREFIX)]
+    return frames[: own[-1] + 1 if own else 0]
+
+
 def user_frame() -> Frame | None:
     """The innermost frame of the user's code on this thread's Python stack.
 
@@ -121,7 +129,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
 
 def user_stack() -> tuple[Frame, ...]:
     """All frames of the user's code on this thread's Python stack, innermost first."""
-    return tuple(_users(sys._getframe(1)))
+    return _callers(sys._getframe(1))
 
 
 def _innermost(frame: FrameType | None, in_backward: bool) -> tuple[FrameType | None, bool, bool]:
@@ -232,7 +240,7 @@ class SourceMap:
         )  # fmt: skip
         key = (frame.f_lasti, phase, in_backward, self.module)
         if self._around[0] != around:
-            self._around = (around, tuple(_users(caller)), _region(frame)) if self.stacks else (around, (), "")
+            self._around = (around, _callers(caller), _region(frame)) if self.stacks else (around, (), "")
         elif self._latest[0] == key:
             return self._latest[1]
         order = int(phase == "backward" and not (in_backward and _recomputed(frame)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor
@@ -83,10 +83,13 @@ def judge(case: Case, check: str, slopes: list[Slope], spot: Spot, words: str = 
     verdict = max(verdicts, key=lambda v: _SEVERITY[v])
     if wrong and not confirmed(case, spot, wrong):
         verdict = "undecided" if spot is case.first else "ok"
-    _rows(case, check, slopes, spot, verdict)
-    if verdict == "wrong":
-        case.wrong = True
-        case.findings += Localizer(case, spot, check, words).findings(max(wrong, key=lambda s: s.error))
+    if verdict != "wrong":
+        _rows(case, check, slopes, verdict)
+        return verdict
+    case.wrong = True
+    found = Localizer(case, spot, check, words).findings(max(wrong, key=lambda s: s.error))
+    _rows(case, check, slopes, verdict, {finding.leaf for finding in found})
+    case.findings += found
     return verdict
 
 
@@ -115,10 +118,12 @@ def _is_wrong_again(spot: Spot, wrong: Slope) -> bool:
     return spot.slope(again).verdict == "wrong"
 
 
-def _rows(case: Case, check: str, slopes: list[Slope], spot: Spot, verdict: Verdict) -> None:
-    """One row a leaf: slopes in all leaves count for each of them."""
+def _rows(case: Case, check: str, slopes: list[Slope], verdict: Verdict, blamed: Collection[str] = ()) -> None:
+    """One row a leaf: slopes in all leaves count for each of them, unless other leaves are to blame for what is wrong."""
     for leaf, name in enumerate(case.names):
         own = [s for s in slopes if s.direction[leaf] is not None]
+        if blamed and "" not in blamed and name not in blamed:
+            own = [s for s in own if sum(v is not None for v in s.direction) == 1]
         if not own:
             continue
         worst = max(own, key=lambda s: (_SEVERITY["undecided" if s.kink else s.verdict], s.error))
