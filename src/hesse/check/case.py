@@ -121,7 +121,7 @@ class Case:
 
     def _shares(self) -> list[float]:
         return [
-            m / largest if (largest := _largest(g)) else 0.0 for m, g in zip(self.movement(), self.home.gradient, strict=True)
+            m / size if (size := largest(g)) else 0.0 for m, g in zip(self.movement(), self.home.gradient, strict=True)
         ]
 
     def movement(self) -> list[float]:
@@ -134,7 +134,7 @@ class Case:
         if self._movement is None:
             home = self.home
             self.measure(home)
-            rounding = [0.0 for _ in home.point] if home.rounding is None else [_largest(r) for r in home.rounding]
+            rounding = [0.0 for _ in home.point] if home.rounding is None else [largest(r) for r in home.rounding]
             self._movement = [6 * r for r in rounding]
         return self._movement
 
@@ -160,6 +160,7 @@ class Case:
         words: str = "only here",
         by_leaf: bool = True,
         names: Sequence[str] | None = None,
+        sizes: Sequence[float] = (),
     ) -> bool:
         """Compare two lists of tensors: a row, and a finding for each that differs by more than rounding.
 
@@ -169,6 +170,7 @@ class Case:
             words: added to a diagnosis.
             by_leaf: whether they may be gradients, one for each leaf, that are as uncertain as the rounding of the point.
             names: of the tensors.
+            sizes: of the numbers that they were computed from, where those are larger.
         """
         by_leaf = by_leaf and len(found) == len(self.names)
         if names is None or len(names) != len(found):
@@ -179,31 +181,33 @@ class Case:
         for index, (name, a, b) in enumerate(zip(names, found, expected, strict=True)):
             if torch.equal(a, b):
                 continue
-            bar = self._bar(b, index if by_leaf else None)
+            bar = self._bar(b, index if by_leaf else None, sizes[index] if sizes else 0.0)
             if is_close(a, b, bar):
                 continue
             good = False
             difference = torch.nan_to_num((a - b).abs(), math.inf, math.inf)
             where = torch.unravel_index(difference.argmax(), a.shape) if a.dim() else ()
             place = tuple(int(i) for i in where)
-            worst = max(worst, difference.max().item() / (_largest(b) or 1.0))
+            worst = max(worst, difference.max().item() / (largest(b) or 1.0))
             self.findings.append(Finding(check, name, place, a[place].item(), b[place].item(), bar,
                                          f"{diagnose(a, b)}; {words}"))  # fmt: skip
         self.row(check, "", 1, worst, 0.0, "ok" if good else "wrong")
         return good
 
-    def close(self, a: Sequence[Tensor], b: Sequence[Tensor], *, by_leaf: bool = True) -> bool:
-        """Whether two gradients, or other lists of tensors, are equal but for rounding."""
+    def close(
+        self, a: Sequence[Tensor], b: Sequence[Tensor], *, by_leaf: bool = True, sizes: Sequence[float] = ()
+    ) -> bool:
+        """Whether two gradients, or other lists of tensors, are equal but for rounding; `sizes` as of `same`."""
         by_leaf = by_leaf and len(a) == len(self.names)
-        pairs = enumerate(zip(a, b, strict=True))
-        return all(torch.equal(s, t) or is_close(s, t, self._bar(t, i if by_leaf else None)) for i, (s, t) in pairs)
+        bars = [self._bar(t, i if by_leaf else None, sizes[i] if sizes else 0.0) for i, t in enumerate(b)]
+        return all(torch.equal(s, t) or is_close(s, t, bar) for s, t, bar in zip(a, b, bars, strict=True))
 
-    def _bar(self, b: Tensor, leaf: int | None) -> float:
-        bar = max(_UNITS * self.home.precision.epsilon, self.home.precision.asked) * _largest(b)
+    def _bar(self, b: Tensor, leaf: int | None, size: float) -> float:
+        bar = max(_UNITS * self.home.precision.epsilon, self.home.precision.asked) * max(largest(b), size)
         if leaf is None:
             return bar
-        largest = _largest(self.home.gradient[leaf])
-        return bar + self.movement()[leaf] * (max(1.0, _largest(b) / largest) if largest else 1.0)
+        here = largest(self.home.gradient[leaf])
+        return bar + self.movement()[leaf] * (max(1.0, largest(b) / here) if here else 1.0)
 
 
 def is_close(a: Tensor, b: Tensor, bar: float) -> bool:
@@ -234,8 +238,9 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
-def _largest(t: Tensor) -> float:
+def largest(t: Tensor) -> float:
+    """The largest finite magnitude."""
     if not t.numel():
         return 0.0
-    largest = t.abs().max().item()
-    return largest if largest - largest == 0 else torch.nan_to_num(t.abs(), 0.0, 0.0, 0.0).max().item()
+    found = t.abs().max().item()
+    return found if found - found == 0 else torch.nan_to_num(t.abs(), 0.0, 0.0, 0.0).max().item()

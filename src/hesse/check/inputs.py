@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from hesse.autodiff.recording import nodes
-from hesse.check.case import Case, first_line
+from hesse.check.case import Case, first_line, largest
 from hesse.check.layouts import expanded, layouts
 from hesse.check.subject import BudgetSpent, Graph, Leaves
 
@@ -59,7 +59,13 @@ def _differs(case: Case, point: Leaves, values: Leaves, gradient: Leaves) -> tup
         return None
     found = graph.pull(case.home.cotangents)
     own = [y.detach() for y in graph.outputs]
-    return None if case.close(found, gradient) and case.close(own, values, by_leaf=False) else (own, found)
+    same = case.close(found, gradient) and case.close(own, values, by_leaf=False, sizes=_sizes(case))
+    return None if same else (own, found)
+
+
+def _sizes(case: Case) -> list[float]:
+    """Of the values at the point itself: where a constant is normalized, what is left of it is rounding beside them."""
+    return [largest(y) for y in case.home.outputs]
 
 
 def _report(case: Case, kind: str, point: Leaves, values: Leaves, gradient: Leaves) -> None:
@@ -77,13 +83,13 @@ def _report(case: Case, kind: str, point: Leaves, values: Leaves, gradient: Leav
         return
     own, found = differing
     plain = [x.contiguous() for x in point]
-    if not case.close(own, values, by_leaf=False):
+    if not case.close(own, values, by_leaf=False, sizes=_sizes(case)):
         if case.subject.draws:
             case.note(f"{check}: the function draws random numbers, others for other strides")
         elif _reads_strides(case, point):
             case.note(f"{check}: the function reads strides (as_strided), so that it is another function there")
         else:
-            case.same(f"value with {check}", own, values, words=words, by_leaf=False)
+            case.same(f"value with {check}", own, values, words=words, by_leaf=False, sizes=_sizes(case))
     elif case.spot(case.subject, plain).is_kink():
         case.note(f"{check}: a kink, where several gradients are right")
     else:
