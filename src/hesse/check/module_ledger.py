@@ -53,7 +53,8 @@ class Ledger:
             Whether all agree up to rounding.
         """
         check = self.prefix + check
-        sizes = [_size(value) for value in [*expected.values(), *(beside or {}).values()]]
+        terms = {name: _size(value) for name, value in (beside or {}).items()}
+        sizes = [*map(_size, expected.values()), *terms.values()]
         most, worst, wrong = max(sizes, default=0.0), 0.0, False
         for name, a in found.items():
             b = expected[name]
@@ -61,7 +62,7 @@ class Ledger:
                 self._find(check, name, f"the shape is {tuple(a.shape)} instead of {tuple(b.shape)}; {words}")
                 worst, wrong = math.inf, True
                 continue
-            if not self._close(a, b, most):
+            if not self._close(a, b, max(_FLOOR * most, terms.get(name, 0.0))):
                 wide = torch.promote_types(a.dtype, b.dtype)
                 error = (a.to(wide) - b.to(wide)).abs().max().item() / (_size(b) or 1.0)
                 worst, wrong = max(worst, error if error == error else math.inf), True
@@ -73,7 +74,7 @@ class Ledger:
         """Whether tensors agree up to rounding, without a word of it."""
         most = max((_size(b) for b in expected), default=0.0)
         return len(found) == len(expected) and all(
-            a.shape == b.shape and self._close(a, b, most) for a, b in zip(found, expected, strict=True)
+            a.shape == b.shape and self._close(a, b, _FLOOR * most) for a, b in zip(found, expected, strict=True)
         )
 
     def equal(self, check: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], words: str) -> bool:
@@ -120,7 +121,7 @@ class Ledger:
     def _find(self, check: str, leaf: str, words: str) -> None:
         self.findings.append(Finding(check, leaf, None, None, None, 0.0, words))
 
-    def _close(self, a: Tensor, b: Tensor, most: float) -> bool:
+    def _close(self, a: Tensor, b: Tensor, least: float) -> bool:
         dtypes = self.dtypes | {a.dtype, b.dtype}
         unit = max((_UNITS.get(d, _OTHERWISE) * torch.finfo(d).eps for d in dtypes if d.is_floating_point or d.is_complex),
                    default=0.0)  # fmt: skip
@@ -128,7 +129,7 @@ class Ledger:
             return True
         wide = torch.promote_types(a.dtype, b.dtype)
         a, b = a.to(wide), b.to(wide)
-        near = (a - b).abs() <= unit * max(_size(b), _FLOOR * most)
+        near = (a - b).abs() <= unit * max(_size(b), least)
         return bool((near | ~(a.isfinite() | b.isfinite())).all())
 
 

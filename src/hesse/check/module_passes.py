@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from hesse.check.case import first_line
@@ -67,15 +68,30 @@ def check_graph(specimen: Specimen, run: Run, ledger: Ledger) -> None:
     later.pull({name: 3.0 * u for name, u in s.cotangents.items()})
     ledger.equal("gradients of an earlier pass", kept, copies, "overwritten by a later pass")
     ledger.agree("another call before the backward pass", run.pull(s.cotangents), s.gradients)
+    terms = _terms(s, run)
     for kind, factor in (("opposite", -1.0), ("small", 1e-3)):
         scaled = {name: factor * u for name, u in s.cotangents.items()}
         expected = {name: factor * g for name, g in s.gradients.items()}
-        ledger.agree(f"{kind} cotangent", run.pull(scaled), expected, words="the gradient is not linear in the cotangent")
+        small = {name: factor * t for name, t in terms.items()}
+        ledger.agree(f"{kind} cotangent", run.pull(scaled), expected, words="the gradient is not linear in the cotangent",
+                     beside=small)  # fmt: skip
     for kind, cotangents in _cotangents(s):
-        ledger.agree(f"{kind} cotangent", run.pull(cotangents), s.gradients)
+        ledger.agree(f"{kind} cotangent", run.pull(cotangents), s.gradients, beside=terms)
     for given in _repeated(s.cotangents):
         plain = {name: u.contiguous() for name, u in given.items()}
-        ledger.agree("expanded cotangent", run.pull(given), run.pull(plain), beside=s.gradients)
+        ledger.agree("expanded cotangent", run.pull(given), run.pull(plain), beside=terms)
+
+
+def _terms(s: Specimen, run: Run) -> Named:
+    """The size of the terms that cancel in the gradients: how far they move when the cotangent is rounded otherwise.
+
+    Cost: 1 backward pass.
+    """
+    units = {name: torch.finfo(u.dtype).eps for name, u in s.cotangents.items()}
+    signs = {name: 1 - 2 * (torch.arange(u.numel(), device=u.device) % 2).reshape(u.shape) for name, u in s.cotangents.items()}
+    moved = run.pull({name: u * (1 + 4 * units[name] * signs[name]).to(u.dtype) for name, u in s.cotangents.items()})
+    unit = 4 * max(units.values())
+    return {name: (g - s.gradients[name]).abs() / unit for name, g in moved.items()}
 
 
 def check_layouts(specimen: Specimen, ledger: Ledger) -> None:

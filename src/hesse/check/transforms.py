@@ -22,6 +22,9 @@ def batched(case: Case) -> None:
     Cost: 3 to 4 evaluations.
     """
     home = case.home
+    if case.subject.draws:
+        case.note("vmap: not compared, as the function draws random numbers, others for a stack")
+        return
     spots = [home, case.beside(), case.beside(1) if case.level == "full" else home]
     if case.subject.is_sparse or not all(bool(g.isfinite().all()) for spot in spots for g in spot.gradient):
         return
