@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from hesse.check.case import first_line
+from hesse.check.case import first_line, largest
 from hesse.check.layouts import expanded, layouts
 from hesse.check.module_ledger import Ledger
 from hesse.check.module_specimen import Named, Run, Specimen
@@ -83,7 +83,10 @@ def check_graph(specimen: Specimen, run: Run, ledger: Ledger) -> None:
 
 
 def _terms(s: Specimen, run: Run) -> Named:
-    """The size of the terms that cancel in the gradients: how far they move when the cotangent is rounded otherwise.
+    """The size of the terms that cancel in the gradients, as far as one can tell from outside.
+
+    It is how far they move when the cotangent is rounded otherwise, and at least a tenth of |u| |y| / |x|: the gradient of a
+    normalization over two elements is a difference of such terms, and nothing but rounding.
 
     Cost: 1 backward pass.
     """
@@ -91,7 +94,10 @@ def _terms(s: Specimen, run: Run) -> Named:
     signs = {name: 1 - 2 * (torch.arange(u.numel(), device=u.device) % 2).reshape(u.shape) for name, u in s.cotangents.items()}
     moved = run.pull({name: u * (1 + 4 * units[name] * signs[name]).to(u.dtype) for name, u in s.cotangents.items()})
     unit = 4 * max(units.values())
-    return {name: (g - s.gradients[name]).abs() / unit for name, g in moved.items()}
+    scale = sum(largest(u) * largest(s.outputs[name]) for name, u in s.cotangents.items())
+    sizes = {name: largest(x) for name, x in {**s.parameters(), **s.call.moving}.items()}
+    return {name: (g - s.gradients[name]).abs() / unit + (0.1 * scale / sizes[name] if sizes.get(name) else 0.0)
+            for name, g in moved.items()}  # fmt: skip
 
 
 def check_layouts(specimen: Specimen, ledger: Ledger) -> None:
