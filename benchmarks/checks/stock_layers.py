@@ -118,6 +118,8 @@ def pooling(add: Catalog) -> None:
     add(images(2), nn.FractionalMaxPool2d, 2, output_size=(3, 4))
     add(images(2), nn.FractionalMaxPool2d, (2, 3), output_ratio=(0.6, 0.5))
     add(images(3, longer=2), nn.FractionalMaxPool3d, 2, output_size=3)
+    windows = torch.tensor([[[0.1, 0.7], [0.4, 0.3], [0.9, 0.2]], [[0.6, 0.5], [0.2, 0.8], [0.3, 0.1]]])
+    add(images(2), nn.FractionalMaxPool2d, 2, output_size=(3, 4), _random_samples=windows)
     add((normal(2, 3, 3), indices(2, 3, 3, cells=7)), nn.MaxUnpool1d, 2, stride=2)
     add((normal(2, 3, 2, 3), indices(2, 3, 2, 3, cells=24)), nn.MaxUnpool2d, 2)
     add((normal(2, 2, 2, 1, 2), indices(2, 2, 2, 1, 2, cells=32)), nn.MaxUnpool3d, 2)

@@ -439,3 +439,12 @@ def test_a_scipy_operator_may_lack_its_adjoint() -> None:
     assert report.ok
     assert "no rmatvec" in report.notes[0]
     assert "adjoint" not in {row.check for row in report.compared}
+
+
+def test_a_vector_in_the_null_space_is_no_question_of_strides() -> None:
+    """Of an expanded vector, all of whose elements are equal, a matrix of differences leaves nothing but rounding."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        centered = torch.rand(40, 12, generator=generator, dtype=torch.float64)
+        centered -= centered.mean(1, keepdim=True)
+        assert check_operator(Dense(centered), generator=generator).ok

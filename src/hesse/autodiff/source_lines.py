@@ -106,7 +106,8 @@ def _users(frame: FrameType | None) -> Iterator[Frame]:
 def _callers(frame: FrameType | None) -> tuple[Frame, ...]:
     """The user's frames, innermost first, without what installed packages (a test runner, a command) have around them."""
     frames = tuple(_users(frame))
-    own = [index for index, found in enumerate(frames) if not os.path.abspath(found.file).startswith(_PREFIX)]
+    own = [index for index, found in enumerate(frames)
+           if not (found.file.startswith("<") or os.path.abspath(found.file).startswith(_PREFIX))]  # fmt: skip
     return frames[: own[-1] + 1 if own else 0]
 
 

@@ -130,7 +130,9 @@ def strided(probe: Probe) -> Iterator[Evidence]:
                 found = _product(product, other)
                 probe.products += 1 + lead
                 left, right = wide(B.out_space, found, lead), wide(B.out_space, expected, lead)
-                yield Sides(f"{what}(v) = {what}(v.contiguous()), {kind}", left, right, _LAYOUT, B.out_space)
+                shares = wide(B.in_space, other, lead).norm() / wide(B.in_space, V, lead).norm()
+                size = torch.maximum(right.norm(), shares * wide(B.out_space, own, lead).norm())  # it may lie in the null space
+                yield Sides(f"{what}(v) = {what}(v.contiguous()), {kind}", left, right, _LAYOUT, B.out_space, size)
 
 
 def _product(product: Callable[[Tree], Tree], v: Tree) -> Tree:

@@ -113,6 +113,10 @@ def difference(line: Line, precision: Precision, *, thorough: bool = True) -> tu
     found = ridders(line.phi, precision.steps[0], precision.epsilon, line.size)
     if enough(found) or _is_clearly_wrong(line, found, precision):
         return found, False
+    if precision.epsilon > 1e-12:  # the first steps are so long that they cross kinks of functions with many pieces
+        short = _two_steps(line, precision, precision.steps[-1])
+        if short.error <= precision.useless * line.scale(precision, short) / 3 and line.verdict(precision, short) == "ok":
+            return short, False
     if any(_is_rough(line, step, precision) for step in _KINK_STEPS if precision.epsilon < 1e-12 or step > 1e-4):
         return found, True
     return best_difference(line.phi, precision.steps, enough, precision.epsilon, line.size), False
@@ -128,9 +132,9 @@ def plain_difference(line: Line, precision: Precision) -> tuple[Difference, bool
     return found, not math.isfinite(found.error) or (narrow > 0.7 * wide and narrow > 1e-3 * abs(found.value))
 
 
-def _two_steps(line: Line, precision: Precision) -> Difference:
+def _two_steps(line: Line, precision: Precision, step: float = 0.0) -> Difference:
     """Richardson's extrapolation of two central differences, with the correction for an error bar."""
-    phi, step = line.phi, precision.steps[0]
+    phi, step = line.phi, step or precision.steps[0]
     wide, high, low = (phi(step) - phi(-step)) / (2 * step), phi(step / 2), phi(-step / 2)
     narrow = (high - low) / step
     value = (4 * narrow - wide) / 3
