@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from hesse.autodiff.events import NonFiniteEvent, watching
+from hesse.autodiff.events.watching import NonFiniteEvent, watching
 
 PROGRAM = """
 import sys, torch
-from hesse.autodiff.events import watching
+from hesse.autodiff.events.watching import watching
 with watching(print):
     torch.ones(3).log().sum()
 print("torch._dynamo" in sys.modules)

@@ -18,8 +18,8 @@ import torch
 import hesse
 from hesse.check import CheckReport, Comparison, Finding, check_derivatives
 from hesse.check.isolated import isolated
-from hesse.check.last_words import last_line, place, words_of
-from hesse.check.news import Running, listening, tell
+from hesse.check.isolation.last_words import last_line, place, words_of
+from hesse.check.isolation.news import Running, listening, tell
 from hesse.check.operator import check_operator
 from hesse.core.errors import LeafError, StructureError, UnsupportedError
 from hesse.operators import Dense

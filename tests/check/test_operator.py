@@ -17,7 +17,7 @@ from scipy.sparse.linalg import aslinearoperator
 from torch import Tensor
 
 from hesse.check.operator import BrokenLawError, assert_operator, check_operator
-from hesse.check.operator_run import OPERATOR_LAWS
+from hesse.check.operators.run import OPERATOR_LAWS
 from hesse.core.errors import HesseError, StructureError
 from hesse.core.space import Space
 from hesse.core.tree import Tree

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from hesse.autodiff.graph_nodes import ORDERS
-from hesse.autodiff.graph_traced import TracedGraph
+from hesse.autodiff.graphs.nodes import ORDERS
+from hesse.autodiff.graphs.traced import TracedGraph
 from hesse.core.errors import LeafError, StructureError
 from hesse.debug.graph import trace_graph
 

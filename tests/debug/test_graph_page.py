@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hesse.autodiff.graph import ProgramGraph
+from hesse.autodiff.graphs.compiled import ProgramGraph
 from hesse.debug.graph import trace_graph
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hesse.autodiff.events_headroom import bits_below
+from hesse.autodiff.events.headroom import bits_below
 from hesse.debug import HeadroomReport, OpHeadroom, exponent_headroom
 
 

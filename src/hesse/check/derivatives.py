@@ -10,19 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.check.case import Case, Level, first_line
 from hesse.check.check_report import CheckReport, Finding, WrongDerivativeError
 from hesse.check.differences import EPSILON
+from hesse.check.functions.case import Case, Level, first_line
+from hesse.check.functions.rounding import CHECK as OWN_TYPE
+from hesse.check.functions.rounding import own_type
+from hesse.check.functions.shadow import Chosen, choose
+from hesse.check.functions.spot import Spot
+from hesse.check.functions.subject import Budget, BudgetSpent, Subject
+from hesse.check.functions.table import run_checks
+from hesse.check.functions.values import random_cotangents
 from hesse.check.isolated import isolated as run_isolated
-from hesse.check.news import Running, tell
+from hesse.check.isolation.news import Running, tell
 from hesse.check.reproducer import reproducer
-from hesse.check.rounding import CHECK as OWN_TYPE
-from hesse.check.rounding import own_type
-from hesse.check.shadow import Chosen, choose
-from hesse.check.spot import Spot
-from hesse.check.subject import Budget, BudgetSpent, Subject
-from hesse.check.table import run_checks
-from hesse.check.values import random_cotangents
 from hesse.check.verdicts import Precision
 from hesse.core.errors import NonFiniteError, StructureError
 from hesse.core.random import make_generator

@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 import torch
 
-from hesse.check import isolated_child
 from hesse.check.check_report import CheckReport, Comparison, Finding
-from hesse.check.last_words import last_line, place, words_of
-from hesse.check.news import News, Running
+from hesse.check.isolation import child
+from hesse.check.isolation.last_words import last_line, place, words_of
+from hesse.check.isolation.news import News, Running
 from hesse.core.errors import StructureError, UnsupportedError
 
 Run = Callable[[], CheckReport]
@@ -66,7 +66,7 @@ def isolated(run: Run, *, name: str = "the check", level: str = "quick", timeout
         try:
             ended = _listen(process, receiver, log, timeout)
             if not ended:
-                isolated_child.ask_for_traceback(process)
+                child.ask_for_traceback(process)
                 process.join(_POLL)
             else:
                 process.join(_GRACE)
@@ -75,7 +75,7 @@ def isolated(run: Run, *, name: str = "the check", level: str = "quick", timeout
                 process.kill()
             process.join()
             receiver.close()
-        told = (Path(folder) / isolated_child.STDERR).read_text(errors="replace")
+        told = (Path(folder) / child.STDERR).read_text(errors="replace")
         if told:
             sys.stderr.write(told)
         if log.error is not None:
@@ -83,7 +83,7 @@ def isolated(run: Run, *, name: str = "the check", level: str = "quick", timeout
         if log.report is not None:
             return log.report
         end = log.raised or (words_of(process.exitcode) if ended else f"hangs: no comparison ended within {timeout:g} s")
-        where = place((Path(folder) / isolated_child.TRACE).read_text(errors="replace"))
+        where = place((Path(folder) / child.TRACE).read_text(errors="replace"))
         said = "" if log.raised or not ended else last_line(told)
         return log.unfinished(name, level, end + where + said)
 
@@ -130,7 +130,7 @@ def _started(run: Run, folder: str) -> tuple[BaseProcess, Connection]:
     method, payload = _way(run)
     context: Any = get_context(method)
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=isolated_child.main, args=(payload, sender, folder), name="hesse-isolated")
+    process = context.Process(target=child.main, args=(payload, sender, folder), name="hesse-isolated")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*fork.*", category=DeprecationWarning)  # threads: see `isolated`
         process.start()

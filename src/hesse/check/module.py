@@ -9,31 +9,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesse.check.case import Level, first_line
 from hesse.check.check_report import CheckReport, WrongDerivativeError
+from hesse.check.functions.case import Level, first_line
 from hesse.check.isolated import isolated as run_isolated
-from hesse.check.module_accumulation import check_accumulation, check_reuse, check_sharing, check_update
-from hesse.check.module_buffers import check_buffers
-from hesse.check.module_call import Call
-from hesse.check.module_copies import check_copies, check_state
-from hesse.check.module_diagonal import Diagonal, check_diagonal
-from hesse.check.module_exact import check_slope, exact_specimen
-from hesse.check.module_ledger import Ledger
-from hesse.check.module_passes import (
+from hesse.check.isolation.news import Running, tell
+from hesse.check.modules.accumulation import check_accumulation, check_reuse, check_sharing, check_update
+from hesse.check.modules.buffers import check_buffers
+from hesse.check.modules.call import Call
+from hesse.check.modules.copies import check_copies, check_state
+from hesse.check.modules.diagonal import Diagonal, check_diagonal
+from hesse.check.modules.exact import check_slope, exact_specimen
+from hesse.check.modules.ledger import Ledger
+from hesse.check.modules.passes import (
     check_additivity,
     check_first_run,
     check_graph,
     check_layouts,
     check_repeats,
 )  # fmt: skip
-from hesse.check.module_shapes import check_shapes
-from hesse.check.module_specimen import Run, Specimen
-from hesse.check.module_start import sound_specimen
-from hesse.check.module_subsets import check_subsets
-from hesse.check.module_transforms import check_adjoint, check_vmap
-from hesse.check.module_untouched import untouched
-from hesse.check.module_values import check_values
-from hesse.check.news import Running, tell
+from hesse.check.modules.shapes import check_shapes
+from hesse.check.modules.specimen import Run, Specimen
+from hesse.check.modules.start import sound_specimen
+from hesse.check.modules.subsets import check_subsets
+from hesse.check.modules.transforms import check_adjoint, check_vmap
+from hesse.check.modules.untouched import untouched
+from hesse.check.modules.values import check_values
 from hesse.core.errors import StructureError
 from hesse.core.random import make_generator
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from hesse.check.case import Level
 from hesse.check.check_report import CheckReport
-from hesse.check.foreign_operator import as_operator
+from hesse.check.functions.case import Level
 from hesse.check.isolated import isolated as run_isolated
-from hesse.check.operator_run import Checked, checked, name_of
+from hesse.check.operators.foreign import as_operator
+from hesse.check.operators.run import Checked, checked, name_of
 from hesse.core.errors import HesseError
 
 

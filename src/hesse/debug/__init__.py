@@ -1,6 +1,6 @@
 """Where a NaN comes from, how near a step is to overflow, and graphs to look at."""
 
-from hesse.autodiff.graph_traced import TracedGraph
+from hesse.autodiff.graphs.traced import TracedGraph
 from hesse.debug.graph import trace_graph
 from hesse.debug.headroom import HeadroomReport, OpHeadroom, exponent_headroom
 from hesse.debug.nonfinite import find_nonfinite, watch_nonfinite

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from hesse.autodiff.graph_modules import ModuleCalls
-from hesse.autodiff.graph_run import Recipe, record_run
-from hesse.autodiff.graph_traced import TracedGraph
+from hesse.autodiff.graphs.modules import ModuleCalls
+from hesse.autodiff.graphs.run import Recipe, record_run
+from hesse.autodiff.graphs.traced import TracedGraph
 from hesse.core.tree import Tree
 from hesse.debug.graph_subject import GraphSubject
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hesse.autodiff.functional import buffers_preserved
-from hesse.autodiff.graph_recorder import Outside
+from hesse.autodiff.graphs.recorder import Outside
 from hesse.core import tree
 from hesse.core.errors import LeafError, StructureError
 from hesse.core.names import layer_of

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hesse.autodiff.events_headroom import Extremes, bits_below, measuring
+from hesse.autodiff.events.headroom import Extremes, bits_below, measuring
 from hesse.autodiff.source_lines import Place
 from hesse.debug.module_paths import ModulePaths
 

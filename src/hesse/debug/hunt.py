@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from hesse.autodiff.events import NonFiniteEvent, Watch
-from hesse.autodiff.events_memory import address
-from hesse.autodiff.events_records import Record, checkable, facts
+from hesse.autodiff.events.memory import address
+from hesse.autodiff.events.records import Record, checkable, facts
+from hesse.autodiff.events.watching import NonFiniteEvent, Watch
 from hesse.debug.module_paths import ModulePaths
 from hesse.debug.nonfinite_report import NonfiniteReport, fill
 from hesse.debug.sinks import Sink, names_of, sinks_of

@@ -6,8 +6,8 @@ import linecache
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from hesse.autodiff.events_nonfinite import NonFiniteEvent, chain_of, dot_of, shortened
-from hesse.autodiff.events_records import Label, Log, Record, TensorFacts
+from hesse.autodiff.events.nonfinite import NonFiniteEvent, chain_of, dot_of, shortened
+from hesse.autodiff.events.records import Label, Log, Record, TensorFacts
 
 _DRAWN = 200
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
-from hesse.autodiff.events_records import all_finite, checkable
+from hesse.autodiff.events.records import all_finite, checkable
 from hesse.core.errors import NonFiniteError
 from hesse.debug.nonfinite import find_nonfinite
 from hesse.debug.nonfinite_report import NonfiniteReport

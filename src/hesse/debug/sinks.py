@@ -10,9 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from hesse.autodiff.events import Watch
-from hesse.autodiff.events_memory import address
-from hesse.autodiff.events_records import Record, checkable, facts
+from hesse.autodiff.events.memory import address
+from hesse.autodiff.events.records import Record, checkable, facts
+from hesse.autodiff.events.watching import Watch
 from hesse.debug.module_paths import bare
 
 

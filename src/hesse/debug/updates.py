@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from hesse.autodiff.events import Watch
-from hesse.autodiff.events_records import all_finite, checkable
+from hesse.autodiff.events.records import all_finite, checkable
+from hesse.autodiff.events.watching import Watch
 from hesse.debug.snapshot import Snapshot
 
 _MOST_BYTES = 2**28

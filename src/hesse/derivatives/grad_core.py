@@ -32,11 +32,11 @@ def run_directly(
         return differentiate(f, numbers, args, kwargs, cotangent)
     with ExitStack() as stack:
         if options.debug_hook is not None:
-            from hesse.autodiff.events import watching
+            from hesse.autodiff.events.watching import watching
 
             stack.enter_context(watching(options.debug_hook))
         if profile is not None and profile.detailed:
-            from hesse.autodiff.events_timing import timed_ops
+            from hesse.autodiff.events.timing import timed_ops
 
             stack.enter_context(timed_ops(profile))
         passed = None if profile is None else profile.passed

@@ -163,7 +163,7 @@ class GradFunction:
 
         Cost: a call; one more where it is not recorded yet.
         """
-        from hesse.autodiff.graph import Kind, ProgramGraph
+        from hesse.autodiff.graphs.compiled import Kind, ProgramGraph
 
         path = self._path(args, kwargs)
         gradients = path.result_count(0)

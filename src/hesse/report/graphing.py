@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from hesse.autodiff.graph_traced import TracedGraph
+from hesse.autodiff.graphs.traced import TracedGraph
 from hesse.autodiff.model import is_one_batch, split_batch
 from hesse.check.replica import call_model
 from hesse.core.errors import HesseError, TargetError

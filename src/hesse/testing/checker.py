@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hesse.check import CheckReport, WrongDerivativeError, check_derivatives
-from hesse.check.case import Level
+from hesse.check.functions.case import Level
 from hesse.check.isolated import isolated
 from hesse.check.module import check_module
 from hesse.check.operator import check_operator

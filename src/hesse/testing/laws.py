@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hesse.check import CheckReport, WrongDerivativeError, check_derivatives
-from hesse.check.case import Level
+from hesse.check.functions.case import Level
 from hesse.check.isolated import isolated
 from hesse.check.module import check_module
 from hesse.check.operator import check_operator
-from hesse.check.operator_run import OPERATOR_LAWS
+from hesse.check.operators.run import OPERATOR_LAWS
 from hesse.core import tree
 from hesse.core.errors import MissingExtraError, StructureError
 from hesse.core.tree import Tree

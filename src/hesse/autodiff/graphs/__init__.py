@@ -1,0 +1,1 @@
+"""Graphs of programs: recorded, drawn as DOT and as one HTML page."""

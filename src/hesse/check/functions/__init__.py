@@ -1,0 +1,1 @@
+"""Checks of functions: derivatives against differences, comparison by comparison."""

@@ -1,0 +1,67 @@
+"""A function along a line: its outputs, each point computed once, whatever is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from hesse.check.functions.subject import Leaves, flat
+
+
+class Samples:
+    """Vectors along a line, kept, so that any number of cotangents share their evaluations.
+
+    Args:
+        run: a point, to tensors.
+        point, direction: of the line.
+        home: what `run` gives at the point.
+    """
+
+    def __init__(
+        self, run: Callable[[Leaves], Sequence[Tensor]], point: Leaves, direction: list[Tensor | None], home: Leaves
+    ) -> None:
+        self._run, self.point, self.direction = run, point, direction
+        self._home = flat(home)
+        self._known: dict[float, Tensor] = {}
+
+    def change(self, t: float) -> Tensor:
+        """How far the tensors move: a float64 vector, complex numbers as two each.
+
+        Cost: 1 evaluation the first time.
+        """
+        if t == 0.0:
+            return torch.where(self._home.isfinite(), 0.0, self._home)
+        if t not in self._known:
+            moved = [x if v is None else x + t * v for x, v in zip(self.point, self.direction, strict=True)]
+            self._known[t] = flat([y.detach() for y in self._run(moved)]) - self._home
+        return self._known[t]
+
+    def phi(self, cotangent: Tensor) -> Callable[[float], float]:
+        """``t -> <cotangent, tensors(t) - tensors(0)>``; entries with a zero cotangent count nothing, even if infinite."""
+
+        def phi(t: float) -> float:
+            change = self.change(t)
+            if len(change) != len(cotangent):
+                return float("nan")
+            value = torch.dot(cotangent, change).item()
+            return value if value - value == 0 else torch.dot(cotangent, torch.where(cotangent == 0, 0.0, change)).item()
+
+        return phi
+
+    def gap(self, cotangent: Tensor) -> Callable[[float], float]:
+        """``t ->`` the norm of how far the slopes of all elements to both sides differ."""
+
+        def gap(t: float) -> float:
+            bend = self.change(t) + self.change(-t)
+            return torch.where(cotangent == 0, 0.0, cotangent * bend).norm().item() / t if len(bend) == len(cotangent) else 0.0
+
+        return gap
+
+    def size(self, cotangent: Tensor) -> float:
+        """The size of the values whose rounding disturbs `phi`: the root of the sum of squares of the terms that move."""
+        moves = cotangent != 0
+        if self._known:
+            moves &= sum((change != 0 for change in self._known.values()), torch.zeros_like(moves)) > 0
+        return torch.where(moves, cotangent * self._home, 0.0).norm().item()

@@ -1,0 +1,1 @@
+"""Checks of modules: everything that a check of a function cannot see."""

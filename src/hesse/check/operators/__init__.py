@@ -1,0 +1,1 @@
+"""Checks of linear operators: their laws, one group a file."""
