@@ -1,4 +1,4 @@
-"""The sets of planted bugs: the open one (``bugs_*.py``) and, if they are there, frozen ones (``frozen_*.py``)."""
+"""The sets of planted bugs: the open one (``bugs_*.py``), the frozen (``frozen_*.py``) and the unseen (``unseen_*.py``)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from benchmarks.checks.bug import Bug, Program
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-SETS = {"open": "bugs_*.py", "frozen": "frozen_*.py"}
+SETS = {"open": "bugs_*.py", "frozen": "frozen_*.py", "unseen": "unseen_*.py"}
 
 
 @functools.cache

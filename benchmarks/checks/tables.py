@@ -9,7 +9,7 @@ from typing import Any
 from benchmarks.checks.sets import Case
 from benchmarks.checks.ways import TITLES
 
-SET_TITLES = {"open": "the open set", "frozen": "the frozen set"}
+SET_TITLES = {"open": "the open set", "frozen": "the frozen set", "unseen": "the unseen set"}
 
 
 def render(report: dict[str, Any]) -> str:

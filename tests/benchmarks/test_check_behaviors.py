@@ -1,4 +1,4 @@
-"""Each planted program of the open set behaves differently from its sound twin in some situation."""
+"""Each planted program of the open and the unseen set behaves differently from its sound twin in some situation."""
 
 import copy
 import faulthandler
@@ -10,10 +10,12 @@ import torch
 from benchmarks.checks import sets
 from torch import nn
 
-OPEN = sets.bugs_of("open")
+BUGS = sets.bugs_of("open") | sets.bugs_of("unseen")
 CRASHES = {
     "null_pointer": lambda p: p.at(cotangent=lambda y: strided(drawn(y))),
     "kernel_assertion": lambda p: rows_of_first(p, 5),
+    "assertion_on_strides": lambda p: p.at(cotangent=lambda y: torch.ones((), dtype=y.dtype).expand(y.shape)),
+    "division_of_integers": lambda p: rows_of_first(p, 1),
 }
 SEED = 3
 
@@ -35,7 +37,7 @@ class Probe:
 
     def fresh(self):
         torch.manual_seed(1)
-        program = OPEN[self.name].make(OPEN[self.name].dtypes[0], self.planted)
+        program = BUGS[self.name].make(BUGS[self.name].dtypes[0], self.planted)
         inputs = [t.clone() if t.layout == torch.strided else t for t in program.inputs]
         return program.call, inputs
 
@@ -71,7 +73,7 @@ def strided(t):
 
 
 def offset(t):
-    return torch.stack([drawn(t, 5), t])[1]
+    return torch.stack([drawn(t, 5), t])[1] if t.layout == torch.strided and t.is_floating_point() else t
 
 
 def expanded(t):
@@ -121,7 +123,8 @@ def interleaved(probe):
     y = call(*first)
     call(*[2 * t if t.is_floating_point() else t for t in inputs])
     wanted = [t for t in [*first, *(call.parameters() if isinstance(call, nn.Module) else [])] if t.requires_grad]
-    return [*torch.autograd.grad(y, wanted, drawn(y.detach()), allow_unused=True)]
+    found = torch.autograd.grad(y, wanted, drawn(y.detach()), allow_unused=True)
+    return [g for g in found if g is not None]
 
 
 def other_values(probe):
@@ -207,6 +210,33 @@ def second_order(probe):
     return list(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
 
 
+def second_order_weighed(probe):
+    """The slope of a weighed sum of the gradient of weighed outputs."""
+    call, inputs = probe.fresh()
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    outputs = torch.utils._pytree.tree_leaves(call(*leaves))
+    first = torch.autograd.grad(sum((y * drawn(y)).sum() for y in outputs), leaves, create_graph=True)
+    return list(torch.autograd.grad(sum((g * drawn(g, 1)).sum() for g in first), leaves))
+
+
+def other_integers(probe):
+    """One object called with the given integers, then with others in the same range."""
+    call, inputs = probe.fresh()
+    found = probe.gradient(call, inputs)
+    return found + probe.gradient(call, [t if t.is_floating_point() else t.flip(0) for t in inputs])
+
+
+def in_place(probe):
+    """One object called with the same tensors, whose values change between the calls."""
+    call, inputs = probe.fresh()
+    leaves = [t.detach().requires_grad_(t.is_floating_point()) for t in inputs]
+    found = probe.gradient(call, leaves)
+    for t in leaves:
+        if t.is_floating_point():
+            t.data.mul_(0.5)
+    return [t.clone() for t in found] + probe.gradient(call, leaves)
+
+
 def forward_mode(probe):
     call, inputs = probe.fresh()
     return [torch.func.jvp(call, tuple(inputs), tuple(drawn(t) for t in inputs))[1]]
@@ -236,12 +266,14 @@ PROBES = {
     "large cotangent": lambda p: p.at(cotangent=lambda y: 10 * drawn(y)),
     "small cotangent": lambda p: p.at(cotangent=lambda y: 1e-5 * drawn(y)),
     "strided": lambda p: p.at(strided),
+    "offset": lambda p: p.at(offset),
     "expanded": lambda p: p.at(expanded),
     "last": lambda p: p.at(last),
     "zeros": lambda p: p.at(all_zero),
     "large": lambda p: p.at(scaled(4.0)),
+    "small": lambda p: p.at(scaled(0.1)),
     "negative": lambda p: p.at(scaled(-1.0)),
-    **{f"{n} rows": lambda p, n=n: rows_of_first(p, n) for n in (0, 1, 3, 5)},
+    **{f"{n} rows": lambda p, n=n: rows_of_first(p, n) for n in (0, 1, 3, 5, 33)},
     "batches": batches,
     "interleaved": interleaved,
     "other values": other_values,
@@ -251,6 +283,9 @@ PROBES = {
     "eval": in_eval,
     "copied": copied,
     "second order": second_order,
+    "second order, weighed": second_order_weighed,
+    "other integers": other_integers,
+    "in place": in_place,
     "forward mode": forward_mode,
     "mapped": mapped(0),
     "mapped last": mapped(-1),
@@ -261,7 +296,7 @@ PROBES = {
 def outcome(probe, situation):
     try:
         return situation(probe)
-    except (RuntimeError, IndexError, AttributeError, TypeError, ValueError, NotImplementedError) as error:
+    except (RuntimeError, IndexError, AttributeError, TypeError, ValueError, NotImplementedError, AssertionError) as error:
         return type(error)
 
 
@@ -273,7 +308,7 @@ def differs(a, b):
     return any(not torch.allclose(s, t, rtol=1e-10, atol=1e-14, equal_nan=True) for s, t in zip(a, b, strict=True))
 
 
-@pytest.mark.parametrize("name", [n for n in OPEN if n not in CRASHES])
+@pytest.mark.parametrize("name", [n for n in BUGS if n not in CRASHES])
 def test_a_planted_program_differs_from_its_twin_somewhere(name):
     planted, twin = Probe(name, True), Probe(name, False)
     assert any(differs(outcome(planted, s), outcome(twin, s)) for s in PROBES.values())
