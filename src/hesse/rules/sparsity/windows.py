@@ -1,0 +1,145 @@
+"""Convolutions and pooling: an element on a window of places."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hesse.rules.sparsity.forms import Call, Grouped, Link, Pairs, places, shared, sparsity_rules
+
+
+def taps(inputs: Sequence[int], outputs: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
+         dilation: Sequence[int]) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The pairs of places ``output * stride - padding + tap * dilation == input`` that exist, as numbers in row-major order."""
+    found_in, found_out = [], []
+    for tap in itertools.product(*(range(k) for k in kernel)):
+        axes_in, axes_out = [], []
+        for axis, t in enumerate(tap):
+            out = torch.arange(outputs[axis])
+            place = out * stride[axis] - padding[axis] + t * dilation[axis]
+            inside = (place >= 0) & (place < inputs[axis])
+            axes_in.append(place[inside])
+            axes_out.append(out[inside])
+        found_in.append(_numbers(axes_in, inputs))
+        found_out.append(_numbers(axes_out, outputs))
+    return torch.cat(found_in), torch.cat(found_out)
+
+
+def _numbers(axes: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    total = torch.zeros((), dtype=torch.int64)
+    for axis, size in zip(axes, sizes, strict=True):
+        total = total.unsqueeze(-1) * size + axis
+    return total.flatten()
+
+
+def _sizes(value: Sequence[int], count: int) -> list[int]:
+    return list(value) * count if len(value) == 1 else list(value)
+
+
+@sparsity_rules.register("convolution", "_convolution", "cudnn_convolution", "mkldnn_convolution", "convolution_overrideable")
+def convolution(call: Call) -> list[Link]:
+    """A place of a channel on the window in all channels of its group, on its filter, and on its bias."""
+    x, weight, *bias = call.operands
+    y, groups = call.outputs[0], call["groups"]
+    channel = shared(y.shape, [1])
+    links: list[Link] = [(0, x, _convolved(x, y, call))] if weight.numel() else []
+    if call.given.get("transposed"):  # a filter of an output channel is spread over the input channels of its group
+        per = weight.shape[1]
+        group = torch.arange(weight.shape[0]) // max(1, weight.shape[0] // groups)
+        of_weight = (group.view(-1, 1) * per + torch.arange(per)).view(weight.shape[:2] + (1,) * (weight.ndim - 2))
+        links.append((0, weight, Grouped(of_weight.expand(weight.shape), channel)))
+    else:
+        links.append((0, weight, Grouped(shared(weight.shape, [0]), channel)))
+    return links + [(0, t, Grouped(torch.arange(t.numel()), channel)) for t in bias]
+
+
+def _convolved(x: Tensor, y: Tensor, call: Call, *, swapped: bool = False) -> Pairs:
+    """How an image `y` depends on an image `x` through a convolution; `swapped`: through its transpose."""
+    weight, count, groups = call["weight"], x.ndim - 2, call["groups"]
+    stride, padding, dilation = (_sizes(call[name], count) for name in ("stride", "padding", "dilation"))
+    kernel = weight.shape[2:]
+    if bool(call.given.get("transposed")) != swapped:
+        outs, ins = taps(y.shape[2:], x.shape[2:], kernel, stride, padding, dilation)
+    else:
+        ins, outs = taps(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
+    of_x, size_x = _by_group(x, groups)
+    of_y, size_y = _by_group(y, groups)
+    batches = torch.arange(x.shape[0] * groups).unsqueeze(-1)
+    return Pairs(of_x, (batches * size_x + ins).flatten(), (batches * size_y + outs).flatten(), of_y)
+
+
+def _by_group(image: Tensor, groups: int) -> tuple[Tensor, int]:
+    """Numbers in which the channels of a group share a place: by sample, group and place."""
+    samples, channels = image.shape[:2]
+    size = image[0, 0].numel() if samples and channels else 0
+    group = torch.arange(channels) // max(1, channels // groups)
+    number = (torch.arange(samples).view(-1, 1) * groups + group).unsqueeze(-1) * size + torch.arange(size)
+    return number.view(image.shape), size
+
+
+@sparsity_rules.register("convolution_backward")
+def convolution_backward(call: Call) -> list[Link]:
+    """The gradient of the input is a transposed convolution of the one that arrives; those of weight and bias are sums."""
+    grad, x, weight = call["grad_output"], call["input"], call["weight"]
+    links, number = list[Link](), 0
+    for which, wanted in enumerate(call["output_mask"]):
+        if not wanted:
+            continue
+        y = call.outputs[number]
+        if which == 0:
+            links += [(number, grad, _convolved(grad, y, call, swapped=True)), (number, weight, _all(weight, y))]
+        elif which == 1:
+            transposed = call["transposed"]
+            inner, outer = (grad, x) if transposed else (x, grad)
+            links.append((number, outer, Grouped(shared(outer.shape, [1]), shared(y.shape, [0]))))
+            links.append((number, inner, _all(inner, y)))
+        else:
+            links.append((number, grad, Grouped(shared(grad.shape, [1]), torch.arange(y.numel()))))
+        number += 1
+    return links
+
+
+def _all(operand: Tensor, output: Tensor) -> Grouped:
+    return Grouped(torch.zeros(operand.shape, dtype=torch.int64), torch.zeros(output.shape, dtype=torch.int64))
+
+
+@sparsity_rules.register("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "avg_pool1d")
+def pooling(call: Call) -> list[Link]:
+    """A place on the window in its own channel."""
+    x, y = call["self"], call.outputs[0]
+    kernel = call["kernel_size"]
+    count = {"1": 1, "2": 2, "3": 3}[call.func.overloadpacket.__name__.partition("pool")[2][0]]
+    kernel = _sizes(kernel, count)
+    stride = _sizes(call["stride"] or kernel, count)
+    padding, dilation = _sizes(call["padding"], count), _sizes(call.given.get("dilation") or [1], count)
+    ins, outs = taps(x.shape[-count:], y.shape[-count:], kernel, stride, padding, dilation)
+    return [(0, x, _in_channels(x, y, count, ins, outs))]
+
+
+@sparsity_rules.register("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
+def adaptive_pooling(call: Call) -> list[Link]:
+    """A place on its share of the image, in its own channel."""
+    x, y = call["self"], call.outputs[0]
+    count = 3 if "3d" in call.func.overloadpacket.__name__ else 2
+    pairs = [_shares(n, m) for n, m in zip(x.shape[-count:], y.shape[-count:], strict=True)]
+    ins, outs = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
+    for (axis_in, axis_out), n, m in zip(pairs, x.shape[-count:], y.shape[-count:], strict=True):
+        ins, outs = (ins.unsqueeze(-1) * n + axis_in).flatten(), (outs.unsqueeze(-1) * m + axis_out).flatten()
+    return [(0, x, _in_channels(x, y, count, ins, outs))]
+
+
+def _shares(n: int, m: int) -> tuple[Tensor, Tensor]:
+    """Of n places, those from floor(o n / m) to ceil((o + 1) n / m) belong to o of m."""
+    ins = [torch.arange(o * n // m, -(-(o + 1) * n // m)) for o in range(m)]
+    outs = [torch.full((len(part),), o) for o, part in enumerate(ins)]
+    return torch.cat(ins), torch.cat(outs)
+
+
+def _in_channels(x: Tensor, y: Tensor, count: int, ins: Tensor, outs: Tensor) -> Pairs:
+    channels = x.shape[: x.ndim - count].numel()
+    size_x, size_y = x.shape[-count:].numel(), y.shape[-count:].numel()
+    each = torch.arange(channels).unsqueeze(-1)
+    return Pairs(places(x), (each * size_x + ins).flatten(), (each * size_y + outs).flatten(), places(y))

@@ -1,0 +1,80 @@
+"""The entries of a matrix from its products with sums of columns and of rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hesse.sparse.colored import ColoredPattern
+from hesse.sparse.colors.bidirectional import readable
+from hesse.sparse.colors.graph import without_diagonal
+from hesse.sparse.colors.star import counts_of_colors
+from hesse.sparse.pattern import Indices, Pattern
+from hesse.sparse.substitution import Level, levels
+
+
+@dataclass(frozen=True)
+class Decompression:
+    """How entries follow from products.
+
+    Args:
+        source: ``[nnz]``, int64: the element of the flat products that holds each entry, in the order of the pattern: first
+            ``[column colors, rows]``, then ``[row colors, columns]``.
+        levels: for acyclic colorings, what has to be subtracted, in this order.
+    """
+
+    source: Tensor
+    levels: tuple[Level, ...] = ()
+
+    @staticmethod
+    def of(colored: ColoredPattern) -> Decompression:
+        """For a coloring of any kind."""
+        pattern, columns = colored.pattern, colored.column_colors
+        by_column = columns[pattern.indices] * pattern.shape[0] + pattern.rows
+        if colored.kind == "column":
+            return Decompression(torch.from_numpy(by_column))
+        if colored.kind == "acyclic":
+            return Decompression(torch.from_numpy(by_column), levels(pattern, columns))
+        if colored.kind == "star":
+            return Decompression(torch.from_numpy(_star(pattern, columns)))
+        products = colored.columns * pattern.shape[0]
+        by_row = products + colored.row_colors[pattern.rows] * pattern.shape[1] + pattern.indices
+        if colored.kind == "row":
+            return Decompression(torch.from_numpy(by_row))
+        alone, _ = readable(pattern, columns, colored.row_colors)
+        return Decompression(torch.from_numpy(np.where(alone, by_column, by_row)))
+
+    def values(self, products: Tensor) -> Tensor:
+        """The entries.
+
+        Args:
+            products: flat, in the order of `source`.
+
+        Returns:
+            ``[nnz]``, differentiable by the products.
+        """
+        values = products.index_select(0, self.source.to(products.device))
+        for level in self.levels:
+            values = level.subtract(values)
+        return values
+
+
+def _star(pattern: Pattern, colors: Indices) -> Indices:
+    """An entry is read in its row if no other entry there has the color of its column, and in its mirror image's if not."""
+    graph = without_diagonal(pattern)
+    alone = np.ones(pattern.nnz, bool)
+    alone[pattern.rows != pattern.indices] = counts_of_colors(graph, colors) == 1
+    here = colors[pattern.indices] * pattern.shape[0] + pattern.rows
+    there = colors[pattern.rows] * pattern.shape[0] + pattern.indices
+    return np.where(alone, here, there)
+
+
+def seeds(colors: Indices, count: int) -> Tensor:
+    """``[colors, n]``: ones where a column (row) has a color."""
+    result = torch.zeros(count, len(colors), dtype=torch.bool)
+    used = np.flatnonzero(colors >= 0)
+    result[torch.from_numpy(colors[used]), torch.from_numpy(used)] = True
+    return result
