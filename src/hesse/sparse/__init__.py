@@ -2,6 +2,17 @@
 
 from hesse.sparse.colored import ColoredPattern
 from hesse.sparse.coloring import coloring
+from hesse.sparse.detect import Sparsity, sparsity
 from hesse.sparse.pattern import Pattern
+from hesse.sparse.prepare import SparseDerivative, prepare_hessian, prepare_jacobian
 
-__all__ = ["ColoredPattern", "Pattern", "coloring"]
+__all__ = [
+    "ColoredPattern",
+    "Pattern",
+    "SparseDerivative",
+    "Sparsity",
+    "coloring",
+    "prepare_hessian",
+    "prepare_jacobian",
+    "sparsity",
+]

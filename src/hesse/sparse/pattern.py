@@ -70,13 +70,15 @@ class Pattern:
         """The pattern of a matrix: what it stores if it is sparse, else what is not zero.
 
         Args:
-            matrix: a `Pattern`, a SciPy sparse matrix, a torch tensor of any layout with two axes, or an array.
+            matrix: a `Pattern` or what has one, a SciPy sparse matrix, a torch tensor of any layout with two axes, or an array.
 
         Raises:
             StructureError: anything else.
         """
         if isinstance(matrix, Pattern):
             return matrix
+        if isinstance(getattr(matrix, "pattern", None), Pattern):
+            return matrix.pattern
         if isinstance(matrix, Tensor) and matrix.ndim == 2:
             stored = matrix.detach()
             if stored.layout is torch.strided:
@@ -139,6 +141,16 @@ class Pattern:
             raise StructureError("A union is of patterns of one shape.", f"{self.shape} and {other.shape}", "pass equal shapes")
         rows, columns = np.concatenate([self.rows, other.rows]), np.concatenate([self.indices, other.indices])
         return Pattern.from_coordinates(rows, columns, self.shape)
+
+    def __and__(self, other: Pattern) -> Pattern:
+        """Entries of both."""
+        if self.shape != other.shape:
+            raise StructureError(
+                "An overlap is of patterns of one shape.", f"{self.shape} and {other.shape}", "pass equal shapes"
+            )
+        width = max(1, self.shape[1])
+        keys = np.intersect1d(self.rows * width + self.indices, other.rows * width + other.indices, assume_unique=True)
+        return Pattern.from_coordinates(*np.divmod(keys, width), self.shape)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pattern):

@@ -1,0 +1,85 @@
+"""`sparsity`: where a derivative can have entries, from one run of the function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hesse.autodiff.dependence.function import dependence
+from hesse.autodiff.recording import Function
+from hesse.core.errors import StructureError
+from hesse.core.space import Space
+from hesse.sparse.pattern import Pattern
+
+_ASKED = "sparsity(f, x) follows every element of x through one run of f."
+
+
+@dataclass(frozen=True, repr=False)
+class Sparsity:
+    """Where a derivative can have entries, and how that was found.
+
+    Attributes:
+        pattern: rows are the elements of the value (of the gradient for a Hessian), columns those of x.
+        in_space, out_space: of x and of the value (for a Hessian both of x), which name the rows and columns.
+        local: whether it holds at x only, where branches, masks and orders are what they are there.
+        fallbacks: ops that no rule knows, which were taken to mix all of their operands, and how often they ran.
+        branches: the lines at which Python read a value that depends on x (only for `local`).
+        analyzed: "primal" for the function as it ran; "reverse" for its backward pass, where custom functions occur.
+    """
+
+    pattern: Pattern
+    in_space: Space
+    out_space: Space
+    local: bool
+    fallbacks: Mapping[str, int]
+    branches: tuple[str, ...]
+    analyzed: Literal["primal", "reverse"]
+
+    def explain(self) -> str:
+        """What limits the pattern, in words: one line each."""
+        lines = []
+        if self.local:
+            lines.append("holds at this point only: branches, masks and orders are taken as they are here")
+        lines += [f"branch on a value: {branch}" for branch in self.branches]
+        if self.analyzed == "reverse":
+            lines.append("custom functions: their backward was followed, as autograd runs it")
+        lines += [f"no rule for {name} ({count} call{'s' * (count > 1)}): all of its operands mixed"
+                  for name, count in self.fallbacks.items()]  # fmt: skip
+        return "\n".join(lines)
+
+    def __repr__(self) -> str:
+        notes = self.explain()
+        return f"{self.pattern!r}\n{notes}" if notes else repr(self.pattern)
+
+
+def sparsity(f: Function, x: Any, *, of: Literal["jacobian", "hessian"] = "jacobian", local: bool = False) -> Sparsity:
+    """Find out where a derivative of a function can have entries.
+
+    Args:
+        f: takes the tree x and returns a tree of tensors (one number for a Hessian).
+        x: a tensor, a Python float, or any nesting of dicts, lists, tuples, named tuples and dataclasses of them. Without
+            `local` its values do not matter.
+        of: which derivative.
+        local: the pattern at x, for functions that branch on their data; smaller where masks or orders depend on x.
+
+    Returns:
+        A pattern in which no entry of the derivative is missing, at any point (`local`: at x). There may be too many: zeros
+        that come from cancellation or from the values of constants are not seen.
+
+    Raises:
+        UnsupportedError: Python reads a value that depends on x (pass local=True); complex numbers, sparse tensors.
+        NonScalarError: a Hessian of a function with more than one value. LeafError, DeviceError, NonFiniteError,
+        MemoryBudgetError, StructureError: as the names say, with the leaf.
+
+    Cost: one run of f (of f and its gradient for a Hessian) in Python, and work in proportion to the entries.
+    """
+    if of not in ("jacobian", "hessian"):
+        raise StructureError("sparsity is of='jacobian' or of='hessian'.", repr(of), "pass one of these")
+    found = dependence(f, x, _ASKED, local=local, gradient=of == "hessian")
+    sets = found.sets if found.sets.has_canonical_format else found.sets.copy()
+    sets.sum_duplicates()
+    pattern = Pattern.of(sets)
+    if of == "hessian":  # symmetric but for custom functions, whose backward may say what it likes
+        pattern = pattern & pattern.T if found.analyzed == "primal" else pattern | pattern.T
+    return Sparsity(pattern, found.in_space, found.out_space, local, dict(found.fallbacks), found.branches, found.analyzed)
