@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from hesse.autodiff.source_lines import Place, SourceMap, user_frame, user_stack
+from hesse.autodiff.source_lines import Place, SourceMap, Spot, place_of, user_frame, user_stack
 
 HERE = __file__
 
@@ -208,3 +208,50 @@ def test_one_map_in_two_threads() -> None:
 def test_a_stack_ends_with_the_users_outermost_frame() -> None:
     stack = user_stack()
     assert stack[0].file == stack[-1].file == __file__  # neither pytest nor what started it
+
+
+class Spots(Places):
+    """Notes the spot of every op, and looks them up at the end."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.later.append((func.overloadpacket.__name__, self.map.spot()))
+        return func(*args, **(kwargs or {}))
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.later: list[tuple[str, Spot | Place]] = []
+
+    def look(self) -> Spots:
+        """Look all of them up."""
+        self.seen = [(name, place_of(where)) for name, where in self.later]
+        return self
+
+
+def test_spots_lead_to_the_same_places() -> None:
+    x = variable(2, 3)
+
+    def step() -> None:
+        y = x * 2
+        y[1:2] = x[0]
+        (grad,) = torch.autograd.grad(program(y) + Cube.apply(x).sum(), x, create_graph=True)
+        checkpoint(program, grad, use_reentrant=False).backward()
+
+    places, spots = Places(stacks=True), Spots(stacks=True)
+    for mode in (places, spots):
+        x.grad = None
+        with mode:
+            step()
+    spots.look()
+    assert [name for name, _ in spots.seen] == [name for name, _ in places.seen]
+    for (name, found), (_, expected) in zip(spots.seen, places.seen, strict=True):
+        assert found == expected, name
+
+
+def test_functions_without_source_have_their_bare_name() -> None:
+    text = "def outer():\n    def inner(x):\n        return x.sin()\n    return inner\n"
+    space: dict[str, Any] = {}
+    exec(compile(text, "<no such file>", "exec"), space)
+    with Spots() as spots:
+        space["outer"]()(torch.ones(2))
+    place = spots.look().seen[-1][1]
+    assert place.source == ("<no such file>", 3, "inner")

@@ -71,6 +71,11 @@ def test_backward_has_the_forward_line_and_the_module() -> None:
     assert facts(report) == ("div", "inf", "backward", "gradient of 1.first.weight")
     assert code(report) == "return self.second((h - h).sqrt())"
     assert report.module == "1"
+    assert report.node == "SqrtBackward0"
+    assert report.title == "backward of sqrt (SqrtBackward0: aten.div.Tensor)"
+    assert report.text.startswith(f"inf from {report.title}, reached: gradient of 1.first.weight")
+    assert report.chain[0].startswith(f"{report.title} at ")
+    assert report.title in report.dot()
     wrapped = nn.Module()
     wrapped.encoder = nn.ModuleDict({"layers": nn.ModuleList([nn.Identity(), Block()])})
     wrapped.forward = lambda x: wrapped.encoder["layers"][1](x)  # pyright: ignore
@@ -87,6 +92,7 @@ def test_double_backward() -> None:
 
     report = find_nonfinite(step)
     assert facts(report)[2:] == ("double backward", "gradient")
+    assert re.match(r"double backward of (\w+) \((\w+): aten\.\w+\.\w+\)$", report.title)
     assert code(report) == "y = x.abs() ** 1.5"
 
 
@@ -110,6 +116,81 @@ def test_an_optimizer_is_told_with_its_parameter(kind: str, foreach: bool) -> No
     assert not torch.equal(net.weight, before)  # the step's effects stand
     assert net.weight.isnan().sum() == 2
     assert all(state["step"] == 1 for state in optimizer.state.values())
+
+
+def test_an_optimizer_of_large_parameters_is_told_as_a_whole() -> None:
+    net = nn.Linear(200, 130, dtype=REAL)
+    nn.init.zeros_(net.weight)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1, eps=0.0)
+    x = torch.ones(2, 200, dtype=REAL)
+    x[:, 7] = 0.0
+
+    def step() -> None:
+        optimizer.zero_grad()
+        net(x).sum().backward()
+        optimizer.step()
+
+    report = find_nonfinite(step)
+    assert (report.op, report.kind, report.phase) == ("torch.optim.Adam.step", "nan", "optimizer")
+    assert (report.sink, report.tensor, code(report)) == ("parameter weight", "weight", "optimizer.step()")
+    assert report.output is not None
+    assert (report.output.nans, report.inputs[0].low, report.inputs[0].high) == (130, 0.0, 2.0)
+    assert all(state["step"] == 1 for state in optimizer.state.values())
+    nn.init.zeros_(net.weight)
+    optimizer.param_groups[0]["eps"] = 1e-8
+    assert not find_nonfinite(step).found
+    optimizer.state[net.weight]["exp_avg"][3, 4] = torch.nan
+    report = find_nonfinite(step)
+    assert (report.op, report.phase, report.tensor) == ("input", "data", "exp_avg of weight")
+
+
+def test_a_closure_is_no_part_of_the_optimizer() -> None:
+    net = nn.Linear(3, 2, dtype=REAL)
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=1e-3, max_iter=3)
+    calls: list[int] = []
+
+    def closure() -> Tensor:
+        calls.append(1)
+        optimizer.zero_grad()
+        loss = net(torch.ones(1, 3, dtype=REAL)).square().sum()
+        loss = loss / 0 if bad == len(calls) else loss
+        loss = (loss - loss).sqrt() if bad < 0 else loss
+        loss.backward()
+        return loss
+
+    bad = 0
+    assert not find_nonfinite(lambda: optimizer.step(closure)).found
+    calls.clear()
+    bad = 2
+    report = find_nonfinite(lambda: optimizer.step(closure))
+    assert facts(report) == ("div", "inf", "forward", "loss")
+    bad, net = -1, nn.Linear(3, 2, dtype=REAL)
+    optimizer = torch.optim.LBFGS(net.parameters(), lr=1e-3, max_iter=3)
+    report = find_nonfinite(lambda: optimizer.step(closure=closure))
+    assert facts(report)[:3] == ("div", "inf", "backward")
+
+
+def test_the_state_of_an_optimizer_has_a_name() -> None:
+    net = nn.Linear(3, 2)
+    loose = nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.Adam([*net.parameters(), loose])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        (net(torch.ones(1, 3)) * loose).sum().backward()
+        optimizer.step()
+
+    step()
+    optimizer.state[net.bias]["exp_avg_sq"].fill_(torch.nan)
+    report = find_nonfinite(step)
+    assert (report.phase, report.tensor) == ("data", "exp_avg_sq of bias")
+    assert report.sink == "state exp_avg_sq of bias"
+    optimizer = torch.optim.Adam([*net.parameters(), loose], eps=0.0)
+    with torch.no_grad():
+        net.weight.zero_()
+        net.bias.zero_()  # no slope for the loose one: 0 / 0
+    report = find_nonfinite(step)
+    assert (report.phase, report.sink, report.tensor) == ("optimizer", "parameter 2 of Adam", "parameter 2 of Adam")
 
 
 def test_an_update_by_hand() -> None:
@@ -141,6 +222,53 @@ def test_data() -> None:
         net.bias.fill_(torch.nan)
     report = find_nonfinite(lambda: net(torch.ones(1, 2)).sum())
     assert (report.phase, report.tensor, report.module) == ("data", "bias", "Linear")
+
+
+def test_data_that_was_cleaned_once() -> None:
+    x = torch.tensor([1.0, torch.nan])
+
+    def step() -> Tensor:
+        cleaned = x.nan_to_num()
+        return torch.cat([x.relu(), cleaned])
+
+    report = find_nonfinite(step)
+    assert facts(report) == ("input", "nan", "data", "returned value")
+    assert code(report) == "cleaned = x.nan_to_num()"
+
+
+class Bad(torch.utils.data.Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.tensor([1.0, torch.nan if index == 2 else 0.0])
+
+
+def test_data_from_a_worker() -> None:
+    loader = torch.utils.data.DataLoader(Bad(), batch_size=4, num_workers=1)
+
+    def step() -> list[Tensor]:
+        found = []
+        for batch in loader:
+            found.append(batch.sum())
+        return found
+
+    report = find_nonfinite(step)
+    assert facts(report) == ("input", "nan", "data", "returned value")
+    assert report.output is not None
+    assert report.output.shape == (4, 2)
+
+
+def test_buffers_that_are_only_read() -> None:
+    net = nn.BatchNorm1d(2).eval()
+    assert net.running_var is not None
+    net.running_var.fill_(-1.0)
+    report = find_nonfinite(lambda: net(torch.ones(3, 2)))
+    assert (report.kind, report.phase, report.sink) == ("nan", "forward", "returned value")
+    assert [given.low for given in report.inputs] == [1.0, 1.0, 0.0, 0.0, -1.0]
+    net.running_var.fill_(torch.nan)
+    report = find_nonfinite(lambda: net(torch.ones(3, 2)))
+    assert (report.phase, report.tensor, report.sink) == ("data", "buffer running_var", "returned value")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -184,6 +312,7 @@ def test_a_custom_function_is_told_by_its_backward_line() -> None:
     x = leaf(1.0, 2.0)
     report = find_nonfinite(lambda: Divide.apply(x).sum().backward())
     assert facts(report)[1:] == ("inf", "backward", "gradient")
+    assert report.title == "backward of Divide (DivideBackward: aten.div.Tensor)"
     assert code(report) == "return g / (x - x)"
 
 

@@ -4,21 +4,28 @@ backward pass is led back to the line of the forward op that it differentiates.
 Autograd numbers its nodes in the order of creation, by a counter of each thread. A dispatch mode sees an op right after
 autograd made its node, so the numbers that appeared since the op before belong to this one; inside a backward pass autograd
 names the running node, and its number leads back to the line. (`torch.fx` finds forward ops by the same two numbers.)
+
+Few lines are ever asked for. `SourceMap.spot` keeps the stack as PyTorch's own profiler captures it, a code object and an
+offset for each frame, and looks at the frames only when somebody wants to know.
 """
 
 from __future__ import annotations
 
+import functools
+import linecache
 import os
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from types import FrameType
-from typing import Any, Literal, NamedTuple, cast
+from types import CodeType, FrameType
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from torch._C._profiler import CapturedTraceback, gather_traceback, symbolize_tracebacks
 
 Phase = Literal["forward", "backward"]
 
@@ -33,8 +40,9 @@ _ENGINE, _SEEDS = "_engine_run_backward", "_make_grads"
 _CHECKPOINT = os.path.join("torch", "utils", "checkpoint.py")
 _COMPILED = os.path.join("torch", "_dynamo", "eval_frame.py")
 _MOST_NODES = 16
-_MOST_PLACES = 200_000
+_MOST_PLACES = 100_000
 _kinds: dict[str, int] = {}
+_sequence, _node, _pass = torch.autograd._get_sequence_nr, torch._C._current_autograd_node, torch._C._current_graph_task_id
 
 
 class Frame(NamedTuple):
@@ -84,28 +92,31 @@ def _kind(filename: str) -> int:
     return kind
 
 
-def _kind_of(frame: FrameType) -> int:
-    code = frame.f_code
-    kind = _kinds.get(code.co_filename)
+def _kind_of(frame: Frame) -> int:
+    kind = _kinds.get(frame.file)
     if kind is None:
-        kind = _kind(code.co_filename)
-    return _LIBRARY if kind == _USER and code.co_name in _DISPATCHERS else kind
+        kind = _kind(frame.file)
+    return _LIBRARY if kind == _USER and frame.function.rpartition(".")[2] in _DISPATCHERS else kind
 
 
 def _named(frame: FrameType) -> Frame:
     return Frame(frame.f_code.co_filename, frame.f_lineno or frame.f_code.co_firstlineno, frame.f_code.co_qualname)
 
 
-def _users(frame: FrameType | None) -> Iterator[Frame]:
+def _levels(frame: FrameType | None) -> Iterator[Frame]:
+    """A frame and those around it."""
     while frame is not None:
-        if _kind_of(frame) == _USER:
-            yield _named(frame)
+        yield _named(frame)
         frame = frame.f_back
 
 
-def _callers(frame: FrameType | None) -> tuple[Frame, ...]:
+def _users(frames: Iterable[Frame]) -> Iterator[Frame]:
+    return (frame for frame in frames if _kind_of(frame) == _USER)
+
+
+def _callers(frames: Iterable[Frame]) -> tuple[Frame, ...]:
     """The user's frames, innermost first, without what installed packages (a test runner, a command) have around them."""
-    frames = tuple(_users(frame))
+    frames = tuple(_users(frames))
     own = [index for index, found in enumerate(frames)
            if not (found.file.startswith("<") or os.path.abspath(found.file).startswith(_PREFIX))]  # fmt: skip
     return frames[: own[-1] + 1 if own else 0]
@@ -119,7 +130,7 @@ def user_frame() -> Frame | None:
     Returns:
         ``(file, line, function)``, or None in a thread without user's code (autograd's threads for GPUs).
     """
-    return next(_users(sys._getframe(1)), None)
+    return next(_users(_levels(sys._getframe(1))), None)
 
 
 def warn_user(message: str, category: type[Warning]) -> None:
@@ -130,7 +141,7 @@ def warn_user(message: str, category: type[Warning]) -> None:
 
 def user_stack() -> tuple[Frame, ...]:
     """All frames of the user's code on this thread's Python stack, innermost first."""
-    return _callers(sys._getframe(1))
+    return _callers(_levels(sys._getframe(1)))
 
 
 def _innermost(frame: FrameType | None, in_backward: bool) -> tuple[FrameType | None, bool, bool]:
@@ -152,34 +163,97 @@ def _innermost(frame: FrameType | None, in_backward: bool) -> tuple[FrameType | 
     return frame, entered, seeds
 
 
+class Spot:
+    """The stack of an op of a forward computation, to be looked at later.
+
+    Args:
+        module: as for `Place`.
+    """
+
+    __slots__ = ("_module", "_place", "_trace")
+
+    def __init__(self, module: str) -> None:
+        self._trace: CapturedTraceback | None = gather_traceback(True, False, False)
+        self._module = module
+        self._place: Place | None = None
+
+    @property
+    def place(self) -> Place:
+        """What it comes to, with the stack of the user's frames."""
+        if self._place is None:
+            levels: list[Any] = [] if self._trace is None else list(symbolize_tracebacks([self._trace])[0])
+            frames = [Frame(level["filename"], level["line"], level["name"]) for level in levels]
+            first = next((number for number, frame in enumerate(frames) if _kind_of(frame) == _USER), len(frames))
+            seeds = any(_kind_of(frame) == _AUTOGRAD and frame.function == _SEEDS for frame in frames[:first])
+            source = _qualified(frames[first]) if first < len(frames) else None
+            around = tuple(map(_qualified, _callers(frames[first + 1 :])))
+            stack = () if source is None else (source, *around)
+            phase: Phase = "backward" if seeds else "forward"
+            self._place = Place(source, phase, stack, int(seeds), self._module, _region(frames[first:]))
+            self._trace = None
+        return self._place
+
+
+def place_of(where: Spot | Place) -> Place:
+    """A place that may have to be looked up first."""
+    return where.place if isinstance(where, Spot) else where
+
+
+def _qualified(frame: Frame) -> Frame:
+    """A frame with the qualified name of its function, where the source of the file is at hand."""
+    for code in _functions(frame.file):
+        if code.co_name == frame.function and any(line == frame.line for _, _, line in code.co_lines()):
+            return frame._replace(function=code.co_qualname)
+    return frame
+
+
+@functools.lru_cache(maxsize=32)
+def _functions(file: str) -> tuple[CodeType, ...]:
+    """The code of all functions in a file."""
+    try:
+        found = [compile("".join(linecache.getlines(file)), file, "exec", dont_inherit=True)]
+    except (SyntaxError, ValueError):
+        return ()
+    for code in found:
+        found += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return tuple(found)
+
+
 @dataclass
 class _Thread:
-    """What a thread has done: the number of its next autograd node, the place of its last op, and the places of its nodes: of
-    the op before which each was found, and of the op before that."""
+    """What a thread has done: the number of its next autograd node, and the places of its nodes: one for the numbers from
+    `lowest` to below `above`, in ascending order."""
 
     upcoming: int
-    before: Place | None = None
-    made: dict[int, tuple[Place, Place]] = field(default_factory=dict)
-    noted: tuple[Place | None, Place | None, tuple[Place, Place] | None] = (None, None, None)
+    lowest: list[int] = field(default_factory=list)
+    above: list[int] = field(default_factory=list)
+    places: list[Spot | Place] = field(default_factory=list)
 
-    def note(self, place: Place, now: int) -> None:
+    def note(self, where: Spot | Place, now: int) -> None:
         """Lead the nodes that were made since the last op to a place."""
-        before = self.before or place
-        if self.noted[0] is not place or self.noted[1] is not before or self.noted[2] is None:
-            self.noted = place, before, (_in_backward(place), _in_backward(before))
-        for number in range(max(self.upcoming, now - _MOST_NODES), now):
-            self.made[number] = cast("tuple[Place, Place]", self.noted[2])
-        if len(self.made) > _MOST_PLACES:
-            for number in list(self.made)[: _MOST_PLACES // 2]:
-                del self.made[number]
+        self.lowest.append(max(self.upcoming, now - _MOST_NODES))
+        self.above.append(now)
+        self.places.append(where)
+        self.upcoming = now
+        if len(self.places) > _MOST_PLACES:
+            for kept in (self.lowest, self.above, self.places):
+                del kept[: _MOST_PLACES // 2]
+
+    def maker(self, number: int, earlier: bool) -> Place | None:
+        """The place of the op before which a node was found, or of the one that made nodes before that."""
+        index = bisect_right(self.above, number)
+        if index == len(self.above) or number < self.lowest[index]:
+            return None
+        return place_of(self.places[index - 1 if earlier and index else index])
 
 
 class SourceMap:
     """Leads each op that a dispatch mode sees to a line of the user's code.
 
-    Call `locate` once for every op, below autograd, before the op runs. An op of a backward pass, of whatever order, has the
-    line of the forward op; where the user's code itself runs in the pass (a custom function's backward, a hook, a checkpoint)
-    it has that code's line; where the forward op was not seen, the line that started the pass. Threads are kept apart.
+    Call `locate`, `place` or `spot` once for every op, below autograd, before the op runs. An op of a backward pass, of
+    whatever order, has the line of the forward op; where the user's code itself runs in the pass (a custom function's backward,
+    a hook, a checkpoint) it has that code's line; where the forward op was not seen, the line that started the pass. Threads
+    are kept apart.
 
     Args:
         stacks: also keep every op's whole stack of the user's frames.
@@ -187,14 +261,14 @@ class SourceMap:
     Attributes:
         module: whatever its owner writes there to be kept with the ops that follow.
 
-    Cost: a few microseconds an op (a third of what its dispatch to Python costs), and two tuples for each autograd node.
+    Cost: a few microseconds an op; a spot one, and a kilobyte for each op that makes an autograd node.
     """
 
     def __init__(self, *, stacks: bool = False) -> None:
         self.stacks, self.module = stacks, ""
         self._around: tuple[Any, tuple[Frame, ...], str] = None, (), ""
         self._latest: tuple[Any, Place] = None, Place(None, "forward", ())
-        self._threads = {threading.get_ident(): _Thread(torch.autograd._get_sequence_nr())}
+        self._threads = {threading.get_ident(): _Thread(_sequence())}
 
     def locate(self) -> tuple[Frame | None, Phase]:
         """The ``(source, phase)`` of the op being dispatched; see `place`."""
@@ -205,19 +279,34 @@ class SourceMap:
         """The place of the op being dispatched, with the stack of the user's frames."""
         return self._place(sys._getframe(1))
 
+    def spot(self) -> Spot | Place:
+        """The place of the op being dispatched, to be looked up when somebody asks for it."""
+        if _node() is not None or _pass() != -1:
+            return self._place(sys._getframe(1))
+        where, now, thread = Spot(self.module), _sequence(), self._threads.get(threading.get_ident())
+        if thread is None or now != thread.upcoming:
+            (thread or self._thread(now)).note(where, now)
+        return where
+
+    def note(self) -> None:
+        """Lead the autograd nodes that were made for the op being dispatched to its line; nothing where there are none."""
+        if not self.is_current:
+            self.spot()
+
     @property
     def is_current(self) -> bool:
         """Whether this thread has made no autograd node since its last op: then the place of an op need not be asked for."""
         thread = self._threads.get(threading.get_ident())
-        return thread is not None and thread.upcoming == torch.autograd._get_sequence_nr()
+        return thread is not None and thread.upcoming == _sequence()
+
+    def _thread(self, now: int) -> _Thread:
+        """What this thread has done."""
+        return self._threads.setdefault(threading.get_ident(), _Thread(now - 1))
 
     def _place(self, frame: FrameType | None) -> Place:
-        node = torch._C._current_autograd_node()
-        in_backward = node is not None or torch._C._current_graph_task_id() != -1
-        now = torch.autograd._get_sequence_nr()
-        thread = self._threads.get(threading.get_ident())
-        if thread is None:
-            thread = self._threads[threading.get_ident()] = _Thread(now - 1)
+        node, now = _node(), _sequence()
+        in_backward = node is not None or _pass() != -1
+        thread = self._thread(now)
         found, entered, seeds = _innermost(frame, in_backward)
         place = None
         if in_backward and (entered or found is None) and node is not None:
@@ -226,7 +315,6 @@ class SourceMap:
             place = self._seen(found, "backward" if in_backward or seeds else "forward", in_backward)
         if now > thread.upcoming:
             thread.note(place, now)
-        thread.upcoming, thread.before = now, place
         return place
 
     def _seen(self, frame: FrameType | None, phase: Phase, in_backward: bool) -> Place:
@@ -241,7 +329,7 @@ class SourceMap:
         )  # fmt: skip
         key = (frame.f_lasti, phase, in_backward, self.module)
         if self._around[0] != around:
-            self._around = (around, _callers(caller), _region(frame)) if self.stacks else (around, (), "")
+            self._around = (around, _callers(_levels(caller)), _region(_levels(frame))) if self.stacks else (around, (), "")
         elif self._latest[0] == key:
             return self._latest[1]
         order = int(phase == "backward" and not (in_backward and _recomputed(frame)))
@@ -253,16 +341,13 @@ class SourceMap:
     def _forward_of(self, node: Any, here: _Thread, own: bool) -> Place | None:
         """The place of the op that made this node, looked for first among the thread's own nodes, or last (a thread of
         autograd's runs what others made). An in-place op on a view makes its node only after it was dispatched."""
-        number = node._sequence_nr()
-        found = here.made.get(number) if own else None
-        if found is None:
-            others = (thread.made.get(number) for thread in list(self._threads.values()) if thread is not here)
-            found = next(filter(None, others), here.made.get(number))
-        return None if found is None else found[node.name().endswith("CopySlices")]
-
-
-def _in_backward(place: Place) -> Place:
-    return Place(place.source, "backward", place.stack, place.order + 1, place.module, place.region)
+        number, earlier = node._sequence_nr(), node.name().endswith("CopySlices")
+        others = [thread for thread in list(self._threads.values()) if thread is not here]
+        for thread in (here, *others) if own else (*others, here):
+            found = thread.maker(number, earlier)
+            if found is not None:
+                return Place(found.source, "backward", found.stack, found.order + 1, found.module, found.region)
+        return None
 
 
 def _recomputed(frame: FrameType | None) -> bool:
@@ -274,13 +359,13 @@ def _recomputed(frame: FrameType | None) -> bool:
     return False
 
 
-def _region(frame: FrameType | None) -> str:
-    """The outermost function on the stack that was compiled with `torch.compile`."""
+def _region(frames: Iterable[Frame]) -> str:
+    """The outermost function of a stack that was compiled with `torch.compile`."""
     name, inner = "", ""
-    while frame is not None and "torch._dynamo" in sys.modules:
-        if _kind_of(frame) == _USER:
-            inner = frame.f_code.co_qualname
-        elif frame.f_code.co_filename.endswith(_COMPILED) and inner:
-            name = inner
-        frame = frame.f_back
+    if "torch._dynamo" in sys.modules:
+        for frame in frames:
+            if _kind_of(frame) == _USER:
+                inner = frame.function
+            elif frame.file.endswith(_COMPILED) and inner:
+                name = inner
     return name

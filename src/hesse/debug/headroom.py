@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from hesse.autodiff.events.headroom import Extremes, bits_below, measuring
+from hesse.autodiff.graphs.modules import ModulePaths
 from hesse.autodiff.source_lines import Place
-from hesse.debug.module_paths import ModulePaths
 
 _SHOWN = 20
 _FORWARD = ("forward", "backward", "double backward")
@@ -141,6 +141,6 @@ def exponent_headroom(step: Callable[[], Any], *, dtype: torch.dtype | None = No
         def enter(path: str) -> None:
             watch.places.module = path
 
-        with ModulePaths(enter).following():
+        with ModulePaths(enter).watching():
             step()
     return tally.report()

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 from hesse.autodiff.events.memory import address
 from hesse.autodiff.events.records import Record, checkable, facts
 from hesse.autodiff.events.watching import NonFiniteEvent, Watch
-from hesse.debug.module_paths import ModulePaths
+from hesse.autodiff.graphs.modules import ModulePaths
 from hesse.debug.nonfinite_report import NonfiniteReport, fill
-from hesse.debug.sinks import Sink, names_of, sinks_of
+from hesse.debug.sinks import Names, Sink, sinks_of
 from hesse.debug.updates import Updates
 
 Hook = Callable[[NonfiniteReport], Any]
@@ -58,7 +58,7 @@ class Hunt:
             if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
                 self._watch.eager = True
-            stack.enter_context(self._modules.following())
+            stack.enter_context(self._modules.watching())
             stack.enter_context(self._watch)
             stack.enter_context(self._updates.following())
             yield
@@ -68,9 +68,8 @@ class Hunt:
         `GradScaler`, and is decided upon at the end."""
         records = self._left(value)
         self._roots += records
-        for record in records:
-            if record.origin != record.number:
-                self._decide([Sink("loss", record)])
+        if any(record.origin != record.number for record in records):
+            self._decide([Sink("loss", record) for record in self._roots if not self._excused(record)])
 
     def _left(self, value: Tensor) -> list[Record]:
         """The records of what is not finite in a tensor."""
@@ -112,12 +111,14 @@ class Hunt:
         sink = min(sinks, key=lambda sink: (sink.record.origin, sink.record.number))
         self._told |= {sink.record.origin for sink in sinks}
         cause = watch.log.get(sink.record.origin) or sink.record
-        names = names_of(self._modules.roots)
+        names = Names(self._modules.roots, self._updates.optimizers.values())
         event = self._events.get(cause.number)
         report = self.report if not self.report.found else NonfiniteReport()
         tensor = ""
         if cause.op == "input":
-            tensor = next((names.at(key) for key, records in watch.memory.doubt.items() if cause in records), "")
+            keys = [key for key, records in watch.memory.doubt.items() if cause in records]
+            keys += [key for key, number in watch.memory.inputs.items() if number == cause.number]  # it was overwritten since
+            tensor = next(map(names.at, keys), "")
         elif cause.phase == "optimizer":
             tensor = sink.name(names)
         fill(report, cause, sink.record, sink.label(names), tensor, event, watch.log)

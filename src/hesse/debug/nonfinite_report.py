@@ -20,6 +20,10 @@ class NonfiniteReport:
         found: whether there was one. Without, all that follows is empty.
         op: the op's name ("aten.log.default"); "input" for a tensor that came into the step.
         kind: "nan" where the output has one; "overflow" where finite inputs gave an infinity that is no pole; else "inf".
+        node: of an op in a backward pass the autograd node that ran it ("SqrtBackward0", "NameBackward" for a custom function);
+            empty elsewhere.
+        title: the op and its phase in words ("aten.log.default (forward)"), with the operation whose derivative the op is a
+            part of ("backward of sqrt (SqrtBackward0: aten.div.Tensor)").
         phase: "data" for a tensor that came into the step; "forward", "backward", "double backward" or "optimizer".
         file, line, function: the user's line; of the forward op for ops of a backward pass, of its first use for data.
         module: the path of the module whose call ran the op ("encoder.layers.3.mlp"); empty outside of modules.
@@ -36,6 +40,8 @@ class NonfiniteReport:
 
     found: bool = False
     op: str = ""
+    node: str = ""
+    title: str = ""
     kind: Literal["", "nan", "inf", "overflow"] = ""
     phase: Label | Literal[""] = ""
     file: str = ""
@@ -62,7 +68,7 @@ class NonfiniteReport:
         if not self.found:
             ended = f"; the step raised {_short(self.error)}" if self.error is not None else ""
             return f"no NaN or infinity reached a result of the step{ended}"
-        lines = [f"{self.kind} from {self.op} ({self.phase}), reached: {self.sink}"]
+        lines = [f"{self.kind} from {self.title}, reached: {self.sink}"]
         if self.file:
             lines.append(f"  {self.file}:{self.line} in {self.function}")
             code = linecache.getline(self.file, self.line).strip()
@@ -98,6 +104,7 @@ def fill(
     """
     place, source, nans = cause.place, cause.place.source, bool(cause.outputs and cause.outputs[0].nans)
     report.found, report.op, report.kind, report.phase = True, cause.op, cause.kind or ("nan" if nans else "inf"), cause.phase
+    report.node, report.title = cause.node, cause.title
     report.module, report.region, report.sink, report.tensor = place.module, place.region, sink, tensor
     if source is not None:
         report.file, report.line, report.function = source

@@ -8,24 +8,39 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils._pytree import tree_leaves
 
 from hesse.autodiff.events.memory import address
 from hesse.autodiff.events.records import Record, checkable, facts
 from hesse.autodiff.events.watching import Watch
-from hesse.debug.module_paths import bare
+from hesse.autodiff.graphs.modules import bare
 
 
 class Names:
-    """The names of parameters and buffers, told by the memory that they hold."""
+    """The names of parameters, buffers and what optimizers hold, told by the memory that they are in.
 
-    def __init__(self, roots: Iterable[nn.Module]) -> None:
+    Args:
+        roots: modules.
+        optimizers: any; a parameter of none of the modules is called by its number.
+    """
+
+    def __init__(self, roots: Iterable[nn.Module], optimizers: Iterable[Optimizer] = ()) -> None:
         self._of: dict[int, str] = {}
         for root in roots:
             for kind, named in (("", root.named_parameters()), ("buffer ", root.named_buffers())):
                 for name, value in named:
-                    if checkable(value):
-                        self._of.setdefault(address(value), kind + bare(name))
+                    self._call(value, kind + bare(name))
+        for optimizer in optimizers:
+            held = [p for group in optimizer.param_groups for p in group["params"]]
+            for number, p in enumerate(held):
+                self._call(p, f"parameter {number} of {type(optimizer).__name__}")
+                for name, value in optimizer.state.get(p, {}).items():
+                    self._call(value, f"{name} of {self.of(p)}")
+
+    def _call(self, value: Any, name: str) -> None:
+        if checkable(value):
+            self._of.setdefault(address(value), name)
 
     def of(self, value: Any) -> str:
         """The name of a tensor; empty where it has none."""
@@ -34,11 +49,6 @@ class Names:
     def at(self, key: int) -> str:
         """The name of the tensor whose storage has this address; empty where it has none."""
         return self._of.get(key, "")
-
-
-def names_of(roots: Iterable[nn.Module]) -> Names:
-    """The names in these modules, as they are now."""
-    return Names(roots)
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,7 @@ class Sink:
 
     def label(self, names: Names) -> str:
         """What to call it ("loss", "gradient of fc.weight", "parameter fc.weight")."""
-        name = self.name(names)
+        name = self.name(names).removeprefix(f"{self.kind} ")
         between = " of " if self.kind == "gradient" else " "
         return f"{self.kind}{between}{name}" if name else self.kind
 
@@ -83,7 +93,7 @@ def sinks_of(watch: Watch, roots: list[Record], returned: Any, error: BaseExcept
     found += [Sink("gradient", record) for record in made if record.number in alive or not (updated or _wrote(watch))]
     if error is not None:
         found += [Sink("value before the error", record) for record in bad] or _last(watch)
-    elif not found and not watch.passed and not watch.skipped:
+    elif not found and not watch.judge.passed and not watch.skipped:
         found += [Sink("value left over", record) for record in bad if record.number in alive]
     return found
 
@@ -91,8 +101,7 @@ def sinks_of(watch: Watch, roots: list[Record], returned: Any, error: BaseExcept
 def _wrote(watch: Watch) -> bool:
     """Whether the step wrote into a leaf of the graph: an update that the user wrote."""
     leaves = [(key, value) for key, reference in watch.outside.items() if (value := reference()) is not None]
-    latest = watch.memory.latest
-    return any(value.requires_grad and value.is_leaf and latest[key].op != "input" for key, value in leaves if key in latest)
+    return any(value.requires_grad and value.is_leaf and watch.memory.changed(key) for key, value in leaves)
 
 
 def _last(watch: Watch) -> list[Sink]:

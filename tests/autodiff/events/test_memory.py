@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from hesse.autodiff.events.memory import Memory, address
-from hesse.autodiff.events.records import Log, Record, Status, all_finite
+from hesse.autodiff.events.records import Brief, Log, Record, Status, all_finite, forward_name
 from hesse.autodiff.source_lines import Place
 
 LOG = Log()
 
 
+def brief(op: str = "op", *parents: int) -> Brief:
+    return op, Place(None, "forward", ()), parents, (3,), torch.float32, False
+
+
 def record(status: Status) -> Record:
-    return LOG.new("op", Place(None, "forward", ()), (), status)
+    return LOG.new(brief(), status)
 
 
 def test_partial_writes_leave_the_rest_in_doubt() -> None:
@@ -21,7 +26,7 @@ def test_partial_writes_leave_the_rest_in_doubt() -> None:
     memory.put(x, bad)
     memory.put(x[:2], fine)
     assert memory.doubt[address(x)] == [bad]
-    assert memory.latest[address(x)] is fine
+    assert memory.latest[address(x)] == fine.number
     memory.put(x[2:], worse)
     assert memory.doubt[address(x)] == [bad, worse]
     assert not bad.read
@@ -73,13 +78,26 @@ def test_sums_that_overflow_are_looked_at_again() -> None:
 
 def test_records_are_kept_within_bounds() -> None:
     log = Log()
-    first = log.new("op", Place(None, "forward", ()), (), "offends")
+    first = log.new(brief(), "offends")
     log.keep(first)
     last = first
     for _ in range(20_000):
-        last = log.new("op", Place(None, "forward", ()), (), "fine")
+        last = log.new(brief(), "fine")
     assert log.get(first.number) is first
     assert log.get(last.number) is last
     assert log.get(5) is None
     assert log.many((0, 5, last.number)) == [first, last]
     assert log.bad == [first]
+
+
+@pytest.mark.parametrize(
+    "node, name",
+    [
+        ("SqrtBackward0", "sqrt"), ("LogSoftmaxBackward0", "log_softmax"), ("Log1PBackward0", "log1p"),
+        ("MaxPool2DWithIndicesBackward0", "max_pool2d_with_indices"), ("Atan2Backward0", "atan2"),
+        ("DivideBackward", "Divide"), ("BackwardsBackward", "Backwards"), ("struct torch::autograd::AccumulateGrad", ""),
+        ("torch::autograd::CopySlices", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_nodes_are_called_by_their_operation(node: str, name: str) -> None:
+    assert forward_name(node) == name

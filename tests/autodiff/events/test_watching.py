@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from hesse.autodiff.events.records import facts
-from hesse.autodiff.events.watching import NonFiniteEvent, watching
+from hesse.autodiff.events.watching import NonFiniteEvent, Watch, watching
 
 REAL = torch.float64
 
@@ -376,3 +376,78 @@ def test_facts() -> None:
     nan, inf = float("nan"), float("inf")
     found = facts(torch.tensor([complex(nan, nan), complex(inf, inf), complex(nan, inf), 1j]))
     assert (found.nans, found.infs, found.low, found.high) == (2, 1, 0.0, 1.0)
+
+
+def _large_sums() -> Tensor:
+    x = torch.full((70_000,), 1.5, dtype=torch.float16)
+    return (x * 2).div_(3).clone().reshape(7, 10_000) + 1
+
+
+def _complex() -> Tensor:
+    z = torch.tensor([1 + 2j, 0j], requires_grad=True)
+    (z * (2 + 1j)).abs().square().sum().backward()
+    return z.detach() / z.detach()
+
+
+def _sparse() -> None:
+    table = nn.Embedding(5, 2, sparse=True, _weight=torch.tensor([[1.0, 2.0], [3.0, -1.0], [0.5, 2.0], [1.0, 7.0], [1.0, 1.0]]))
+    table(torch.tensor([1, 1, 3])).mul(torch.tensor(3e38)).mul(4.0).sum().backward()
+
+
+def _parts_in_place() -> Tensor:
+    x = (torch.ones(3, 4) * 2).requires_grad_() * 1
+    x[1] = 0.0
+    x[:, 1:3].sub_(5).log_()
+    x.t()[0].div_(x[1, 0])
+    return x.sum()
+
+
+def _memory_shared() -> None:
+    x = torch.tensor([[2.0, 1.0], [0.0, 1.0]]) * 1
+    x[:, 0].div_(x[1, 0])
+
+
+def _backward_of_a_view() -> None:
+    x = leaf(1.0, 2.0)
+    y = x.expand(4, 2)
+    (y * 1e308).sum().backward()
+
+
+def _unfilled() -> Tensor:
+    x = torch.empty(4).uniform_(1.0, 2.0)
+    y = torch.dropout(torch.ones(8, requires_grad=True) * 2, 0.5, True)
+    return x.exp_().sum() + torch.empty(3).copy_(torch.ones(3)).sum() + y.sum()
+
+
+def _lists() -> Tensor:
+    parts = [torch.ones(2, requires_grad=True) * 3, torch.zeros(2)]
+    torch._foreach_sqrt_(parts[1:])
+    return torch.cat(parts).reciprocal().sum()
+
+
+def _twice_differentiated() -> None:
+    x = leaf(0.0, 4.0)
+    (grad,) = torch.autograd.grad((x.abs() ** 1.5).sum(), x, create_graph=True)
+    grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        _large_sums, _complex, _sparse, _parts_in_place, _memory_shared, _backward_of_a_view, _unfilled, _lists,
+        _twice_differentiated,
+    ],
+)  # fmt: skip
+def test_a_hasty_watch_finds_the_same_causes(step: Callable[[], object]) -> None:
+    hasty: list[NonFiniteEvent] = []
+    watch = Watch(hasty.append, ranges=False)
+    with watch:
+        step()
+    watch.close()
+    careful = events_of(step)
+    assert [(event.op, event.kind, event.phase, event.origin, line(event)) for event in hasty] == [
+        (event.op, event.kind, event.phase, event.origin, line(event)) for event in careful
+    ]
+    assert [[record.op for record in event.graph()][-2:] for event in hasty] == [
+        [record.op for record in event.graph()][-2:] for event in careful
+    ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
-from hesse.autodiff.graphs.modules import ModuleCalls
+from hesse.autodiff.graphs.modules import ModuleCalls, ModulePaths, bare
 
 
 class Inner(nn.Module):
@@ -105,3 +105,50 @@ def test_the_owner_of_a_parameter_is_the_innermost_call_that_has_it() -> None:
         model(torch.ones(1, 2))
     assert owners == ["0.0", "0", "", "0.0"]
     assert (calls.nearest("0.0.weights"), calls.nearest("1.2"), calls.nearest("0")) == ("0.0", "", "0")
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(2, 2)
+        self.blocks = nn.ModuleList([nn.Sequential(nn.ReLU(), self.stem)])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.blocks[0](self.stem(x))
+
+
+def test_paths_follow_calls() -> None:
+    seen: list[str] = []
+    paths = ModulePaths(seen.append)
+    net, loss = Net(), nn.MSELoss()
+    with paths.watching():
+        loss(net(torch.ones(1, 2)), torch.ones(1, 2))
+    calls = ["Net", "stem", "Net", "blocks.0", "blocks.0.0", "blocks.0", "stem", "blocks.0", "Net", "", "MSELoss", ""]
+    assert seen == calls
+    assert paths.roots == [net, loss]
+    net(torch.ones(1, 2))
+    assert seen == calls
+
+
+def test_a_module_that_raises_is_left() -> None:
+    seen: list[str] = []
+    net = Net()
+    with pytest.raises(RuntimeError), ModulePaths(seen.append).watching():
+        net(torch.ones(1, 3))
+    assert seen[-1] == ""
+
+
+def test_paths_on_other_threads_are_not_followed() -> None:
+    seen: list[str] = []
+    net = Net()
+    with ModulePaths(seen.append).watching():
+        thread = threading.Thread(target=net, args=(torch.ones(1, 2),))
+        thread.start()
+        thread.join()
+    assert seen == []
+
+
+def test_wrappers_have_no_name() -> None:
+    assert [bare(path) for path in ("module.fc.weight", "_orig_mod.module.fc", "module", "fc.module.x")] == [
+        "fc.weight", "fc", "", "fc.module.x"
+    ]  # fmt: skip

@@ -92,7 +92,7 @@ class NonFiniteEvent:
         )  # fmt: skip
 
     def __str__(self) -> str:
-        lines = [f"{self.kind} from {self.op} ({self.phase}){'' if self.origin else ', passed on'}"]
+        lines = [f"{self.kind} from {self.record.title}{'' if self.origin else ', passed on'}"]
         if self.source is not None:
             lines.append(f"  {self.source}")
             text = linecache.getline(self.source.file, self.source.line).strip()
@@ -115,7 +115,7 @@ def chain_of(record: Record, log: Log) -> list[Record]:
         step = waiting.popleft()
         if step.number == record.origin:
             chain = [step]
-            while chain[-1] is not record:
+            while chain[-1].number != record.number:
                 chain.append(before[chain[-1].number])
             return chain
         for cause in log.many(step.causes):

@@ -50,6 +50,8 @@ _DIVISIONS |= {"_foreach_addcdiv_", "_foreach_addcdiv", "remainder", "fmod", "rs
 _POLES = {"log", "log_", "log2", "log2_", "log10", "log10_", "log1p", "log1p_", "logit", "logit_", "atanh", "erfinv", "lgamma"}
 _POLES |= {"digamma", "polygamma", "special_ndtri", "special_zeta", "xlogy", "special_xlog1py", "special_log_ndtr"}
 _POLES |= {"_ctc_loss", "_foreach_log", "linalg_inv_ex", "_linalg_solve_ex", "binary_cross_entropy", "_foreach_reciprocal"}
+_PLAIN_VIEWS = {"view", "_unsafe_view", "t", "transpose", "permute", "squeeze", "unsqueeze", "detach", "alias"}
+_NOTED = {"ones_like", "_local_scalar_dense", "_amp_foreach_non_finite_check_and_unscale_"}  # told apart by who watches
 _SPARE = ("_ctc_loss", "_cudnn_ctc_loss", "_scaled_dot_product", "_flash_attention", "_efficient_attention")
 _UNSAID = {
     "native_batch_norm": (3, 4),
@@ -57,6 +59,7 @@ _UNSAID = {
     "miopen_batch_norm": (3, 4),
     "batch_norm_update_stats": (1, 2),
 }
+_IF_TRAINING = {"native_batch_norm": 5, "cudnn_batch_norm": 5, "miopen_batch_norm": 5}
 _POWERS = {"pow", "pow_", "_foreach_pow", "float_power"}
 _DIVISOR = {"reciprocal": 0, "reciprocal_": 0, "rsqrt": 0, "rsqrt_": 0, "addcdiv": 2, "addcdiv_": 2}
 _DIVISOR |= {"_foreach_addcdiv": 2, "_foreach_addcdiv_": 2}
@@ -69,26 +72,33 @@ class Knowledge:
     Attributes:
         name: its name without namespace and overload.
         view: it only looks at the memory that it is given.
+        plain_view: its derivative is a view too, so that nobody will ask for the line of its autograd node.
         writes: the arguments that it writes into, by position and name; those too of which its schema says nothing.
         overwrites: what those held before does not matter.
         unfilled: it returns memory that nobody has filled.
         meant: an explicit constant may be infinite.
         safe: finite inputs give finite outputs, whatever their size.
         keeps_logarithms: its further outputs are logarithms that it keeps for its backward pass; -inf among them is meant.
+        simple: all that it does to its arguments is to read them, or to change the first one in place.
     """
 
     name: str
     view: bool
+    plain_view: bool
     writes: tuple[tuple[int, str], ...]
     overwrites: bool
     unfilled: bool
     meant: bool
     safe: bool
     keeps_logarithms: bool
+    simple: bool
 
     def written(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
         """The tensors among the arguments that it writes into."""
         found: list[Tensor] = []
+        training = _IF_TRAINING.get(self.name, 0)
+        if training and len(args) > training and args[training] is False:
+            return found
         for number, name in self.writes:
             found += tensors(args[number] if number < len(args) else kwargs.get(name))
         return found
@@ -132,9 +142,12 @@ def _learned(func: Any) -> Knowledge:
     )
     overwrites = name in _OVERWRITES or func._overloadname.endswith("out")
     own = func.namespace in ("aten", "prims")
-    view = own and not writes and (func.is_view or name == "lift_fresh")
-    keeps = name.startswith(_SPARE)
-    return Knowledge(name, view, writes, overwrites, name in _UNFILLED, name in _MEANT, own and name in _SAFE, keeps)
+    view = own and not writes and (func.is_view or name in ("lift_fresh", "_unsafe_view"))
+    unfilled, keeps = name in _UNFILLED, name.startswith(_SPARE)
+    in_place = len(writes) == 1 and writes[0][0] == 0 and name.endswith("_")
+    simple = own and not (view or unfilled or overwrites or name in _NOTED) and (in_place or not writes)
+    plain = view and name in _PLAIN_VIEWS
+    return Knowledge(name, view, plain, writes, overwrites, unfilled, name in _MEANT, own and name in _SAFE, keeps, simple)
 
 
 def _holds_zero(divisor: Any) -> bool:

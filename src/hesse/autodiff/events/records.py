@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cmath
 import math
+import re
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,13 +13,17 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.events.ops import checkable, tensors
-from hesse.autodiff.source_lines import Place
+from hesse.autodiff.source_lines import Place, Spot, place_of
 
 __all__ = ["Label", "Log", "Record", "Status", "TensorFacts", "all_finite", "checkable", "dense", "entries", "facts", "tensors"]
 
 Status = Literal["fine", "offends", "meant", "unfilled", "outside"]
 """Of what an op left: finite, part of an event, infinities put there on purpose, memory that nobody has filled; or a tensor
 from outside that was not looked at."""
+
+Brief = tuple[Any, "Spot | Place", tuple[int, ...] | list[int], Any, Any, bool]
+"""What is noted of an op that left finite numbers, of whom a `Record` is made when somebody asks: the op (or "input"), where it
+ran, the numbers of the ops that made its inputs, shape and type of its first output, and whether it ran in an optimizer."""
 
 Label = Literal["data", "forward", "backward", "double backward", "optimizer"]
 
@@ -93,35 +98,42 @@ def all_finite(value: Tensor) -> bool:
 class Record:
     """One op that ran: its name, place and outputs, and what it was given, by the numbers of the ops that made that.
 
-    Attributes:
+    Args:
         number: the how-manieth op it was.
-        func: the op itself, or "input" for a tensor that came from outside.
-        place: phase, line, stack and module.
-        parents: the numbers of the ops that made its inputs.
+        brief: see `Brief`.
         status: what it left in memory.
+
+    Attributes:
+        func: the op itself, or "input" for a tensor that came from outside.
+        parents: the numbers of the ops that made its inputs.
         shape, dtype: of its first floating-point output.
+        updating: it ran in an optimizer's step.
+        node: the name of the autograd node that ran it ("SqrtBackward0"); empty outside of backward passes, or where unknown.
         outputs: facts of its floating-point outputs; empty where only their finiteness was looked at.
         causes: the numbers of the parents that it has its NaN or infinity from; empty for a cause and for what is finite.
         origin: the number of the first cause.
         kind: what it left: "nan", "inf" or "overflow"; None where it is finite, or -inf that is meant.
-        updating: it ran in an optimizer's step.
         read: whether an op with floating-point outputs has read what it left.
     """
 
     __slots__ = (
-        "causes", "dtype", "func", "kind", "number", "origin", "outputs", "parents", "place", "read", "shape", "status",
-        "updating",
+        "_where", "causes", "dtype", "func", "kind", "node", "number", "origin", "outputs", "parents", "read", "shape",
+        "status", "updating",
     )  # fmt: skip
 
-    def __init__(self, number: int, func: Any, place: Place, parents: tuple[int, ...], status: Status, updating: bool) -> None:
-        self.number, self.func, self.place, self.parents = number, func, place, parents
-        self.status, self.updating = status, updating
+    def __init__(self, number: int, brief: Brief, status: Status) -> None:
+        self.number, self.status = number, status
+        self.func, self._where, parents, self.shape, self.dtype, self.updating = brief
+        self.parents = tuple(parents)
         self.outputs: tuple[TensorFacts, ...] = ()
         self.causes: tuple[int, ...] = ()
-        self.origin, self.read = number, False
+        self.origin, self.read, self.node = number, False, ""
         self.kind: Literal["nan", "inf", "overflow"] | None = None
-        self.shape: Any = None
-        self.dtype: Any = None
+
+    @property
+    def place(self) -> Place:
+        """Phase, line, stack and module."""
+        return place_of(self._where)
 
     @property
     def offends(self) -> bool:
@@ -142,31 +154,61 @@ class Record:
             return "optimizer"
         return "forward" if not self.place.order else "backward" if self.place.order == 1 else "double backward"
 
+    @property
+    def title(self) -> str:
+        """The op and its phase; for an op of a backward pass, also the operation whose derivative it is a part of ("backward of
+        sqrt (SqrtBackward0: aten.div.Tensor)")."""
+        name = forward_name(self.node)
+        if not name or self.phase not in ("backward", "double backward"):
+            return f"{self.op} ({self.phase})"
+        return f"{self.phase} of {name} ({self.node}: {self.op})"
+
     def lines(self) -> list[str]:
         """What a drawing says of it: op, outputs, line."""
         known = [str(output) for output in self.outputs]
         if not known and self.shape is not None:
             known = [f"{str(self.dtype).removeprefix('torch.')}{list(self.shape)}"]
-        return [self.op, *known, *([] if self.place.source is None else [str(self.place.source)])]
+        return [self.title if self.node else self.op, *known, *([] if self.place.source is None else [str(self.place.source)])]
 
     def __str__(self) -> str:
         where = "" if self.place.source is None else f" at {self.place.source}"
-        return f"{self.op} ({self.phase}){where}"
+        return f"{self.title}{where}"
+
+
+def forward_name(node: str) -> str:
+    """The operation that an autograd node differentiates, as PyTorch's own are called ("LogSoftmaxBackward0": "log_softmax").
+
+    Args:
+        node: the node's name; a custom function's is "NameBackward", and its operation "Name".
+
+    Returns:
+        The name; empty for nodes that differentiate nothing (`AccumulateGrad`).
+    """
+    name, found, generated = node.rpartition("::")[2].rpartition("Backward")
+    if not found or not generated.isdigit():
+        return name
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name).lower()
 
 
 class Log:
-    """The records of the latest ops, and of the first that left NaN or infinity."""
+    """The latest ops, and the records of the first that left NaN or infinity."""
 
     def __init__(self) -> None:
-        self._latest: deque[Record] = deque(maxlen=_KEPT)
+        self._latest: deque[Brief | Record] = deque(maxlen=_KEPT)
         self._bad: dict[int, Record] = {}
         self._next = 0
 
-    def new(self, func: Any, place: Place, parents: tuple[int, ...], status: Status, updating: bool = False) -> Record:
-        """A record of an op that just ran; its fields as the arguments say."""
-        record = Record(self._next, func, place, parents, status, updating)
+    def note(self, brief: Brief) -> int:
+        """Note an op that just ran; its number."""
+        self._latest.append(brief)
         self._next += 1
-        self._latest.append(record)
+        return self._next - 1
+
+    def new(self, brief: Brief, status: Status) -> Record:
+        """A record of an op that just ran."""
+        record = Record(self._next, brief, status)
+        self.note(brief)
+        self._latest[-1] = record
         return record
 
     def keep(self, record: Record) -> None:
@@ -176,9 +218,12 @@ class Log:
 
     def get(self, number: int) -> Record | None:
         """The record of this number, while it is kept."""
-        found = self._bad.get(number)
-        if found is None and self._latest and number >= self._latest[0].number:
-            found = self._latest[number - self._latest[0].number]
+        index = number - self._next + len(self._latest)
+        if number in self._bad or not 0 <= index < len(self._latest):
+            return self._bad.get(number)
+        found = self._latest[index]
+        if not isinstance(found, Record):
+            found = self._latest[index] = Record(number, found, "fine" if found[0] != "input" else "outside")
         return found
 
     def many(self, numbers: tuple[int, ...]) -> list[Record]:

@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
+import math
+import sys
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.utils._python_dispatch import _disable_current_modes
 
 from hesse.autodiff.dispatching import LightMode
-from hesse.autodiff.events.memory import Memory, address
+from hesse.autodiff.events.judging import Call, Judge, Read, unseen
+from hesse.autodiff.events.memory import address, covers
 from hesse.autodiff.events.nonfinite import NonFiniteEvent
 from hesse.autodiff.events.ops import NUMBERS, Knowledge, checkable, has_own_dispatch, knowledge, tensors
-from hesse.autodiff.events.records import Log, Record, Status, TensorFacts, all_finite, entries, facts
-from hesse.autodiff.source_lines import Place, SourceMap
+from hesse.autodiff.events.records import Record, Status, TensorFacts, all_finite, facts
+from hesse.autodiff.source_lines import Place, Spot
 
 __all__ = ["NonFiniteEvent", "Watch", "watching"]
 
 _ALIASES = {"detach", "alias"}  # read nothing yet
 _PASSING = Place(None, "backward", (), 1)  # of a backward op whose line nobody needs as long as it gives finite numbers
-_KEPT = 8
 _SCALER = "_amp_foreach_non_finite_check_and_unscale_"
-
-
-_Call = tuple[Any, Knowledge, Place, tuple[Any, ...]]
-"""An op's call: the op, what is known of it, its place and positional arguments."""
+_PLAIN = {Tensor, Parameter}
+_LISTS = {list, tuple}
+_current_node, _modes_below = torch._C._current_autograd_node, torch._C._len_torch_dispatch_stack
 
 
 class Watch(LightMode):
@@ -41,10 +41,8 @@ class Watch(LightMode):
         keep: copy the inputs of the first causes, for `NonFiniteEvent.save`.
 
     Attributes:
-        log: the records of the ops.
-        memory: which op made what a storage holds.
-        places: where ops come from; its `module` is the owner's to set.
-        updating: set by the owner while an optimizer's step runs.
+        judge: decides on values that are not finite.
+        log, memory, places: the judge's: what ran, which op made what a storage holds, and where ops come from.
         on_root: called with a tensor whose gradient a backward pass is asked for.
         outside: the tensors from outside, held weakly, by the address of their storage.
         items: the offending records that Python read as numbers.
@@ -55,72 +53,125 @@ class Watch(LightMode):
 
     def __init__(self, hook: Callable[[NonFiniteEvent], Any], *, ranges: bool = True, keep: bool = False) -> None:
         super().__init__()
-        self.hook, self.ranges = hook, ranges
-        self.places, self.memory, self.log = SourceMap(stacks=True), Memory(), Log()
-        self.updating = self.passed = self.asleep = self._stopped = self._away = self.eager = False
+        self.judge, self.ranges = Judge(hook, keep=keep), ranges
+        self.places, self.memory, self.log = self.judge.places, self.judge.memory, self.judge.log
+        self.asleep = self._stopped = self._away = self.eager = False
         self.on_root: Callable[[Tensor], Any] | None = None
         self.outside: dict[int, weakref.ref[Tensor]] = {}
         self.items: list[Record] = []
         self.skipped: set[int] = set()
-        self._to_keep = _KEPT if keep else 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if self.eager:
+        if self.asleep:
+            return func(*args, **(kwargs or {}))
+        if self.eager or "torch._dynamo" not in sys.modules:
             return self.see(func, args, kwargs or {})
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an op and check it; ops on tensors that wrap others are left to those, whose own ops are seen."""
-        if self.asleep:
-            return func(*args, **kwargs)
         known = knowledge(func)
-        place = None
-        if self.places.is_current and not self.ranges:
-            if known.view and self._is_known(args[0]):
-                return func(*args, **kwargs)
-            if torch._C._current_autograd_node() is not None:
-                place = _PASSING
-        place = place or self.places.place()
-        read: list[tuple[Tensor, int]] = []
-        latest = self.memory.latest
+        if self.ranges:
+            return self._see_whole((func, known, self.places.spot(), args), kwargs)
+        if known.view and type(args[0]) in _PLAIN and self._is_known(args[0]):
+            if not known.plain_view:
+                self.places.note()
+            return func(*args, **kwargs)
+        passing = not known.view and _current_node() is not None and self.places.is_current
+        call = func, known, _PASSING if passing else self.places.spot(), args
+        if known.simple and not _modes_below():
+            parents = self._parents(known, args, kwargs)
+            if parents is not None:
+                return self._see_simple(call, kwargs, parents)
+        return self._see_whole(call, kwargs)
+
+    def _is_known(self, value: Tensor) -> bool:
+        return value.layout is torch.strided and value.untyped_storage()._cdata in self.memory.latest
+
+    def _parents(self, known: Knowledge, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[int] | None:
+        """The numbers of the ops that made the arguments; None where one is to be looked at: it is in doubt, comes from outside
+        and was not met before, or is no plain tensor."""
+        memory, parents = self.memory, []
+        latest, doubt = memory.latest, memory.doubt
+        strangers = memory.strangers if known.writes or known.safe else ()
         for value in (*args, *kwargs.values()) if kwargs else args:
-            if type(value) is Tensor and value.layout is torch.strided and (key := value.untyped_storage()._cdata) in latest:
-                if value.dtype in NUMBERS:
-                    read.append((value, key))
+            kind = type(value)
+            if kind in _PLAIN:
+                if value.layout is not torch.strided:
+                    return None
+                key = value.untyped_storage()._cdata
+                number = latest.get(key)
+                if number is not None:
+                    if key in doubt or key in strangers:
+                        return None
+                    parents.append(number)
+                elif value.dtype in NUMBERS:
+                    return None
+            elif kind in _LISTS:
+                if value and not isinstance(value[0], (int, float)):
+                    return None
             elif isinstance(value, Tensor):
-                if not self._read(value, read):
-                    return NotImplemented
-            elif isinstance(value, (list, tuple)):
-                for part in tensors(value):
-                    if not self._read(part, read):
-                        return NotImplemented
+                return None
+        return parents
+
+    def _see_simple(self, call: Call, kwargs: dict[str, Any], parents: list[int]) -> Any:
+        """Run an op that was given nothing in doubt."""
+        func, known, where, args = call
+        if where is _PASSING:
+            self.judge.passed = True
+        outputs = func(*args, **kwargs)
+        number = -1
+        for value in (outputs,) if type(outputs) is Tensor else tensors(outputs):
+            if value.dtype not in NUMBERS or value._is_zerotensor():
+                continue
+            if not known.safe or value.layout is not torch.strided:
+                try:
+                    fine = value.layout is torch.strided and math.isfinite(torch.sum(value).item())
+                except (RuntimeError, TypeError):  # of a type that has no sum; of a complex number
+                    fine = False
+                if not fine:
+                    self._look_again(call, kwargs, outputs)
+                    return outputs
+            if number < 0:
+                number = self.log.note((func, where, parents, value.shape, value.dtype, self.judge.updating))
+            self.memory.hold(value, number)
+        return outputs
+
+    def _look_again(self, call: Call, kwargs: dict[str, Any], outputs: Any) -> None:
+        """Check the outputs of a simple op with all care, after it ran."""
+        _, known, _, args = call
+        read: Read = []
+        for value in tensors((*args, *kwargs.values())):
+            self._read(value, read)
+        written = known.written(args, kwargs)
+        keys = {key for value, key in read if any(value is other for other in written)}
+        before = {id(value): TensorFacts(tuple(value.shape), value.dtype, value.device) for value, key in read if key in keys}
+        self._after(call, read, before, _made(outputs, written))
+
+    def _see_whole(self, call: Call, kwargs: dict[str, Any]) -> Any:
+        """Run an op, whatever it is and was given."""
+        func, known, where, args = call
+        read: Read = []
+        for value in tensors((*args, *kwargs.values())):
+            if not self._read(value, read):
+                return NotImplemented
         written = known.written(args, kwargs) if known.writes else None
         if written and known.overwrites:
             read = self._not_overwritten(read, written)
         if known.name not in _ALIASES:
             for value, key in read:
-                if key not in latest:
-                    self._from_outside(value, self._precise(place))
+                if key not in self.memory.latest:
+                    self._from_outside(value, where)
         if known.view:
             return func(*args, **kwargs)
         before = self._before(read, written) if written else {}
-        if place.phase == "backward":
-            self._in_pass(known.name, read)
-        outputs = func(*args, **kwargs) if kwargs else func(*args)
-        if isinstance(outputs, Tensor) and not written:
-            made = [outputs] if checkable(outputs) else []
-        else:
-            results = {id(value): value for value in (*tensors(outputs), *(written or ()))}
-            made = [value for value in results.values() if checkable(value)]
-        call = (func, known, place, args)
-        if torch._C._len_torch_dispatch_stack():
-            with _disable_current_modes():
-                self._after(call, read, before, made)
-        else:
-            self._after(call, read, before, made)
+        self._in_pass(known.name, read)
+        outputs = func(*args, **kwargs)
+        with unseen():
+            self._after(call, read, before, _made(outputs, written))
         return outputs
 
-    def _read(self, value: Tensor, read: list[tuple[Tensor, int]]) -> bool:
+    def _read(self, value: Tensor, read: Read) -> bool:
         """Note an argument that can be checked, with the address of its storage; False of one that handles ops itself."""
         kind = type(value)
         if kind is not Tensor and kind is not Parameter and has_own_dispatch(kind):
@@ -133,15 +184,7 @@ class Watch(LightMode):
                 read.append((value, address(value)))
         return True
 
-    def _precise(self, place: Place) -> Place:
-        """The place of the op that is running, where it was not asked for before."""
-        return self.places.place() if place is _PASSING else place
-
-    def _is_known(self, value: Any) -> bool:
-        plain = type(value) is Tensor and value.layout is torch.strided
-        return plain and value.untyped_storage()._cdata in self.memory.latest
-
-    def _not_overwritten(self, read: list[tuple[Tensor, int]], written: list[Tensor]) -> list[tuple[Tensor, int]]:
+    def _not_overwritten(self, read: Read, written: list[Tensor]) -> Read:
         """What an op reads, less the tensors whose entries it replaces."""
         replaced = {id(value) for value in written}
         for value, key in read:
@@ -149,56 +192,84 @@ class Watch(LightMode):
                 self.outside[key] = weakref.ref(value)
         return [entry for entry in read if id(entry[0]) not in replaced]
 
-    def _in_pass(self, name: str, read: list[tuple[Tensor, int]]) -> None:
+    def _in_pass(self, name: str, read: Read) -> None:
         """Notice what a backward pass starts from: autograd makes a cotangent of ones like it, before any node runs."""
-        self.passed = True
-        if self.on_root is not None and name == "ones_like" and read and torch._C._current_autograd_node() is None:
-            with _unseen():
-                self.on_root(read[0][0])
+        if _current_node() is not None:
+            self.judge.passed = True
+        elif name == "ones_like" and read and self.places.place().phase == "backward":
+            self.judge.passed = True
+            if self.on_root is not None:
+                with unseen():
+                    self.on_root(read[0][0])
 
-    def _from_outside(self, value: Tensor, place: Place) -> None:
+    def _from_outside(self, value: Tensor, where: Spot | Place) -> None:
         """Note a tensor that no op has made, where it is first used."""
-        record = self.log.new("input", place, (), "outside")
-        record.shape, record.dtype = value.shape, value.dtype
+        where = self.places.spot() if where is _PASSING else where
+        self.memory.meet(value, self.log.note(("input", where, (), value.shape, value.dtype, False)))
+        key = address(value)
+        self.outside[key] = weakref.ref(value)
         if self.ranges:
-            with _unseen():
-                record.outputs = (facts(value),)
-            record.status = "fine" if record.outputs[0].finite else "outside"
-        self.memory.put(value, record)
-        self.outside[address(value)] = weakref.ref(value)
-        if self.ranges and record.status == "outside":
-            with _unseen():
-                self._judge(record, value, record.outputs[0])
+            with unseen():
+                found = facts(value)
+                if not found.finite:
+                    self.judge.judge(key, value, found)
+                else:
+                    del self.memory.strangers[key]
 
-    def _before(self, read: list[tuple[Tensor, int]], written: list[Tensor]) -> dict[int, TensorFacts]:
+    @torch.no_grad()
+    def meet(self, values: Iterable[Tensor]) -> bool:
+        """Look once for all at tensors from outside that ops are about to change; those that are not finite, or a part of
+        something larger, stay unmet.
+
+        Args:
+            values: checkable.
+
+        Returns:
+            Whether all were met, and hold finite numbers.
+        """
+        memory, where, fine = self.memory, None, True
+        for value in values:
+            key = address(value)
+            if key in memory.latest and key not in memory.strangers:
+                fine &= key not in memory.doubt
+            elif not (covers(value) and all_finite(value)):
+                fine = False
+            else:
+                where = where or self.places.spot()
+                memory.meet(value, self.log.note(("input", where, (), value.shape, value.dtype, False)))
+                memory.strangers.pop(key)
+                self.outside.setdefault(key, weakref.ref(value))
+        return fine
+
+    def _before(self, read: Read, written: list[Tensor]) -> dict[int, TensorFacts]:
         """Facts that an op is about to destroy."""
-        with _unseen():
+        with unseen():
             if self.ranges:
                 return {id(value): facts(value) for value, _ in read}
             own = {id(value) for value in written}
-            own_read = [(value, key) for value, key in read if id(value) in own]
-            return {id(value): self._hastily(value, key) for value, key in own_read}
+            keys = {key for value, key in read if id(value) in own}  # others may look at the same memory
+            return {id(value): self._hastily(value, key) for value, key in read if key in keys}
 
     def _hastily(self, value: Tensor, key: int) -> TensorFacts:
-        shape = tuple(value.shape)
-        if key in self.memory.doubt and not all_finite(value):
+        if (key in self.memory.doubt or key in self.memory.strangers) and not all_finite(value):
             return facts(value)
-        return TensorFacts(shape, value.dtype, value.device)
+        return TensorFacts(tuple(value.shape), value.dtype, value.device)
 
-    def _after(self, call: _Call, read: list[tuple[Tensor, int]], before: dict[int, TensorFacts], made: list[Tensor]) -> None:
+    def _after(self, call: Call, read: Read, before: dict[int, TensorFacts], made: list[Tensor]) -> None:
         """Check what an op returned and wrote, and note what made it."""
+        func, known, where, _ = call
         memory = self.memory
-        func, known, place, _ = call
-        doubtful = [entry for entry in read if entry[1] in memory.doubt] if memory.doubt else None
-        if doubtful:
-            self._mark_read(doubtful, known.name, bool(made))
+        marked = [self._mark_read(key, known.name, bool(made)) for _, key in read]
         if not made:
             return
-        latest = memory.latest
+        if known.name == "set_":  # what another process, or nobody, has written there
+            for value in made:
+                self._from_outside(value, where)
+            return
         status: Status = "unfilled" if known.unfilled else "fine"
-        record = self.log.new(func, place, tuple([latest[key].number for _, key in read]), status, self.updating)
-        record.shape, record.dtype = made[0].shape, made[0].dtype
-        trusted = known.unfilled or (known.safe and not doubtful and not self.ranges)
+        first, parents = made[0], [memory.latest[key] for _, key in read]
+        record = self.log.new((func, where, parents, first.shape, first.dtype, self.judge.updating), status)
+        trusted = known.unfilled or (known.safe and not any(marked) and not self.ranges)
         for number, value in enumerate(made):
             found = None
             if self.ranges and not known.unfilled:
@@ -207,111 +278,20 @@ class Watch(LightMode):
             if trusted or (all_finite(value) if found is None else found.finite):
                 memory.put(value, record)
             else:
-                self._offending(call, record, read, before, value, known.keeps_logarithms and number > 0)
+                self.judge.offending(call, record, read, before, value, known.keeps_logarithms and number > 0)
+                if known.name == _SCALER:
+                    self.skipped.add(self.log.bad[-1].number)
 
-    def _mark_read(self, doubtful: list[tuple[Tensor, int]], name: str, makes: bool) -> None:
-        """Note that non-finite values went into an op, or into Python."""
-        for _, key in doubtful:
-            for record in self.memory.doubt[key]:
-                record.read |= makes
-                if name == "_local_scalar_dense" and record.offends:
-                    self.items.append(record)
-                if name == _SCALER:
-                    self.skipped.add(record.number)
-
-    def _offending(
-        self,
-        call: _Call,
-        whole: Record,
-        read: list[tuple[Tensor, int]],
-        before: dict[int, TensorFacts],
-        value: Tensor,
-        auxiliary: bool,
-    ) -> None:
-        """Find what an op has its NaN or infinity from, and tell it."""
-        func, known, place, args = call
-        place = self._precise(place)
-        inputs, causes, masks, statuses = [], [], [], set[str]()
-        for given, key in read:
-            seen = before.get(id(given)) or facts(given)
-            inputs.append(seen)
-            if not seen.finite:
-                makers = self._makers(given, key, seen, place)
-                causes += [maker for maker in makers if maker.offends]
-                masks += [maker for maker in makers if maker.status == "meant"]
-                statuses |= {"told" if maker.offends and maker.kind else maker.status for maker in makers}
-        found = facts(value)
-        meant = not causes and not found.nans
-        meant = meant and (known.meant or "meant" in statuses or (auxiliary and only_negative(value)))
-        record = self.log.new(func, place, whole.parents, "meant" if meant else "offends", self._in_update(place))
-        record.shape, record.dtype, record.outputs = value.shape, value.dtype, (found,)
-        record.causes = tuple(dict.fromkeys(cause.number for cause in causes))
-        record.origin = min((cause.origin for cause in causes), default=record.number)
-        self.log.keep(record)
-        self.memory.put(value, record)
-        if known.name == _SCALER:
-            self.skipped.add(record.number)
-        if meant:  # an infinite loss has its cause where -inf turned into inf, else where -inf was put
-            record.kind = None if only_negative(value) else "inf"
-            record.origin = min((mask.origin for mask in masks if mask.kind == record.kind), default=record.number)
-        if not meant:
-            finite = all(seen.finite for seen in inputs)
-            record.kind = "nan" if found.nans else "overflow" if finite and not known.has_pole(args) else "inf"
-            self._tell(record, value, found, tuple(inputs), read if not before else [], "told" not in statuses)
-
-    def _in_update(self, place: Place) -> bool:
-        """Whether an op belongs to an optimizer's step, or to one that the user wrote (after the backward pass, unrecorded)."""
-        return self.updating or (self.passed and not place.order and not torch.is_grad_enabled())
-
-    def _makers(self, value: Tensor, key: int, seen: TensorFacts, place: Place) -> list[Record]:
-        """The ops that left what is not finite in a tensor."""
+    def _mark_read(self, key: int, name: str, makes: bool) -> bool:
+        """Note that what a storage holds went into an op, or into Python; whether it is in doubt."""
         doubted = self.memory.doubt.get(key, [])
-        found = [record for record in doubted if record.offends]
-        found += [] if seen.nans else [record for record in doubted if record.status == "meant"]
-        if found:
-            return found
         for record in doubted:
-            if record.status == "unfilled":
-                record.status, record.outputs = "offends", (seen,)
-                self.log.keep(record)
-                return [record]
-        strangers = [record for record in doubted if record.status == "outside"]
-        record = strangers[0] if strangers else self.log.new("input", place, (), "outside")
-        if not strangers:
-            self.memory.put(value, record)
-        self._judge(record, value, seen)
-        return [record]
-
-    def _judge(self, record: Record, value: Tensor, seen: TensorFacts) -> None:
-        """Tell a tensor from outside that is not finite, unless it looks like a mask or a bound."""
-        record.outputs = (seen,)
-        meant = not seen.nans and (not value.ndim or only_negative(value))
-        record.status = "meant" if meant else "offends"
-        self.log.keep(record)
-        if not meant:
-            record.kind = "nan" if seen.nans else "inf"
-            self._tell(record, value, seen, (), [], True)
-
-    def _tell(
-        self,
-        record: Record,
-        value: Tensor,
-        found: TensorFacts,
-        inputs: tuple[TensorFacts, ...],
-        given: list[tuple[Tensor, int]],
-        origin: bool,
-    ) -> None:
-        kept: tuple[Tensor, ...] = ()
-        value = value.detach()
-        if self._to_keep and origin:
-            self._to_keep -= 1
-            kept, value = tuple(tensor.detach().clone() for tensor, _ in given), value.clone()
-        place, kind = record.place, record.kind or "nan"
-        event = NonFiniteEvent(
-            record.op, kind, record.phase, place.source, place.stack, place.module, place.region, origin, found, inputs,
-            value, kept, record, self.log,
-        )  # fmt: skip
-        self.hook(event)
+            record.read |= makes
+            if name == "_local_scalar_dense" and record.offends:
+                self.items.append(record)
+            if name == _SCALER:
+                self.skipped.add(record.number)
+        return bool(doubted) or key in self.memory.strangers
 
     def aside(self) -> bool:
         """Leave the stack of modes, where this one is on top, until `back`.
@@ -319,7 +299,7 @@ class Watch(LightMode):
         Returns:
             Whether it left.
         """
-        if self._away or torch._C._get_dispatch_stack_at(torch._C._len_torch_dispatch_stack() - 1) is not self:
+        if self._away or torch._C._get_dispatch_stack_at(_modes_below() - 1) is not self:
             return False
         self.__exit__(None, None, None)
         self._away = True
@@ -350,14 +330,10 @@ class Watch(LightMode):
         self.outside.clear()
 
 
-def only_negative(value: Tensor) -> bool:
-    """Whether the infinities of a tensor are negative, as in logarithms of probabilities and in masks."""
-    return not bool(torch.isposinf(entries(value)).any())
-
-
-def _unseen() -> AbstractContextManager[Any]:
-    """Hide what checks compute from other dispatch modes (a tracer, a counter of operations)."""
-    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
+def _made(outputs: Any, written: list[Tensor] | None) -> list[Tensor]:
+    """What an op returned and wrote, as far as it can be checked."""
+    results = {id(value): value for value in (*tensors(outputs), *(written or ()))}
+    return [value for value in results.values() if checkable(value)]
 
 
 @contextmanager
