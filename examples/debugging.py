@@ -8,6 +8,7 @@ or look at its targets one by one::
 
     hesse check examples/debugging.py:wrong_layer
     hesse check examples/debugging.py:mended_layer
+    hesse check examples/debugging.py:wrong_model
     hesse nan   examples/debugging.py:diverging_step
     hesse graph examples/debugging.py:digits_model
 """
@@ -75,10 +76,10 @@ def mended_layer() -> tuple[nn.Module, Tensor]:
     return Swish(6, _MendedSwish), torch.randn(4, 6)
 
 
-def network() -> nn.Sequential:
+def network(function: type[torch.autograd.Function] = _MendedSwish) -> nn.Sequential:
     """Two layers with the swish between them."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(64, 24), Swish(24, _MendedSwish), nn.Linear(24, 10))
+    return nn.Sequential(nn.Linear(64, 24), Swish(24, function), nn.Linear(24, 10))
 
 
 def log_likelihood(output: Tensor, target: Tensor) -> Tensor:
@@ -92,6 +93,12 @@ def digits_model() -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], tuple
     """The network, its loss and a batch."""
     (x, y), _ = load_rows()
     return network(), log_likelihood, (x[:BATCH], y[:BATCH])
+
+
+def wrong_model() -> tuple[nn.Module, Callable[[Tensor, Tensor], Tensor], tuple[Tensor, Tensor]]:
+    """The same with the wrong layer in the network."""
+    _, loss, batch = digits_model()
+    return network(_Swish), loss, batch
 
 
 def diverging_step() -> Callable[[], Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,7 +48,8 @@ def hesse_check(request: pytest.FixtureRequest) -> Iterator[Checker]:
     from hesse.testing.checker import Checker
 
     seed = _seed(request.config, request.node.nodeid)
-    with torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         level: Any = request.config.getoption("hesse_level")
         yield Checker(level, seed, request.config.getoption("hesse_timeout"))
@@ -55,17 +57,48 @@ def hesse_check(request: pytest.FixtureRequest) -> Iterator[Checker]:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[Any]) -> Iterator[None]:
-    """Say in the report of a failed check how to run it again.
+    """Say in the report of a failed check how to run it again and how to show it without hesse.
+
+    The frames of hesse are left out of the traceback (``--full-trace`` shows them), unless the error arose in one of them.
 
     Args:
         item: the test.
         call: what happened.
     """
+    uses = call.when == "call" and _FIXTURE in getattr(item, "fixturenames", ())
+    if uses and call.excinfo is not None and not item.config.getoption("fulltrace"):
+        call.excinfo = _without_hesse(call.excinfo)
     outcome: Any = yield
     report = outcome.get_result()
-    if report.when == "call" and report.failed and _FIXTURE in getattr(item, "fixturenames", ()):
-        seed, level = item.config.getoption("hesse_seed"), item.config.getoption("hesse_level")
-        report.sections.append(("hesse", f"run again with: pytest {item.nodeid!r} --hesse-seed={seed} --hesse-level={level}"))
+    if not (uses and report.failed):
+        return
+    checked = getattr(getattr(item, "funcargs", {}).get(_FIXTURE), "report", None)
+    if checked is not None and not checked.ok and checked.reproducer:
+        report.sections.append(("the same without hesse", checked.reproducer))
+    report.sections.append(("hesse", f"run again with: pytest {item.nodeid!r} {_options(item.config)}"))
+
+
+def _without_hesse(caught: pytest.ExceptionInfo[BaseException]) -> pytest.ExceptionInfo[BaseException]:
+    """The error without the frames of hesse; whole where it arose in one of them and hesse did not raise it on purpose."""
+    from hesse.core.errors import HesseError
+
+    frames: list[TracebackType] = []
+    trace: TracebackType | None = caught.tb
+    while trace is not None:
+        frames.append(trace)
+        trace = trace.tb_next
+    foreign = [t for t in frames if t.tb_frame.f_globals.get("__name__", "").partition(".")[0] != "hesse"]
+    if not foreign or not (isinstance(caught.value, HesseError) or foreign[-1] is frames[-1]):
+        return caught
+    for t in reversed(foreign):
+        trace = TracebackType(trace, t.tb_frame, t.tb_lasti, t.tb_lineno)
+    return pytest.ExceptionInfo.from_exception(caught.value.with_traceback(trace))
+
+
+def _options(config: pytest.Config) -> str:
+    timeout = config.getoption("hesse_timeout")
+    options = f"--hesse-seed={config.getoption('hesse_seed')} --hesse-level={config.getoption('hesse_level')}"
+    return options if timeout is None else f"{options} --hesse-timeout={timeout:g}"
 
 
 def _seed(config: pytest.Config, test: str) -> int:

@@ -76,6 +76,12 @@ def finite():
 def pole():
     x = torch.zeros(3, requires_grad=True)
     (1 / x).sum().backward()  # the pole
+
+def no_data():
+    return nn.Linear(4, 3), nn.MSELoss(), []
+
+def leaves():
+    raise SystemExit(0)
 """
 
 
@@ -260,6 +266,9 @@ def test_checks_hunts_and_graphs(folder: Path, arguments: tuple[str, ...], code:
     assert done.exit_code == code, done.stderr
     assert told in done.stdout
     assert (folder / f"hesse-{arguments[0]}" / f"{arguments[0]}.html").stat().st_size > 3_000
+    programs = list(folder.glob("hesse-check/reproduce.py"))
+    assert bool(programs) == ("halved" in arguments[1])
+    assert all(str(path.relative_to(folder)) in done.stdout for path in programs)
 
 
 @pytest.mark.parametrize("command", ["check", "nan", "graph"])
@@ -273,3 +282,31 @@ def test_what_the_other_commands_cannot_use(folder: Path, command: str) -> None:
     done = hesse(command, "models.py:broken")
     assert done.exit_code == 2
     assert "return self.linear(x)  # the line of the user" in done.stderr
+
+
+@pytest.mark.parametrize("command", ["report", "check", "nan", "graph"])
+def test_data_without_a_batch_and_code_that_exits(folder: Path, command: str) -> None:
+    done = hesse(command, "models.py:no_data")
+    assert done.exit_code == 1
+    assert "found: no batch" in done.stderr
+    done = hesse(command, "models.py:leaves")
+    assert done.exit_code == 2
+    assert "SystemExit" in done.stderr
+
+
+def test_files_are_there_though_nobody_reads_the_text(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    for name in ("print_check", "print_hunt"):
+        monkeypatch.setattr(f"hesse.cli.{name}", closed)
+    hesse("check", "models.py:layer", "--level", "quick")
+    hesse("nan", "models.py:pole")
+    assert (folder / "hesse-check" / "check.json").exists()
+    assert (folder / "hesse-nan" / "nan.dot").exists()
+
+
+def test_the_list_of_commands_is_not_cut(folder: Path) -> None:
+    listed = hesse("-h").stdout.partition("Commands:")[2]
+    assert "nan       Find the first NaN or infinity." in listed
+    assert "..." not in listed

@@ -123,7 +123,7 @@ def main() -> None:
     """Derivatives of a PyTorch model beyond the plain gradient."""
 
 
-@main.command()
+@main.command(short_help="Report on the derivatives of a model.")
 @_options("report", tuple(PANELS))
 def report(
     target: str, out: str, panels: tuple[str, ...], seed: int, device: torch.device | None, dtype: str | None,
@@ -142,7 +142,7 @@ def report(
     _finish(made, files)
 
 
-@main.command()
+@main.command(short_help="Show the curvature of a loss.")
 @_options("spectrum", SPECTRAL)
 def spectrum(
     target: str, out: str, panels: tuple[str, ...], seed: int, device: torch.device | None, dtype: str | None,
@@ -163,12 +163,12 @@ def spectrum(
     _finish(made, [*files, *write_pictures(made, out)])
 
 
-@main.command()
+@main.command(short_help="Check derivatives.")
 @_target("check")
 @click.option("--level", type=click.Choice(["quick", "full"]), default="full", show_default=True, help="How much is compared.")
 @click.option("--seed", default=0, show_default=True, help="Of directions, and of torch before TARGET runs.")
 def check(target: str, out: str, level: Literal["quick", "full"], seed: int) -> None:
-    """Check derivatives: check.html and check.json, and what is wrong in the terminal.
+    """Check derivatives: check.html and check.json, what is wrong in the terminal, and reproduce.py, which shows it.
 
     TARGET is path.py:function or module:function; the function takes no arguments and returns (module, inputs), (function,
     point), an operator, or (model, loss, data), of which the model is checked on some samples, and the loss by itself.
@@ -181,12 +181,13 @@ def check(target: str, out: str, level: Literal["quick", "full"], seed: int) -> 
         returned = call_target(target)
         with progress():
             checked = check_target(target, returned, level=level, seed=seed)
+        files = write_check(checked, out)  # first: a pipe may be closed while it is read
         print_check(checked, Console())
-        _written(write_check(checked, out))
+        _written(files)
         sys.exit(0 if checked.ok else 1)
 
 
-@main.command()
+@main.command(short_help="Find the first NaN or infinity.")
 @_target("nan")
 @click.option("--steps", default=100, show_default=True, type=click.IntRange(1), help="How many training steps at most.")
 @click.option("--seed", default=0, show_default=True, help="Of torch, before TARGET runs.")
@@ -203,17 +204,20 @@ def nan(target: str, out: str, steps: int, seed: int) -> None:
         torch.manual_seed(seed)
         with progress():
             hunted = hunt_target(target, steps=steps, seed=seed)
+        files = write_hunt(hunted, out)
         print_hunt(hunted, Console())
-        _written(write_hunt(hunted, out))
+        _written(files)
         sys.exit(1 if hunted.report.found else 0)
 
 
-@main.command()
+@main.command(short_help="Draw a function and its derivative.")
 @_target("graph")
 @click.option("--order", type=click.Choice(["0", "1", "2"]), default="1", show_default=True, help="Backward passes in it.")
 @click.option("--seed", default=0, show_default=True, help="Of torch, before TARGET runs.")
 def graph(target: str, out: str, order: str, seed: int) -> None:
     """Draw the graph of a function and its derivative: graph.html to explore, graph.dot, and a summary in the terminal.
+
+    Where GraphViz is installed, and the graph has at most 1,000 nodes, graph.svg too.
 
     TARGET is path.py:function or module:function; the function takes no arguments and returns (module, inputs), (function,
     inputs), or (model, loss, data), of which the loss of the first batch is drawn.
@@ -224,8 +228,9 @@ def graph(target: str, out: str, order: str, seed: int) -> None:
         torch.manual_seed(seed)
         returned = call_target(target)
         traced = graph_target(target, returned, order=_ORDERS[order])
+        files = write_graph(traced, out)
         click.echo(str(traced))
-        _written(write_graph(traced, out))
+        _written(files)
 
 
 def _make(command: str, target: str, out: str, settings: Settings) -> tuple[Report, list[Path]]:

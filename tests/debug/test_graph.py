@@ -166,6 +166,21 @@ def test_a_module_called_again_has_a_call_of_its_own() -> None:
     assert [node.op for node in graph.nodes if node.kind == "parameter"] == ["cell.weight", "cell.bias"]
 
 
+def test_a_leaf_is_itself_beside_a_view_of_the_same_layout() -> None:
+    graph = trace_graph(lambda w: (w.t().t() * w).sum(), data(3, 3))
+    assert graph["mul"].inputs == ("t_1", "w")
+
+    def written(w: Tensor) -> Tensor:
+        w.add_(1)
+        return w.t().t() * w
+
+    assert "w" not in trace_graph(written, data(3, 3))["mul"].inputs  # which was before
+    layer = nn.Linear(3, 3)
+    graph = trace_graph(nn.Sequential(layer, nn.Tanh(), layer), torch.randn(2, 3))  # its weight is transposed back in "0#2"
+    assert "0#2" in graph.modules
+    assert graph["gradient by 0.weight"].module == graph["0.weight"].module == "0"
+
+
 def test_writes_in_place_are_versions() -> None:
     def f(x: Tensor) -> Tensor:
         y = x * 2
@@ -272,18 +287,23 @@ def test_what_no_gradient_reaches_is_said_of_what_takes_part_only() -> None:
     ("f", "found"),
     [
         (lambda i: i + 1, "no output depends"),
-        (lambda i: None, "no output is a tensor"),
-        (lambda i: 3.0, "no output is a tensor"),
+        (lambda i: None, "no output is a tensor (but NoneType)"),
+        (lambda i: "text", "no output is a tensor (but str)"),
     ],
 )
 def test_nothing_to_differentiate_is_said(f: Any, found: str) -> None:
     graph = trace_graph(f, torch.arange(3))
     assert [note for note in graph.notes if found in note]
     assert {node.phase for node in graph.nodes} <= {"forward"}
+    assert all(line.strip() for line in str(graph).splitlines())
 
 
 def test_wrong_calls_are_refused() -> None:
     x = data(3)
+    with pytest.raises(StructureError, match=r"(?s)the class ReLU.*ReLU\(\.\.\.\)"):
+        trace_graph(nn.ReLU, x)
+    with pytest.raises(StructureError, match=r"(?s)a Tensor.*the function first"):
+        trace_graph(x, torch.sin)  # pyright: ignore[reportArgumentType]
     with pytest.raises(StructureError, match=r"output \[3\] for \[2\]"):
         trace_graph(lambda x: x**2, x, cotangent=torch.ones(2))
     with pytest.raises(StructureError, match="no output 'b'"):
@@ -378,6 +398,30 @@ def test_whole_numbers_have_ranges_too() -> None:
 def test_unusual_tensors_pass(f: Any) -> None:
     graph = trace_graph(f, torch.randn(4, 3), order=2)
     assert "gradient by x" in edges(graph)
+
+
+def test_marks_of_profilers_and_questions_for_sizes_are_no_ops() -> None:
+    linear = nn.Linear(3, 2, dtype=torch.float64)
+    optimizer = torch.optim.SGD(linear.parameters())
+
+    def step(x: Tensor) -> Tensor:
+        optimizer.zero_grad()
+        loss = linear(x).sum()
+        loss.backward()
+        optimizer.step()  # marks its time for profilers
+        return loss
+
+    assert not [op for op in trace_graph(step, data(4, 3)).counts if op.startswith("profiler")]
+    rows = torch.nested.nested_tensor([data(2, 3), data(4, 3)], layout=torch.jagged)
+    graph = trace_graph(lambda rows: rows.sin() * 2, rows)
+    assert set(graph.counts) == {"aten.sin.default", "aten.mul.Tensor", "aten.cos.default"}
+
+
+def test_a_subclass_of_tensor_is_differentiated_by() -> None:
+    rows = torch.nested.nested_tensor([data(2, 3), data(4, 3)], layout=torch.jagged)
+    graph = trace_graph(lambda rows: rows.sin(), rows)
+    assert "gradient by rows" in edges(graph)
+    assert not rows.requires_grad
 
 
 def test_fused_kernels_are_plain_at_second_order_only() -> None:

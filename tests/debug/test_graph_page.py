@@ -276,3 +276,64 @@ def test_dark_and_light(browser: Chrome, pages: dict[str, Path]) -> None:
     assert ask(browser, color) < 120
     click(browser, "#theme")
     assert ask(browser, color) > 600
+
+
+def test_on_paper_it_is_light_whole_and_without_tools(browser: Chrome, pages: dict[str, Path]) -> None:
+    open_page(browser, pages["twice"], "phone", scheme="dark")
+    whole = "const w = document.getElementById('world').getBoundingClientRect(), d = document.getElementById('drawing')"
+    inside = ".getBoundingClientRect(); return w.left >= d.left && w.right <= d.right && w.bottom <= d.bottom"
+    assert not ask(browser, whole + inside)  # too large for the screen
+    features = [{"name": "prefers-color-scheme", "value": "dark"}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print", "features": features})
+    ask(browser, "window.dispatchEvent(new Event('beforeprint'))")
+    assert ask(browser, whole + inside)
+    assert not ask(browser, "return [...document.querySelectorAll('.tools, .zoom, .find')].some(e => e.offsetParent)")
+    fill = "return getComputedStyle(document.querySelector('.item .label')).fill.match(/\\d+/g).map(Number)"
+    assert sum(ask(browser, fill)) < 200
+    before = ask(browser, "window.dispatchEvent(new Event('afterprint')); return document.getElementById('world').outerHTML")
+    open_page(browser, pages["twice"], "phone", scheme="dark")
+    assert ask(browser, "return document.getElementById('world').outerHTML") == before
+
+
+def test_levels_open_at_a_size_that_can_be_read(browser: Chrome, pages: dict[str, Path]) -> None:
+    open_page(browser, pages["transformer"])
+    click(browser, "#deeper")
+    assert len(labels(browser)) > 100
+    scale = "return Number(document.getElementById('world').getAttribute('transform').match(/scale\\((.*)\\)/)[1])"
+    assert ask(browser, scale) >= 0.4
+
+
+def test_notes_and_a_cut_title_are_shown_under_the_pointer(browser: Chrome, pages: dict[str, Path]) -> None:
+    open_page(browser, pages["empty"])
+    title = "return document.querySelector('{}').title"
+    assert "nothing to differentiate" in ask(browser, title.format("#about"))
+    assert ask(browser, title.format("h1")) == ask(browser, "return document.querySelector('h1').textContent")
+
+
+def test_where_there_is_no_further_level_nothing_moves(browser: Chrome, pages: dict[str, Path]) -> None:
+    open_page(browser, pages["nan"])
+    press(browser, "+")
+    ask(browser, "window.drawnBefore = document.querySelector('#world .item')")
+    transform = "return document.getElementById('world').getAttribute('transform')"
+    before = ask(browser, transform)
+    for button in ("#deeper", "#shallower"):
+        click(browser, button)
+        assert ask(browser, "return document.querySelector('#world .item') === window.drawnBefore")
+        assert ask(browser, transform) == before
+
+
+def test_the_mark_of_what_is_not_finite_can_be_read(browser: Chrome, pages: dict[str, Path]) -> None:
+    colors = """const of = (e, what) => getComputedStyle(e)[what].match(/\\d+/g).map(Number);
+        const a = document.querySelector('.item .alarm');
+        return [of(a.querySelector('text'), 'fill'), of(a.querySelector('circle'), 'fill')]"""
+    for scheme in ("light", "dark"):
+        open_page(browser, pages["nan"], scheme=scheme)
+        text, ground = ask(browser, colors)
+        assert contrast(text, ground) > 4.5
+
+
+def contrast(a: list[int], b: list[int]) -> float:
+    """Of two colors (WCAG 2.1, section 1.4.3)."""
+    linear = [[c / 255 / 12.92 if c < 11 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in color[:3]] for color in (a, b)]
+    low, high = sorted(0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b in linear)
+    return (high + 0.05) / (low + 0.05)

@@ -8,6 +8,8 @@ from types import ModuleType
 
 import torch
 
+from hesse.report import check_target
+
 
 def test_the_wrong_factor_and_the_line_of_the_nan(example: Callable[[str], ModuleType], tmp_path: Path) -> None:
     debugging = example("debugging")
@@ -27,3 +29,10 @@ def test_differences_agree_with_the_mended_layer(example: Callable[[str], Module
     torch.testing.assert_close(gradient, differences, rtol=1e-6, atol=1e-8)
     gradient, differences = debugging.slopes(*debugging.wrong_layer())
     assert not torch.allclose(gradient, differences, rtol=1e-2)
+
+
+def test_the_wrong_layer_is_found_in_the_network(example: Callable[[str], ModuleType]) -> None:
+    model, loss = check_target("debugging.py:wrong_model", example("debugging").wrong_model()).parts
+    assert model.report is not None
+    assert {finding.leaf for finding in model.report.findings} == {"1.beta"}
+    assert loss.verdict == "ok"

@@ -57,7 +57,8 @@ def test_a_right_module_is_confirmed(tmp_path: Path) -> None:
     assert parts(checked) == {"Linear": "ok"}
     assert checked.ok
     assert "✓ Linear: Confirmed." in shown(checked)
-    page, numbers = write_check(checked, tmp_path / "out")
+    page, numbers, *programs = write_check(checked, tmp_path / "out")
+    assert not programs
     facts = json.loads(numbers.read_text())
     assert facts["about"]["target"] == "layers.py:make"
     assert facts["parts"][0]["verdict"] == "ok"
@@ -70,11 +71,28 @@ def test_a_wrong_module_is_shown_with_its_factor(tmp_path: Path) -> None:
     assert parts(checked) == {"Wrong": "wrong"}
     assert not checked.ok
     assert "factor 2" in headline(checked.parts[0])
-    page, numbers = write_check(checked, tmp_path)
-    findings = json.loads(numbers.read_text())["parts"][0]["findings"]
+    page, numbers, program = write_check(checked, tmp_path)
+    part = json.loads(numbers.read_text())["parts"][0]
+    findings = part["findings"]
+    assert part["reproducer"] == program.read_text()
+    assert "reproduce.py" in page.read_text()
+    assert "the program reproduce.py shows it" in shown(checked)
     assert any("factor 2" in finding["diagnosis"] for finding in findings)
     assert "factor 2" in page.read_text()
     assert "factor 2" in shown(checked)
+
+
+def test_the_terminal_has_the_worst_rows_and_counts_the_others(tmp_path: Path) -> None:
+    checked = check_target("t", (nn.Linear(4, 3), torch.randn(5, 4)), level="full")
+    rows = json.loads(write_check(checked, tmp_path)[1].read_text())["parts"][0]["compared"]
+    assert len(rows) > 16
+    text = shown(checked)
+    assert f"and {len(rows) - 16} more rows ({len(rows) - 16} ok), in check.html and check.json" in text
+    worst = max(rows, key=lambda row: row["error"])
+    first = next(line for line in text.splitlines() if line.startswith("│ ✓"))
+    assert first.split("│")[1].split()[1:] == worst["check"].split()
+    wrong = shown(check_target("t", (Wrong(), torch.randn(5, 4))))
+    assert wrong.index("│ ✗") < wrong.index("│ ✓")
 
 
 def test_a_function_with_a_point_and_an_operator() -> None:
@@ -94,10 +112,26 @@ def test_a_model_is_checked_with_its_loss() -> None:
     assert parts(check_target("t", ((f, params), nn.CrossEntropyLoss(), data))) == {"model": "ok", "loss": "ok"}
 
 
+def test_the_loss_is_checked_with_as_many_outputs_as_targets_only() -> None:
+    sizes = set()
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        sizes.add((len(output), len(target)))
+        return (output - target).square().mean()  # broadcasts
+
+    checked = check_target("t", (nn.Linear(3, 2), loss, (torch.randn(6, 3), torch.randn(6, 2))), level="full")
+    assert parts(checked) == {"model": "ok", "loss": "ok"}
+    assert sizes == {(4, 4)}
+
+
 def test_what_cannot_be_checked_is_refused_part_by_part(tmp_path: Path) -> None:
     checked = check_target("t", (lambda x: x.argmax(), torch.randn(3)))
     assert [part.verdict for part in checked.parts] == ["refused"]
-    assert "Refused." in shown(checked)
+    text = shown(checked)
+    assert "Refused." in text
+    assert "found: " in text
+    assert "remedy: " in text
+    assert text.count(checked.parts[0].error.asked) == 1  # pyright: ignore[reportOptionalMemberAccess]
     assert json.loads(write_check(checked, tmp_path)[1].read_text())["parts"][0]["error"]["kind"]
 
 

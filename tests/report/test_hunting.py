@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from hesse.core.errors import TargetError
+from hesse.core.errors import DataError, TargetError
 from hesse.report import UserCodeError, hunt_target, print_hunt, write_hunt
 from hesse.report.hunting import headline
 
@@ -49,6 +49,12 @@ def number():
 
 def raises():
     return torch.ones(2) @ torch.ones(3)
+
+def leaves():
+    raise SystemExit(0)
+
+def empty():
+    return nn.Linear(2, 3), nn.MSELoss(), []
 """
 
 
@@ -73,6 +79,11 @@ def test_the_target_is_a_step(folder: Path) -> None:
     facts = json.loads(numbers.read_text())
     assert (facts["found"], facts["kind"], facts["line"]) == (True, "nan", line_of("# the cause"))
     assert "loss = (x / x).sum()" in page.read_text()
+    assert str(folder) not in page.read_text()  # files are named from the working directory
+    assert facts["file"] == str(folder / "steps.py")
+    nothing = {"low": None, "high": None, "nans": 3, "infs": 0}
+    assert facts["output"] == {"dtype": "float32", "shape": [3], **nothing}
+    assert facts["inputs"] == [{"dtype": "float32", "shape": [3], "low": 0.0, "high": 0.0, "nans": 0, "infs": 0}] * 2
     assert dot.read_text().startswith("digraph")
     console = Console(file=io.StringIO(), width=160)
     print_hunt(hunted, console)
@@ -89,6 +100,12 @@ def test_the_target_returns_a_step(folder: Path) -> None:
 def test_the_target_returns_a_model(folder: Path) -> None:
     hunted = hunt_target("steps.py:model")
     assert (hunted.report.line, hunted.report.phase, hunted.about["steps"]) == (line_of("# its slope at zero"), "backward", 2)
+    assert hunted.report.node
+    assert hunted.report.title in headline(hunted)
+    page, numbers, _ = write_hunt(hunted, folder / "out")
+    facts = json.loads(numbers.read_text())
+    assert (facts["node"], facts["title"]) == (hunted.report.node, hunted.report.title)
+    assert hunted.report.node in page.read_text()
 
 
 def test_nothing_found(folder: Path) -> None:
@@ -102,3 +119,7 @@ def test_other_targets(folder: Path) -> None:
         hunt_target("steps.py:number")
     with pytest.raises(UserCodeError):
         hunt_target("steps.py:raises")
+    with pytest.raises(UserCodeError, match=r"calling leaves\(\): SystemExit"):
+        hunt_target("steps.py:leaves")
+    with pytest.raises(DataError, match="no batch"):
+        hunt_target("steps.py:empty")

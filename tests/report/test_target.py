@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from hesse.core.errors import TargetError
-from hesse.report.target import check_triple, load_target
+from hesse.core.errors import DataError, TargetError
+from hesse.report.target import batches_of, check_triple, load_target
 from hesse.report.user_code import UserCodeError
 
 GOOD = """
@@ -19,6 +19,8 @@ import dataclasses, sys
 import torch
 from torch import nn
 {extra}
+
+module = nn.Linear(2, 1)
 
 @dataclasses.dataclass
 class Options:
@@ -106,6 +108,8 @@ def test_a_module(folder: Path) -> None:
         ("target_of_test.py:bild", "has no 'bild'", r"use one of its functions: target_of_test\.py:build"),
         ("target_of_test.py:number", "number is a int, not a function", "target_of_test.py:build"),
         ("target_of_test.py:needs", r"needs: missing a required argument: '?argument'?", "default values"),
+        ("target_of_test.py:module", "module is a module, a Linear", "a function of no arguments .* with module in it"),
+        ("target_of_test.py:Options", "Options is a class", "a function of no arguments"),
         ("target_of_test.py:wrong", r"returned a tuple of 2 \(Linear, MSELoss\)", r"return \(model, loss, data\)"),
         (":build", "names no file or module", r"path\.py:function"),
     ],
@@ -134,6 +138,27 @@ def test_a_file_that_does_not_parse_is_the_users(folder: Path) -> None:
     with pytest.raises(UserCodeError) as caught:
         load_target("broken_target.py:build")
     assert "def build(:" in caught.value.traceback
+
+
+def test_the_batches_of_data_are_one_or_many() -> None:
+    one = torch.ones(2, 3), torch.ones(2)
+    assert list(batches_of(one, "a")) == [one]
+    assert list(batches_of(iter([one, one]), "a")) == [one, one]
+    with pytest.raises(DataError, match="no batch"):
+        list(batches_of([], "a"))
+    with pytest.raises(DataError, match="a int as data"):
+        list(batches_of(5, "a"))
+
+
+def test_data_that_raises_is_the_users() -> None:
+    def broken() -> Iterator[object]:
+        yield torch.ones(2, 3), torch.ones(2)
+        raise ValueError("the second batch")
+
+    batches = batches_of(broken(), "a")
+    next(batches)
+    with pytest.raises(UserCodeError, match="reading the data: ValueError: the second batch"):
+        next(batches)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from hesse.report.writing import write, write_gradients, write_measured, write_seconds, write_with_error
+from hesse.report.writing import breakable, write, write_gradients, write_measured, write_seconds, write_with_error
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,7 @@ def test_a_style_with_its_error_bar() -> None:
     assert write_measured(0.99453, 0.00023, "percent") == "99.453 ± 0.023%"
     assert write_measured(0.5, 0.0, "percent") == "50.0%"
     assert write_measured(12.34, 0.2) == "12.34 ± 0.20"
+
+
+def test_names_break_behind_their_marks_and_are_escaped() -> None:
+    assert breakable("a/b.py:f_<x>") == "a/<wbr>b.<wbr>py:<wbr>f_<wbr>&lt;x&gt;"

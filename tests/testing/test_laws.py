@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from hesse.check import WrongDerivativeError
+from hesse.check import CheckReport, WrongDerivativeError
+from hesse.check.check_report import Comparison
 from hesse.core.errors import MissingExtraError, StructureError
 from hesse.operators import Dense, LinearOperator
 from hesse.testing import OPERATOR_LAWS, Law, function_laws, module_laws, operator_laws, parametrize_laws
@@ -95,6 +97,39 @@ def test_modules_are_checked_in_each_type_with_keyword_inputs() -> None:
 def test_devices_are_named_where_there_are_several() -> None:
     laws = function_laws(torch.sin, torch.ones(2), dtypes=[torch.float64], devices=["cpu", "meta"])
     assert [law.name for law in laws] == ["float64 on cpu", "float64 on meta"]
+
+
+def test_a_name_stands_in_front_of_the_cases() -> None:
+    laws = [
+        *function_laws(torch.sin, torch.ones(2), name="sin"),
+        *module_laws(Layer, torch.ones(4, 3), dtypes=[torch.float64], name="layer"),
+        *operator_laws(lambda: Dense(MATRIX), laws=["zero"], name="matrix"),
+    ]
+    assert [law.name for law in laws] == ["sin float64", "sin float32", "layer float64", "matrix zero"]
+    assert all(law.check().ok for law in laws)
+
+
+def test_warnings_of_a_check_stay_warnings() -> None:
+    def warns(x: Tensor) -> Tensor:
+        warnings.warn("of the function", UserWarning, stacklevel=1)
+        return x.sin()
+
+    (law,) = function_laws(warns, torch.ones(2), dtypes=[torch.float64])
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("error")
+        law()
+        before = list(warnings.filters)
+        with pytest.raises(UserWarning, match="of the function"):  # errors again after the check
+            warns(torch.ones(2))
+    assert any("of the function" in str(warning.message) for warning in seen)
+    assert before[0][0] == "error"
+
+
+def test_an_undecided_law_says_what_may_help() -> None:
+    report = CheckReport("f", "quick", (Comparison("reverse mode", "", 1, 0.1, 0.2, "undecided"),), (), (), 60)
+    law = Law("rough", lambda **_: report)
+    with pytest.raises(WrongDerivativeError, match=r"'rough' was to be confirmed[\s\S]*choose a point away from kinks"):
+        law()
 
 
 def test_level_and_generator_reach_the_check() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-INNER = '''
+INNER = """
 import os
 import sys
 
@@ -24,6 +24,15 @@ def test_operator(hesse_check): hesse_check.operator(dense())
 def test_wrong_function(hesse_check): hesse_check.derivatives(wrong(), torch_().randn(3))
 def test_wrong_module(hesse_check): hesse_check.module(layer(), torch_().randn(4, 3))
 def test_wrong_operator(hesse_check): hesse_check.operator(dense(tagged=True), laws=["tags"])
+
+def test_user_error(hesse_check): hesse_check.derivatives(raises, torch_().randn(3))
+def test_undecided(hesse_check): hesse_check(undecided())
+def test_options_of_checks(hesse_check):
+    hesse_check.derivatives(lambda x: x.sin(), torch_().randn(3), rtol=1e-3)
+    linear = torch_().nn.Linear(3, 2)
+    hesse_check.module(linear, torch_().randn(4, 3), diagonal=lambda x: {"bias": torch_().full((2,), 4.0)})
+    with pytest.raises(AssertionError, match="Gauss-Newton diagonal of 'bias'"):
+        hesse_check.module(linear, torch_().randn(4, 3), diagonal=lambda x: {"bias": torch_().full((2,), 5.0)})
 
 def test_shown(hesse_check): print("SHOWN", hesse_check.level, hesse_check.seed, torch_().rand(1).item(), hesse_check.timeout)
 
@@ -53,12 +62,21 @@ def wrong():
         def backward(ctx, g): return 3 * g
     return Wrong.apply
 
+def raises(x): raise RuntimeError("of the user")
+
+def undecided():
+    from hesse.check import CheckReport
+    from hesse.check.check_report import Comparison
+    from hesse.testing import Law
+    report = CheckReport("f", "quick", (Comparison("reverse mode", "", 1, 0.1, 0.2, "undecided"),), (), (), 60)
+    return Law("rough", lambda **options: report)
+
 def layer():
     torch = torch_()
     class Layer(torch.nn.Linear):
         def forward(self, x): return wrong()(super().forward(x))
     return Layer(3, 2)
-'''
+"""
 
 
 def run(folder: Path, *options: str) -> str:
@@ -74,17 +92,59 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def test_right_things_pass_and_wrong_ones_fail(output: str) -> None:
-    for name in ("function", "module", "operator", "law", "shown", "nothing_is_imported_before_a_check_asks"):
+    for name in (
+        "function",
+        "module",
+        "operator",
+        "law",
+        "options_of_checks",
+        "shown",
+        "nothing_is_imported_before_a_check_asks",
+    ):
         assert f"PASSED test_inner.py::test_{name}" in output, output
     for name in ("function", "module", "operator"):
         assert f"FAILED test_inner.py::test_wrong_{name}" in output
-    assert "3 failed, 6 passed, 1 skipped" in output
+    assert "5 failed, 7 passed, 1 skipped" in output
 
 
 def test_the_failure_is_the_report_without_the_frames_of_the_checker(output: str) -> None:
     assert "factor 1.500" in output
     assert "tagged symmetric" in output
     assert "checker.py" not in output
+    assert "confirmed.py" not in output
+
+
+def test_an_error_of_the_users_is_shown_without_the_frames_of_hesse(output: str, tmp_path: Path) -> None:
+    assert "RuntimeError: of the user" in output
+    assert "hesse/check" not in output.partition("short test summary")[0]
+    assert "hesse/check/derivatives.py" in run(tmp_path, "-k", "user_error", "--full-trace")
+
+
+def test_an_error_in_hesse_itself_is_shown_whole(tmp_path: Path) -> None:
+    shown = run(tmp_path, "-k", "user_error", "--hesse-timeout=60")  # raised again in the parent, by hesse
+    assert "RuntimeError: of the user" in shown
+    assert "hesse/check/isolated.py" in shown
+
+
+def test_the_failure_shows_itself_without_hesse(output: str) -> None:
+    failure = output.partition("_ test_wrong_function _")[2].partition("_ test_wrong_module _")[0]
+    assert "the same without hesse" in failure
+    program = failure.partition("the same without hesse")[2]
+    assert "import torch" in program
+    assert "import hesse" not in program
+
+
+def test_an_undecided_check_says_what_may_help(output: str) -> None:
+    failure = output.partition("_ test_undecided _")[2].partition("run again")[0]
+    assert "'rough' was to be confirmed" in failure
+    assert "choose a point away from kinks" in failure
+    assert "mend" not in failure
+
+
+def test_warnings_stay_warnings_where_the_session_makes_errors_of_them(tmp_path: Path) -> None:
+    shown = run(tmp_path, "-W", "error", "--hesse-level=full", "-k", "function and not wrong or module and not wrong")
+    assert "2 passed" in shown, shown
+    assert "DeprecationWarning" in shown  # torch's own, of the first forward mode in a process
 
 
 def test_the_failure_says_how_to_run_it_again(output: str) -> None:
@@ -96,6 +156,7 @@ def test_options_reach_the_tests_and_a_seed_repeats_them(output: str, tmp_path: 
     other = run(tmp_path, *options)
     assert "PASSED test_inner.py::test_shown" in other
     assert "killed by SIGABRT" in other
+    assert "--hesse-seed=5 --hesse-level=full --hesse-timeout=60" in other
     shown, again = shown_by(output), shown_by(other)
     assert (shown[0], again[0]) == ("quick", "full")
     assert (shown[3], again[3]) == ("None", "60.0")

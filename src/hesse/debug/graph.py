@@ -32,7 +32,8 @@ def trace_graph(
     sum of all outputs. Both choices stand in `notes`.
 
     The function runs once, on copies of its tensor arguments, in plain autograd with gradients switched on; buffers, `.grad`,
-    training flags and random states are put back. `torch.compile`d parts run op by op.
+    training flags and random states are put back; what else it changes stays changed (an optimizer's step, say).
+    `torch.compile`d parts run op by op.
 
     Args:
         f: a function, method or module.
@@ -50,7 +51,8 @@ def trace_graph(
 
     Raises:
         LeafError: a module with parameters that are not initialized, or nothing to differentiate by at `argnums`.
-        StructureError: a cotangent that does not match the output; `argnums` beyond the arguments.
+        StructureError: something that cannot be called, or a class of modules; a cotangent that does not match the output;
+            `argnums` beyond the arguments.
 
     Example:
         >>> graph = hesse.trace_graph(model, x)  # doctest: +SKIP

@@ -41,12 +41,13 @@ class GraphSubject:
 
     Raises:
         LeafError: a module with parameters that are not initialized, or nothing to differentiate by at `argnums`.
-        StructureError: `argnums` beyond the arguments.
+        StructureError: something that cannot be called, or a class of modules; `argnums` beyond the arguments.
     """
 
     def __init__(
         self, f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], argnums: int | Sequence[int] | None
     ) -> None:
+        _require_callable(f)
         self.title = _title(f)
         self.modules: dict[str, nn.Module] = {}
         self.variables: list[tuple[str, Tensor]] = []
@@ -79,6 +80,7 @@ class GraphSubject:
 
     def _add_module(self, name: str, module: nn.Module) -> None:
         self.modules[name] = module
+        known = {id(value) for value, _ in self.outside}
         for path, kind, value in _tensors_of(module):
             if nn.parameter.is_lazy(value):
                 raise LeafError(
@@ -86,7 +88,8 @@ class GraphSubject:
                     f"'{path}' is not initialized yet (a lazy module)",
                     "run the module once on a batch first",
                 )
-            if all(value is not known for known, _ in self.outside):
+            if id(value) not in known:
+                known.add(id(value))
                 full = f"{name}.{path}" if name else path
                 self.outside.append((value, Outside(full, kind, layer_of(full))))
                 self.variables += [(full, value)] if kind == "parameter" else []
@@ -109,7 +112,8 @@ class GraphSubject:
         return wanted
 
     def _copy(self, name: str, leaf: Tensor, wanted: bool) -> Tensor:
-        if type(leaf) not in _PLAIN:
+        if type(leaf) not in _PLAIN:  # such a tensor is not copied, so that only what it holds can be written into
+            leaf = leaf.detach().requires_grad_() if wanted and not leaf.requires_grad else leaf
             self.outside.append((leaf, Outside(name, "input")))
             self.variables += [(name, leaf)] if wanted else []
             return leaf
@@ -133,6 +137,14 @@ class GraphSubject:
                 stack.enter_context(_gradients_preserved(module))
                 stack.callback(_set_flags, [(part, part.training) for part in module.modules()])
             yield
+
+
+def _require_callable(f: Any) -> None:
+    asked = "A function or a module is traced by calling it."
+    if isinstance(f, type) and issubclass(f, nn.Module):
+        raise StructureError(asked, f"the class {f.__name__}", f"make a module of it: {f.__name__}(...)")
+    if not callable(f):
+        raise StructureError(asked, f"a {type(f).__name__}", "pass the function first, then its arguments")
 
 
 def _title(f: Any) -> str:

@@ -12,12 +12,12 @@ from torch import Tensor
 from hesse.autodiff.model import as_model, check_inputs, is_one_batch, sample_count, select_rows, split_batch
 from hesse.check.replica import Model, Replica
 from hesse.core import tree
-from hesse.core.errors import DataError
 from hesse.core.memory import Budget
 from hesse.core.random import make_generator
 from hesse.core.tree import Tree
 from hesse.operators.data_set import refuse_one_shot
-from hesse.report.user_code import perhaps_user_code, user_code
+from hesse.report.target import batches_of
+from hesse.report.user_code import user_code
 from hesse.report.validate import check_loss, time_gradient
 
 _ASKED = "A report needs the loss of a model on a batch."
@@ -116,7 +116,7 @@ def make_case(model: Model, loss: Any, data: Any, settings: Settings) -> Case:
     single = is_one_batch(data)
     if not single:
         refuse_one_shot(data, "A report reads its data more than once.")
-    batch = split_batch(data if single else _first(data), _ASKED)
+    batch = split_batch(next(batches_of(data, _ASKED)), _ASKED)
     samples = sample_count(*batch, _ASKED)
     replica = Replica(model, loss, batch, dtype=settings.dtype, device=settings.device)
     check_inputs(as_model(replica.model), replica.batch[0], _ASKED)
@@ -124,19 +124,16 @@ def make_case(model: Model, loss: Any, data: Any, settings: Settings) -> Case:
     with user_code("differentiating the loss"):
         seconds = time_gradient(replica)
     return Case(
-        model=replica.model, loss=replica.loss, data=replica.batch if single else _cast_data(data, settings),
-        batch=replica.batch, batches=1 if single else _length(data), samples=samples, settings=settings, value=value,
+        model=replica.model,
+        loss=replica.loss,
+        data=replica.batch if single else _cast_data(data, settings),
+        batch=replica.batch,
+        batches=1 if single else _length(data),
+        samples=samples,
+        settings=settings,
+        value=value,
         gradient_seconds=seconds,
     )
-
-
-def _first(data: Any) -> Any:
-    if not isinstance(data, Iterable):
-        raise DataError(_ASKED, f"a {type(data).__name__} as data", "return (inputs, targets), or an iterable of such pairs")
-    with perhaps_user_code("reading the data"):
-        for batch in data:
-            return batch
-    raise DataError(_ASKED, "no batch", "return at least one batch")
 
 
 def _length(data: Any) -> int | None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
 from hesse.check import CheckReport, Comparison, Finding
+from hesse.core.errors import HesseError
 from hesse.report.checking import Checked, Part
 from hesse.report.page import render, write_page
 from hesse.report.writing import write, write_seconds
@@ -21,36 +22,63 @@ _MARKS = {"ok": ("✓", "good", "green"), "wrong": ("✗", "bad", "bold red"), "
           "refused": ("!", "refused", "yellow")}  # fmt: skip
 _WORDS = {"ok": "Confirmed.", "wrong": "Wrong:", "undecided": "Undecided.", "refused": "Refused."}
 _MOST_FINDINGS = 40
+_MOST_ROWS = 16  # of the table in the terminal
 
 
-def write_check(checked: Checked, folder: str | Path) -> tuple[Path, Path]:
-    """Write ``check.html`` and ``check.json`` into a folder, which is made if need be.
+def write_check(checked: Checked, folder: str | Path) -> list[Path]:
+    """Write ``check.html`` and ``check.json`` into a folder, which is made if need be; for each part in which something is
+    wrong also ``reproduce.py``, ``reproduce-2.py``, ..., programs that show the first finding.
 
     Returns:
-        both paths.
+        the paths.
     """
-    page = render("check.html", about=checked.about, command="check", kind="derivative check",
-                  sections=[_section(number, part) for number, part in enumerate(checked.parts)])  # fmt: skip
-    return write_page(folder, "check", page, {"about": checked.about, "parts": [_facts(part) for part in checked.parts]})
+    names = _programs(checked)
+    sections = [_section(number, part, name) for number, (part, name) in enumerate(zip(checked.parts, names, strict=True))]
+    page = render("check.html", about=checked.about, command="check", kind="derivative check", sections=sections)
+    facts = {"about": checked.about, "parts": [_facts(part) for part in checked.parts]}
+    written = [*write_page(folder, "check", page, facts)]
+    for part, name in zip(checked.parts, names, strict=True):
+        if name:
+            written.append(Path(folder) / name)
+            written[-1].write_text(part.code, encoding="utf-8")
+    return written
+
+
+def _programs(checked: Checked) -> list[str]:
+    """The name of each part's program; empty for those without one."""
+    names, number = [], 0
+    for part in checked.parts:
+        number += bool(part.code)
+        names.append("" if not part.code else "reproduce.py" if number == 1 else f"reproduce-{number}.py")
+    return names
 
 
 def print_check(checked: Checked, console: Console) -> None:
-    """Each part in the terminal: the verdict, what is wrong, how to see it without hesse, and what was compared."""
-    for part in checked.parts:
+    """Each part in the terminal: the verdict, what is wrong, which program shows it, and what was compared."""
+    for part, program in zip(checked.parts, _programs(checked), strict=True):
         mark, _, color = _MARKS[part.verdict]
         console.print(Text(f"{mark} {part.title}: {headline(part)}", style=color))
         if part.report is None:
-            console.print(Text(f"  {part.error}", style="dim"))
+            console.print(Text(_refusal(part.error), style="dim"))
             continue
         for _, same in _grouped(part.report.findings[:_MOST_FINDINGS]):
             console.print(Text(f"  {same[0]}"))
             for finding in same[1:]:
                 console.print(Text(f"    and at {finding.index}: {finding.value:.6g}, expected {finding.expected:.6g}"))
-        if part.report.reproducer:
-            console.print(Syntax(part.report.reproducer, "python", theme="ansi_dark", background_color="default"))
+        if program:
+            console.print(Text(f"  the program {program} shows it", style="bold"))
         console.print(_table(part.report))
+        if (rest := len(part.report.compared) - _MOST_ROWS) > 0:
+            verdicts = Counter(row.verdict for row in _worst_first(part.report.compared)[_MOST_ROWS:])
+            words = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.items())
+            console.print(Text(f"  and {rest} more rows ({words}), in check.html and check.json", style="dim"))
         for note in part.report.notes:
             console.print(Text(f"  • {note}", style="dim"))
+
+
+def _refusal(error: HesseError | None) -> str:
+    """What the headline of a refusal leaves out."""
+    return f"  found: {error.found}\n  remedy: {error.remedy}" if error is not None and error.found else f"  {error}"
 
 
 def headline(part: Part) -> str:
@@ -81,7 +109,7 @@ def _table(report: CheckReport) -> Table:
     table = Table(title_justify="left")
     for column in ("compared", "leaf", "count", "worst", "error bar"):
         table.add_column(column, justify="left" if column in ("compared", "leaf") else "right", overflow="fold")
-    for row in _worst_first(report.compared)[:_MOST_FINDINGS]:
+    for row in _worst_first(report.compared)[:_MOST_ROWS]:
         table.add_row(Text(f"{_MARKS[row.verdict][0]} {row.check}"), row.leaf, write(row.count, "count"), _size(row.error),
                       _size(row.error_bar))  # fmt: skip
     return table
@@ -89,14 +117,14 @@ def _table(report: CheckReport) -> Table:
 
 def _worst_first(rows: tuple[Comparison, ...]) -> list[Comparison]:
     order = {"wrong": 0, "undecided": 1, "ok": 2}
-    return sorted(rows, key=lambda row: order[row.verdict])
+    return sorted(rows, key=lambda row: (order[row.verdict], -row.error if math.isfinite(row.error) else -math.inf))
 
 
 def _size(value: float) -> str:
     return "0" if value == 0 else f"{value:.1g}" if math.isfinite(value) else "∞"
 
 
-def _section(number: int, part: Part) -> dict[str, Any]:
+def _section(number: int, part: Part, program: str) -> dict[str, Any]:
     report = part.report
     mark, status, _ = _MARKS[part.verdict]
     rows = [] if report is None else _worst_first(report.compared)
@@ -111,7 +139,8 @@ def _section(number: int, part: Part) -> dict[str, Any]:
         "error": part.error,
         "findings": [] if report is None else _grouped(report.findings[:_MOST_FINDINGS]),
         "hidden": 0 if report is None else max(0, len(report.findings) - _MOST_FINDINGS),
-        "reproducer": "" if report is None else report.reproducer,
+        "code": part.code,
+        "program": program,
         "rows": [(row, _size(row.error), _size(row.error_bar)) for row in rows],
         "notes": () if report is None else report.notes,
     }
@@ -130,5 +159,5 @@ def _facts(part: Part) -> dict[str, Any]:
         "findings": [vars(finding) for finding in report.findings],
         "compared": [vars(row) for row in report.compared],
         "notes": list(report.notes),
-        "reproducer": report.reproducer,
+        "reproducer": part.code,
     }

@@ -12,15 +12,17 @@ import torch
 from torch import nn
 
 from hesse.autodiff.functional import buffers_preserved
-from hesse.autodiff.model import is_one_batch, sample_count, select_rows, split_batch
+from hesse.autodiff.model import sample_count, select_rows, split_batch
 from hesse.check import CheckReport, check_derivatives, check_module, check_operator
 from hesse.check.replica import call_model
-from hesse.core.errors import HesseError, TargetError
+from hesse.core import tree
+from hesse.core.errors import HesseError, StructureError, TargetError
 from hesse.core.progress import track
 from hesse.core.random import make_generator
 from hesse.operators import LinearOperator
 from hesse.report.page import made_with
-from hesse.report.target import Target, arguments, check_triple, describe
+from hesse.report.reproducing import filled, from_target, of_loss, of_pair
+from hesse.report.target import Target, arguments, batches_of, check_triple, describe
 from hesse.report.user_code import perhaps_user_code, user_code
 
 Level = Literal["quick", "full"]
@@ -39,6 +41,7 @@ class Part:
         report: what was found; None where hesse refuses.
         error: the refusal.
         seconds: what it took.
+        code: a program that shows the first finding, TARGET filled in; empty without one.
     """
 
     title: str
@@ -46,6 +49,7 @@ class Part:
     report: CheckReport | None
     error: HesseError | None
     seconds: float
+    code: str = ""
 
     @property
     def verdict(self) -> str:
@@ -73,8 +77,11 @@ class Checked:
 
 @dataclass(frozen=True)
 class _Task:
+    """A check to come; `source` defines what is checked, by ``target``, in the program that shows a finding."""
+
     title: str
     question: str
+    source: str
     run: Callable[[Level, torch.Generator], CheckReport]
 
 
@@ -94,11 +101,11 @@ def check_target(name: str, returned: Any, *, level: Level = "quick", seed: int 
     Cost: that of `check_module`, `check_derivatives` or `check_operator`.
     """
     tasks = _tasks(name, returned)
-    parts = tuple(_run(task, level, seed) for task in track(tasks, "checks"))
+    parts = tuple(_run(name, task, level, seed) for task in track(tasks, "checks"))
     return Checked({"target": name, "level": level, "seed": seed, **made_with()}, parts)
 
 
-def _run(task: _Task, level: Level, seed: int) -> Part:
+def _run(name: str, task: _Task, level: Level, seed: int) -> Part:
     began = time.perf_counter()
     report, refusal = None, None
     try:
@@ -106,12 +113,14 @@ def _run(task: _Task, level: Level, seed: int) -> Part:
             report = task.run(level, make_generator(seed))
     except HesseError as error:
         refusal = error
-    return Part(task.title, task.question, report, refusal, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    code = filled(report.reproducer, f"{from_target(name, seed)}\n{task.source}") if report and report.reproducer else ""
+    return Part(task.title, task.question, report, refusal, seconds, code)
 
 
 def _tasks(name: str, returned: Any) -> list[_Task]:
     if isinstance(returned, LinearOperator):
-        return [_Task("operator", "Does the operator keep the laws of linear operators, and are its tags true?",
+        return [_Task("operator", "Does the operator keep the laws of linear operators, and are its tags true?", "A = target()",
                       lambda level, g: check_operator(returned, level=level, generator=g))]  # fmt: skip
     if isinstance(returned, (tuple, list)) and len(returned) == 3:
         return _of_model(check_triple(name, returned))
@@ -130,26 +139,26 @@ def _of_call(f: Any, x: Any) -> _Task:
     if isinstance(f, nn.Module):
         return _module_task(type(f).__name__, f, args, kwargs)
     question = "Are the first and second derivatives of the function right, however they are used?"
-    return _function_task(_name(f), question, f, x)
+    return _function_task(_name(f), question, "f = target()[0]", f, x)
 
 
 def _name(f: Any) -> str:
     return getattr(f, "__name__", type(f).__name__)
 
 
-def _function_task(title: str, question: str, f: Callable[[Any], Any], x: Any) -> _Task:
-    return _Task(title, question, lambda level, g: check_derivatives(f, x, level=level, generator=g))
+def _function_task(title: str, question: str, source: str, f: Callable[[Any], Any], x: Any) -> _Task:
+    return _Task(title, question, source, lambda level, g: check_derivatives(f, x, level=level, generator=g))
 
 
 def _module_task(title: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Task:
     question = "Are the gradients of parameters and inputs right, and does the module behave as a module should?"
-    return _Task(title, question, lambda level, g: check_module(module, *args, level=level, generator=g, **kwargs))
+    source = "module = target()[0]"
+    return _Task(title, question, source, lambda level, g: check_module(module, *args, level=level, generator=g, **kwargs))
 
 
 def _of_model(target: Target) -> list[_Task]:
     """The model on some samples of the first batch, and the loss as a function of the model's output."""
-    data = target.data
-    batch = split_batch(data if is_one_batch(data) else next(iter(data)), _ASKED)
+    batch = split_batch(next(batches_of(target.data, _ASKED)), _ASKED)
     count = sample_count(*batch, _ASKED)
     rows = torch.linspace(0, count - 1, min(_SAMPLES, count)).round().long()
     inputs, targets = (select_rows(part, rows) for part in batch)
@@ -159,9 +168,26 @@ def _of_model(target: Target) -> list[_Task]:
     else:
         f, params = target.model
         question = "Are the derivatives by the parameters right?"
-        tasks = [_function_task("model", question, lambda p: f(p, *args, **kwargs), params)]
+        tasks = [_function_task("model", question, of_pair(args, kwargs), lambda p: f(p, *args, **kwargs), params)]
     with user_code("calling the model"), torch.no_grad():
         output = call_model(copy.deepcopy(target.model), inputs)
     question = "Are the derivatives of the loss by the model's output right?"
-    tasks.append(_function_task("loss", question, lambda o: target.loss(o, targets), output))
+    tasks.append(_function_task("loss", question, of_loss(targets), _loss_of(target.loss, targets, output), output))
     return tasks
+
+
+def _loss_of(loss: Any, targets: Any, output: Any) -> Callable[[Any], Any]:
+    """The loss of outputs for fixed targets, which go with outputs of these shapes only."""
+    shapes = _shapes(output)
+
+    def f(output: Any) -> Any:
+        if _shapes(output) != shapes:
+            found = f"outputs of shapes {_shapes(output)}"
+            raise StructureError("The targets stay as they are.", found, f"pass outputs of shapes {shapes}")
+        return loss(output, targets)
+
+    return f
+
+
+def _shapes(output: Any) -> list[tuple[int, ...]]:
+    return [tuple(leaf.shape) for leaf in tree.leaves(output) if isinstance(leaf, torch.Tensor)]

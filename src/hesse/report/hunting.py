@@ -14,13 +14,14 @@ from rich.syntax import Syntax
 from rich.text import Text
 from torch import Tensor, nn
 
-from hesse.autodiff.model import is_one_batch, split_batch
+from hesse.autodiff.events.records import TensorFacts
+from hesse.autodiff.model import split_batch
 from hesse.check.replica import Replica
 from hesse.core.errors import TargetError
 from hesse.core.progress import track
 from hesse.debug import NonfiniteReport, find_nonfinite
 from hesse.report.page import made_with, render, write_page
-from hesse.report.target import check_triple, describe, find_function, own_arguments
+from hesse.report.target import batches_of, check_triple, describe, find_function, own_arguments
 from hesse.report.user_code import UserCodeError
 
 _ASKED = "`hesse nan` takes a TARGET that is a training step, or that returns one."
@@ -77,7 +78,10 @@ def _watched(step: Step, doing: str) -> tuple[NonfiniteReport, Any]:
         returned.append(step())
         return returned[0]
 
-    report = find_nonfinite(once)
+    try:
+        report = find_nonfinite(once)
+    except SystemExit as error:  # a script that exits while it is loaded
+        raise UserCodeError(doing, error) from error
     if report.error is not None and not report.found:
         raise UserCodeError(doing, report.error)
     return report, returned[0] if returned else None
@@ -90,8 +94,7 @@ def _is_result(returned: Any) -> bool:
 def _steps(name: str, returned: Any) -> Iterator[Step]:
     if isinstance(returned, (tuple, list)) and len(returned) == 3:
         target = check_triple(name, returned)
-        batches = [target.data] if is_one_batch(target.data) else target.data
-        for batch in batches:
+        for batch in batches_of(target.data, _ASKED):
             replica = Replica(target.model, target.loss, split_batch(batch, _ASKED))
             yield replica.gradient
     elif callable(returned) and not isinstance(returned, (type, nn.Module)):
@@ -123,7 +126,7 @@ def headline(hunted: Hunted) -> str:
         return f"No NaN or infinity reached a result in {steps} {ran}."
     words = {"nan": "A NaN", "inf": "An infinity", "overflow": "An overflow"}[report.kind or "nan"]
     where = f" in {Path(report.file).name}:{report.line}" if report.file else ""
-    return f"{words} from {report.op}{where} ({report.phase}) reached the {report.sink} in step {steps}."
+    return f"{words} from {report.title}{where} reached the {report.sink} in step {steps}."
 
 
 def write_hunt(hunted: Hunted, folder: str | Path) -> list[Path]:
@@ -138,14 +141,36 @@ def write_hunt(hunted: Hunted, folder: str | Path) -> list[Path]:
                   headline=headline(hunted), code=_code(report), dot=dot)  # fmt: skip
     facts = {
         key: getattr(report, key)
-        for key in ("found", "op", "kind", "phase", "file", "line", "function", "module", "region", "tensor", "sink", "chain")
+        for key in (
+            "found",
+            "op",
+            "node",
+            "title",
+            "kind",
+            "phase",
+            "file",
+            "line",
+            "function",
+            "module",
+            "region",
+            "tensor",
+            "sink",
+            "chain",
+        )
     }
-    tensors = {"output": str(report.output or ""), "inputs": [str(given) for given in report.inputs]}
+    tensors = {"output": report.output and _tensor(report.output), "inputs": [_tensor(given) for given in report.inputs]}
     written = [*write_page(folder, "nan", page, {"about": hunted.about, **facts, **tensors})]
     if dot:
         written.append(Path(folder) / "nan.dot")
         written[-1].write_text(dot, encoding="utf-8")
     return written
+
+
+def _tensor(facts: TensorFacts) -> dict[str, Any]:
+    """What is known of a tensor, as JSON has it; the range is that of the finite entries."""
+    dtype = str(facts.dtype).removeprefix("torch.")
+    numbers = {"low": facts.low, "high": facts.high, "nans": facts.nans, "infs": facts.infs}
+    return {"dtype": dtype, "shape": list(facts.shape), **numbers}
 
 
 def _code(report: NonfiniteReport) -> list[tuple[int, str]]:

@@ -37,6 +37,7 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("hesse.report"), autoescape=select_autoescape(default=True), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )
+    environment.filters.update(breakable=writing.breakable, from_here=writing.from_here)
     environment.globals.update(
         write=writing.write, write_seconds=writing.write_seconds, write_gradients=writing.write_gradients, enumerate=enumerate
     )

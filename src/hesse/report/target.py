@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -15,10 +15,13 @@ from typing import Any
 
 from torch import nn
 
-from hesse.core.errors import TargetError
+from hesse.autodiff.model import is_one_batch
+from hesse.core.errors import DataError, TargetError
 from hesse.report.user_code import user_code
 
-_ASKED = "TARGET is path.py:function or module:function; the function returns (model, loss, data)."
+_ASKED = "TARGET is path.py:function or module:function."
+_TRIPLE = "TARGET's function returns (model, loss, data)."
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,14 @@ def call_target(name: str) -> Any:
             return function()
 
 
+def split_name(name: str) -> tuple[str, str, bool]:
+    """TARGET's file or module, the function's name (empty where none is named), and whether it is a file."""
+    place, colon, attribute = name.rpartition(":")
+    if not colon or os.sep in attribute:  # no function named; the second: a drive letter's colon
+        place, attribute = name, ""
+    return place, attribute, place.endswith(".py") or os.sep in place or os.path.isfile(place)
+
+
 @contextmanager
 def own_arguments(name: str) -> Iterator[None]:
     """A script must not read hesse's own arguments as its own."""
@@ -77,16 +88,20 @@ def own_arguments(name: str) -> Iterator[None]:
 
 def find_function(name: str) -> Callable[[], Any]:
     """The function that TARGET names; its file or module is run, as Python would run an import."""
-    place, colon, attribute = name.rpartition(":")
-    if not colon or os.sep in attribute:  # no function named; the second: a drive letter's colon
-        place, attribute = name, ""
+    place, attribute, is_file = split_name(name)
     if not place:
         raise TargetError(_ASKED, f"'{name}' names no file or module", "write path.py:function")
-    module = _load_file(name, place) if _looks_like_path(place) else _load_module(name, place)
+    module = _load_file(name, place) if is_file else _load_module(name, place)
     found = getattr(module, attribute, None) if attribute else None
     if found is None:
         what = f"{place} has no '{attribute}'" if attribute else f"no function in '{name}'"
         raise TargetError(_ASKED, what, _candidates(place, module))
+    if isinstance(found, (nn.Module, type)):
+        what = (
+            f"{attribute} is a module, a {type(found).__name__}" if isinstance(found, nn.Module) else f"{attribute} is a class"
+        )
+        remedy = f"add a function of no arguments that returns what is asked for, with {attribute} in it"
+        raise TargetError("TARGET's function is called without arguments.", what, remedy)
     if not callable(found):
         raise TargetError(_ASKED, f"{attribute} is a {type(found).__name__}, not a function", _candidates(place, module))
     try:
@@ -102,18 +117,44 @@ def find_function(name: str) -> Callable[[], Any]:
 def check_triple(name: str, returned: Any) -> Target:
     """The triple as a `Target`, or a `TargetError` that says what came instead."""
     if not (isinstance(returned, (tuple, list)) and len(returned) == 3):
-        raise TargetError(_ASKED, f"{name} returned {describe(returned)}", "return (model, loss, data) in this order")
+        raise TargetError(_TRIPLE, f"{name} returned {describe(returned)}", "return (model, loss, data) in this order")
     model, loss, data = returned
     if isinstance(model, list):
         model = tuple(model)
     is_pair = isinstance(model, tuple) and len(model) == 2 and callable(model[0])
     if isinstance(model, type) or not (isinstance(model, nn.Module) or is_pair):
         remedy = "return an nn.Module, or a pair (f, params) with f(params, *inputs), as the first of the three"
-        raise TargetError(_ASKED, f"the model that {name} returned is {describe(model)}", remedy)
+        raise TargetError(_TRIPLE, f"the model that {name} returned is {describe(model)}", remedy)
     if isinstance(loss, type) or not callable(loss):
         remedy = f"return {loss.__name__}(), not the class" if isinstance(loss, type) else "return loss(output, target)"
-        raise TargetError(_ASKED, f"the loss that {name} returned is {describe(loss)}", remedy)
+        raise TargetError(_TRIPLE, f"the loss that {name} returned is {describe(loss)}", remedy)
     return Target(name, model, loss, data)
+
+
+def batches_of(data: Any, asked: str) -> Iterator[Any]:
+    """The batches of a triple's data: the one that it is, or those that it yields.
+
+    Raises:
+        DataError: neither, or no batch at all.
+        UserCodeError: reading the data raised.
+    """
+    if is_one_batch(data):
+        yield data
+        return
+    if not isinstance(data, Iterable):
+        raise DataError(asked, f"a {type(data).__name__} as data", "return (inputs, targets), or an iterable of such pairs")
+    with user_code("reading the data"):
+        batches = iter(data)
+    empty = True
+    while True:
+        with user_code("reading the data"):
+            batch = next(batches, _END)
+        if batch is _END:
+            break
+        empty = False
+        yield batch
+    if empty:
+        raise DataError(asked, "no batch", "return at least one batch")
 
 
 def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -121,10 +162,6 @@ def arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, dict):
         return (), inputs
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
-
-
-def _looks_like_path(place: str) -> bool:
-    return place.endswith(".py") or os.sep in place or os.path.isfile(place)
 
 
 def _load_file(name: str, path: str) -> ModuleType:
@@ -157,14 +194,16 @@ def _load_module(name: str, module_name: str) -> ModuleType:
             if module_name != missing and not module_name.startswith(missing + "."):
                 raise  # the module is there; something that it imports is not
     raise TargetError(
-        _ASKED, f"no module '{missing}' (from '{name}')",
+        _ASKED,
+        f"no module '{missing}' (from '{name}')",
         "check the name; modules are looked for in this folder and among the installed packages",
     )
 
 
 def _candidates(place: str, module: ModuleType) -> str:
     own = [
-        name for name, value in vars(module).items()
+        name
+        for name, value in vars(module).items()
         if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
     ]
     return f"use one of its functions: {', '.join(f'{place}:{f}' for f in own[:8])}" if own else "add such a function"

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 from typing import Any
+
+from markupsafe import Markup
 
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _VERDICTS = {"ok": "✓ ok", "wrong": "✗ wrong", "undecided": "? undecided"}
@@ -25,6 +29,16 @@ def write(value: Any, style: str = "number") -> str:
     if style == "shape":
         return " × ".join(str(size) for size in value) or "scalar"
     return _VERDICTS.get(value, str(value)) if style == "verdict" else str(value)
+
+
+def from_here(text: str) -> str:
+    """Text in which files of the working directory are called without it."""
+    return text.replace(os.getcwd() + os.sep, "")
+
+
+def breakable(text: str) -> Markup:
+    """A path, or the name of an operation, for a page: lines may be broken behind its marks."""
+    return Markup("<wbr>").join(re.split(r"(?<=[/:._])", text))
 
 
 def write_with_error(value: float, error: float) -> str:

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from hesse.check import CheckReport, WrongDerivativeError, check_derivatives
+from hesse.check import CheckReport, check_derivatives
 from hesse.check.functions.case import Level
-from hesse.check.isolated import isolated
 from hesse.check.module import check_module
+from hesse.check.modules.diagonal import Diagonal
 from hesse.check.operator import check_operator
-from hesse.core.errors import HesseError
 from hesse.core.random import make_generator
 from hesse.core.tree import Tree
+from hesse.testing.confirmed import require, run_check
 from hesse.testing.laws import Law
 
 
@@ -30,22 +30,26 @@ class Checker:
 
     Attributes:
         level, seed, timeout: the same.
+        report: of the last check; None before the first.
     """
 
     def __init__(self, level: Level = "quick", seed: int = 0, timeout: float | None = None) -> None:
         self.level: Level = level
         self.seed, self.timeout = seed, timeout
+        self.report: CheckReport | None = None
 
     @property
     def generator(self) -> torch.Generator:
         """A generator with the seed, a new one each time."""
         return make_generator(self.seed)
 
-    def derivatives(self, f: Callable[[Any], Any], x: Tree, *, level: Level | None = None) -> CheckReport:
+    def derivatives(
+        self, f: Callable[[Any], Any], x: Tree, *, level: Level | None = None, rtol: float | None = None
+    ) -> CheckReport:
         """Assert the derivatives of a function of one tree at a point: `hesse.check_derivatives`.
 
         Args:
-            f, x: the function and the point.
+            f, x, rtol: as there.
             level: other than the session's.
 
         Returns:
@@ -54,15 +58,16 @@ class Checker:
         Raises:
             WrongDerivativeError: an `AssertionError` with the report.
         """
-        __tracebackhide__ = _quiet
         level = level or self.level
-        return self._confirmed(partial(check_derivatives, f, x, level=level, generator=self.generator), level)
+        return self._confirmed(partial(check_derivatives, f, x, level=level, rtol=rtol, generator=self.generator), level)
 
-    def module(self, module: nn.Module, *inputs: Any, level: Level | None = None, **named: Any) -> CheckReport:
+    def module(
+        self, module: nn.Module, *inputs: Any, level: Level | None = None, diagonal: Diagonal | None = None, **named: Any
+    ) -> CheckReport:
         """Assert a module's derivatives and behavior: `hesse.check_module`.
 
         Args:
-            module, *inputs, **named: the module and the inputs of its call.
+            module, *inputs, diagonal, **named: as there.
             level: other than the session's.
 
         Returns:
@@ -71,9 +76,9 @@ class Checker:
         Raises:
             WrongDerivativeError: an `AssertionError` with the report.
         """
-        __tracebackhide__ = _quiet
         level = level or self.level
-        return self._confirmed(partial(check_module, module, *inputs, level=level, generator=self.generator, **named), level)
+        run = partial(check_module, module, *inputs, level=level, generator=self.generator, diagonal=diagonal, **named)
+        return self._confirmed(run, level)
 
     def operator(
         self, A: Any, *, level: Level | None = None, laws: Sequence[str] | None = None, rtol: float | None = None
@@ -90,7 +95,6 @@ class Checker:
         Raises:
             WrongDerivativeError: an `AssertionError` with the report.
         """
-        __tracebackhide__ = _quiet
         level = level or self.level
         run = partial(check_operator, A, level=level, laws=laws, rtol=rtol, generator=self.generator)
         return self._confirmed(run, level)
@@ -104,17 +108,10 @@ class Checker:
         Raises:
             WrongDerivativeError: an `AssertionError` with the report.
         """
-        __tracebackhide__ = _quiet
-        law(level=self.level, generator=self.generator, timeout=self.timeout)
+        self.report = law.check(level=self.level, generator=self.generator, timeout=self.timeout)
+        require(self.report, f"'{law.name}'")
 
     def _confirmed(self, run: Callable[[], CheckReport], level: Level) -> CheckReport:
-        __tracebackhide__ = _quiet
-        report = run() if self.timeout is None else isolated(run, level=level, timeout=self.timeout)
-        if not report.ok:
-            raise WrongDerivativeError(f"{report.name} was to be confirmed.", str(report), "mend what the findings name")
+        self.report = report = run_check(run, level=level, timeout=self.timeout)
+        require(report, report.name)
         return report
-
-
-def _quiet(caught: Any) -> bool:
-    """Whether pytest leaves frames of the checker out: for the errors that hesse raises on purpose."""
-    return isinstance(caught.value, HesseError)

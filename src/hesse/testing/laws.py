@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from hesse.check import CheckReport, WrongDerivativeError, check_derivatives
+from hesse.check import CheckReport, check_derivatives
 from hesse.check.functions.case import Level
-from hesse.check.isolated import isolated
 from hesse.check.module import check_module
 from hesse.check.operator import check_operator
 from hesse.check.operators.run import OPERATOR_LAWS
 from hesse.core import tree
 from hesse.core.errors import MissingExtraError, StructureError
 from hesse.core.tree import Tree
+from hesse.testing.confirmed import require, run_check
 
 _COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 _DTYPES = (torch.float64, torch.float32)
@@ -54,8 +54,7 @@ class Law:
         Returns:
             The report.
         """
-        run = partial(self.run, level=level, generator=generator)
-        return run() if timeout is None else isolated(run, name=self.name, level=level, timeout=timeout)
+        return run_check(partial(self.run, level=level, generator=generator), name=self.name, level=level, timeout=timeout)
 
     def __call__(
         self, *, level: Level = "quick", generator: torch.Generator | None = None, timeout: float | None = None
@@ -69,16 +68,14 @@ class Law:
             WrongDerivativeError: an `AssertionError` with the report.
         """
         __tracebackhide__ = True
-        report = self.check(level=level, generator=generator, timeout=timeout)
-        if not report.ok:
-            raise WrongDerivativeError(f"'{self.name}' was to be confirmed.", str(report), "mend what the findings name")
+        require(self.check(level=level, generator=generator, timeout=timeout), f"'{self.name}'")
 
     def __str__(self) -> str:
         return self.name
 
 
 def operator_laws(
-    make: Callable[[], Any], *, laws: Sequence[str] = OPERATOR_LAWS, rtol: float | None = None
+    make: Callable[[], Any], *, laws: Sequence[str] = OPERATOR_LAWS, rtol: float | None = None, name: str = ""
 ) -> tuple[Law, ...]:
     """The laws of linear operators, one case each.
 
@@ -86,6 +83,7 @@ def operator_laws(
         make: makes the operator, anew for each case; nothing is made when tests are collected.
         laws: some of `OPERATOR_LAWS`.
         rtol: as for `check_operator`.
+        name: of the operator, in front of the cases' names, where a test has several.
 
     Returns:
         One law for each name.
@@ -94,11 +92,16 @@ def operator_laws(
     def run(law: str, *, level: Level, generator: torch.Generator | None) -> CheckReport:
         return check_operator(make(), level=level, laws=[law], rtol=rtol, generator=generator)
 
-    return tuple(Law(law, partial(run, law)) for law in laws)
+    return tuple(Law(_named(name, law), partial(run, law)) for law in laws)
 
 
 def function_laws(
-    f: Callable[[Any], Any], x: Tree, *, dtypes: Sequence[torch.dtype] = _DTYPES, devices: Sequence[str] = ("cpu",)
+    f: Callable[[Any], Any],
+    x: Tree,
+    *,
+    dtypes: Sequence[torch.dtype] = _DTYPES,
+    devices: Sequence[str] = ("cpu",),
+    name: str = "",
 ) -> tuple[Law, ...]:
     """The derivatives of a function at a point, one case for each type and device.
 
@@ -107,6 +110,7 @@ def function_laws(
         x: the point; its floating-point leaves are converted.
         dtypes: real floating types; complex leaves take the complex type of the same precision.
         devices: where the point is moved.
+        name: of the function, in front of the cases' names, where a test has several.
 
     Returns:
         One law for each type on each device, which is `check_derivatives` there.
@@ -115,7 +119,7 @@ def function_laws(
     def run(dtype: torch.dtype, device: str, *, level: Level, generator: torch.Generator | None) -> CheckReport:
         return check_derivatives(f, _moved(x, dtype, device), level=level, generator=generator)
 
-    return _cases(run, dtypes, devices)
+    return _cases(run, dtypes, devices, name)
 
 
 def module_laws(
@@ -124,6 +128,7 @@ def module_laws(
     named: Mapping[str, Tree] | None = None,
     dtypes: Sequence[torch.dtype] = _DTYPES,
     devices: Sequence[str] = ("cpu",),
+    name: str = "",
 ) -> tuple[Law, ...]:
     """A module's derivatives and behavior, one case for each type and device.
 
@@ -133,6 +138,7 @@ def module_laws(
         named: keyword inputs.
         dtypes: real floating types.
         devices: where both are moved.
+        name: of the module, in front of the cases' names, where a test has several.
 
     Returns:
         One law for each type on each device, which is `check_module` there.
@@ -143,7 +149,7 @@ def module_laws(
         keywords = {key: _moved(part, dtype, device) for key, part in (named or {}).items()}
         return check_module(make().to(device=device, dtype=dtype), *given, level=level, generator=generator, **keywords)
 
-    return _cases(run, dtypes, devices)
+    return _cases(run, dtypes, devices, name)
 
 
 def parametrize_laws(laws: Iterable[Law], argument: str = "law") -> Any:
@@ -170,13 +176,19 @@ def parametrize_laws(laws: Iterable[Law], argument: str = "law") -> Any:
     return pytest.mark.parametrize(argument, cases, ids=[law.name for law in cases])
 
 
-def _cases(run: Callable[..., CheckReport], dtypes: Sequence[torch.dtype], devices: Sequence[str]) -> tuple[Law, ...]:
+def _cases(
+    run: Callable[..., CheckReport], dtypes: Sequence[torch.dtype], devices: Sequence[str], name: str
+) -> tuple[Law, ...]:
     several = len(devices) > 1
     return tuple(
-        Law(str(dtype).removeprefix("torch.") + (f" on {device}" if several else ""), partial(run, dtype, device))
+        Law(_named(name, str(dtype).removeprefix("torch.") + (f" on {device}" if several else "")), partial(run, dtype, device))
         for device in devices
         for dtype in dtypes
     )
+
+
+def _named(name: str, case: str) -> str:
+    return f"{name} {case}" if name else case
 
 
 def _moved(x: Tree, dtype: torch.dtype, device: str) -> Tree:

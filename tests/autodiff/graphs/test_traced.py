@@ -89,7 +89,7 @@ def test_summary() -> None:
         "  results of ops: 240 B",
         "  modules 4, the deepest a.lin: Linear(3, 3)",
         "  2 alike: a, b (Layer)",
-        '  not finite: 1 nodes, the first out · the "output" · float32[4, 3] in [-1, 2.5] with 2 nan of 12',
+        '  not finite: 1 node, the first out · the "output" · float32[4, 3] in [-1, 2.5] with 2 nan of 12',
         "  note: a note",
         "      2 x aten.mm.default",
         "      2 x aten.tanh.default",

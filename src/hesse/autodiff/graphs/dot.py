@@ -120,7 +120,9 @@ def svg_text(dot: str) -> str:
         remedy = "install GraphViz (apt install graphviz, brew install graphviz), or draw `to_dot()` elsewhere"
         raise MissingExtraError(asked, "no program `dot` on the path", remedy)
     try:
-        done = subprocess.run([program, "-Tsvg"], input=dot, capture_output=True, text=True, timeout=_SECONDS, check=False)
+        done = subprocess.run(
+            [program, "-Tsvg"], input=dot, capture_output=True, encoding="utf-8", timeout=_SECONDS, check=False
+        )
     except subprocess.TimeoutExpired as error:
         remedy = "draw less of it (`subgraph(...)`, `to_dot(depth=...)`), or use `to_html()`"
         raise UnsupportedError(asked, f"`dot` was not done after {_SECONDS} s", remedy) from error

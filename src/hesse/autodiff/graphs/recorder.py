@@ -26,6 +26,7 @@ _ALIASES = {"detach", "alias", "lift_fresh"}
 _UNFILLED = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided"}
 _MEANT = {"full", "full_like", "new_full", "fill", "fill_", "scalar_tensor", "masked_fill", "masked_fill_", "where"}
 _MEANT |= {"index_put", "index_put_", "index_fill", "index_fill_", "constant_pad_nd"}
+_SILENT = {"sym_size", "sym_numel", "sym_stride", "sym_storage_offset"}  # they compute nothing, as marks of profilers do
 _MOST_NODES = 16
 
 
@@ -59,6 +60,7 @@ class Recorder(LightMode):
         self._places, self._thread = SourceMap(), threading.get_ident()
         self._makers, self._outside, self._detached = Makers[GraphNode](), Makers[Outside](), Makers[GraphNode]()
         self._kept = list(outside)
+        self._leaves: dict[int, tuple[GraphNode | None, int | None]] = {id(value): (None, None) for value, _ in self._kept}
         self._by_name: dict[str, GraphNode] = {}
         self._names: Counter[str] = Counter()
         self._numbered = torch.autograd._get_sequence_nr()
@@ -69,6 +71,8 @@ class Recorder(LightMode):
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an op and write it down."""
+        if func.namespace == "profiler" or func.overloadpacket.__name__ in _SILENT:
+            return func(*args, **kwargs)
         source, phase = self._places.locate()
         cell = self._number()
         if func.namespace == "prim" or func.overloadpacket.__name__ in _ALIASES:
@@ -119,6 +123,9 @@ class Recorder(LightMode):
 
     def _made(self, value: Tensor, phase: str) -> GraphNode:
         """The node that made a tensor; a new one where it comes from outside, or was detached by the user."""
+        leaf, version = self._leaves.get(id(value), (None, None))
+        if leaf is not None and version == _version(value):  # itself, and no view of it that has its layout too
+            return leaf
         maker = self._makers.get(value)
         if maker is None:
             return self._from_outside(value)
@@ -139,6 +146,8 @@ class Recorder(LightMode):
         node = GraphNode("", what.name, what.kind, ORDERS[self.stage], (seen,), module=module, meant=meant)
         node = self._append(node, what.name)
         self._makers.put(value, node)
+        if id(value) in self._leaves:
+            self._leaves[id(value)] = node, _version(value)
         return node
 
     def _note(
@@ -222,7 +231,7 @@ class Recorder(LightMode):
             return
         maker = self._made(value, "forward" if self.stage == 0 else "backward")
         same = tuple(seen for seen in maker.outputs if seen.shape == tuple(value.shape))
-        leaf = None if of is None else self._makers.get(of)
+        leaf = None if of is None else self._leaves.get(id(of), (None, None))[0] or self._makers.get(of)
         module = "" if leaf is None else leaf.module
         self._append(GraphNode("", name, kind, order, same[:1], None, (maker.name,), module, meant=maker.meant), name)
 
@@ -241,12 +250,18 @@ class Recorder(LightMode):
     def name_outside(self, value: Tensor, name: str) -> None:
         """Say what to call a tensor that the next pass is given."""
         self._kept.append((value, Outside(name, "input")))
+        self._leaves[id(value)] = None, None
         self._outside.put(value, self._kept[-1][1])
 
 
 def _unseen() -> AbstractContextManager[Any]:
     """Hide what is computed for the record from other dispatch modes."""
     return _disable_current_modes() if _get_current_dispatch_mode_stack() else nullcontext()
+
+
+def _version(value: Tensor) -> int | None:
+    """How often a tensor's memory was written; None where nobody counts."""
+    return None if value.is_inference() else value._version
 
 
 def _shape_only(value: Tensor) -> TensorFacts:

@@ -97,10 +97,7 @@ def _derive(recorder: Recorder, answers: Named, variables: Named, recipe: Recipe
     """The backward pass and, at order 2, its own."""
     recorder.stage = 1
     if not answers:
-        found = "no output is a tensor" if not any(isinstance(v, Tensor) for _, v in named_leaves(output)) else (
-            "no output depends on a tensor that requires grad through the graph"
-        )  # fmt: skip
-        notes.append(f"nothing to differentiate: {found}; the forward graph alone")
+        notes.append(f"nothing to differentiate: {_why_none(output)}; the forward graph alone")
         return
     losses, seeds = _cotangents(answers, recipe.cotangent, output, notes)
     for (name, _), seed in zip(losses, seeds, strict=True):
@@ -125,6 +122,15 @@ def _derive(recorder: Recorder, answers: Named, variables: Named, recipe: Recipe
     _results(recorder, targets, gradients, "gradient by", notes)
     if twice:
         _derive_again(recorder, targets, gradients, notes)
+
+
+def _why_none(output: Any) -> str:
+    """Why no output can be differentiated."""
+    leaves = [value for _, value in named_leaves(output)]
+    if any(isinstance(value, Tensor) for value in leaves):
+        return "no output depends on a tensor that requires grad through the graph"
+    kinds = ", ".join(dict.fromkeys(type(value).__name__ for value in leaves)) or type(output).__name__
+    return f"no output is a tensor (but {kinds}); a function returns tensors, or lists, dicts, dataclasses of them"
 
 
 def _derive_again(recorder: Recorder, targets: Named, gradients: Sequence[Tensor | None], notes: list[str]) -> None:

@@ -257,7 +257,8 @@ class TracedGraph(AnyGraph):
         shown = ", ".join(f"{passes[order]} {order}" for order in ORDERS if passes[order])
         kinds = Counter(node.kind for node in self.nodes)
         rest = ", ".join(f"{word}s {kinds[kind]}" for kind, word in _WORDS if kinds[kind])
-        lines = [f"graph of {self.title}: {len(ops)} ops ({shown or 'none'})", f"  {rest}"]
+        count = f"{len(ops)} op{'s' * (len(ops) != 1)}"
+        lines = [f"graph of {self.title}: {count}" + (f" ({shown})" if shown else ""), *([f"  {rest}"] if rest else [])]
         lines.append(f"  results of ops: {_size(sum(node.bytes for node in ops))}")
         if deep := max((path for path in self.modules if path), key=lambda path: path.count("."), default=None):
             lines.append(f"  modules {sum(map(bool, self.modules))}, the deepest {deep}: {self.modules[deep]}")
@@ -266,7 +267,7 @@ class TracedGraph(AnyGraph):
             for group in self.twins.outermost
         ]
         if bad := self.bad:
-            lines.append(f"  not finite: {len(bad)} nodes, the first {bad[0]}")
+            lines.append(f"  not finite: {len(bad)} node{'s' * (len(bad) != 1)}, the first {bad[0]}")
         lines += [f"  note: {note}" for note in self.notes]
         return "\n".join([*lines, *self._most_common()])
 

@@ -320,11 +320,24 @@ search.addEventListener("blur", () => setTimeout(closeSearch, 120));
 // One level more or less, of all that is shown.
 function oneLevel(deeper) {
   const depths = [...open].map(id => depth(graph, graph.groups[id]));
-  const deepest = Math.max(...depths);
+  const deepest = Math.max(...depths), before = open.size;
   if (deeper) graph.groups.filter(group => group.parent >= 0 && open.has(group.parent) && drawn.items.has(keyOf(group))).forEach(group => open.add(group.id));
   else if (deepest > 0) open = new Set([...open].filter(id => depth(graph, graph.groups[id]) < deepest));
+  if (open.size === before) return;
   render();
-  fit(0.12);
+  fit(0.4);
+}
+
+// On paper: all of it, as large as the page allows.
+function print(on) {
+  if (on) {
+    drawing.setAttribute("viewBox", `-8 -8 ${r(drawn.w + 16)} ${r(drawn.h + 16)}`);
+    world.removeAttribute("transform");
+    drawing.classList.remove("far");
+  } else {
+    drawing.removeAttribute("viewBox");
+    move();
+  }
 }
 
 function syncTools() {
@@ -365,13 +378,16 @@ function start() {
   const ops = graph.nodes.filter(node => node.kind === "op").length;
   const modules = graph.groups.length - 1;
   byId("summary").textContent = count(ops, "op") + (modules ? ` · ${count(modules, "module")}` : "") + (graph.notes.length ? ` · ${count(graph.notes.length, "note")}` : "");
+  if (graph.notes.length) byId("about").title = graph.notes.join("\n");
   byId("legend").querySelector("div").innerHTML = legendMarkup(graph);
   startTools();
   settings.kept = graph.nodes.length < 60 && graph.groups.length < 2 && graph.nodes.every(node => node.lane < 2);
   syncTools();
   render();
   fit(0.72);
-  window.addEventListener("resize", () => fit(0.72));
+  window.addEventListener("resize", () => { if (!matchMedia("print").matches) fit(0.72); });
+  window.addEventListener("beforeprint", () => print(true));
+  window.addEventListener("afterprint", () => print(false));
 }
 
 start();
