@@ -23,7 +23,7 @@ _FLAT = frozenset((
     "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_empty", "new_empty_strided", "new_full",
     "new_ones", "new_zeros", "bernoulli", "fill", "zero", "argmax", "argmin", "bucketize", "searchsorted", "histc",
     "bincount", "count_nonzero", "one_hot", "uniform", "exponential", "geometric", "cauchy", "log_normal", "random", "isnan",
-    "isinf", "nextafter", "poisson", "multinomial",
+    "isinf", "poisson", "multinomial",
 ))  # fmt: skip
 """Their derivatives are zero."""
 _READS = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "item"})
@@ -66,7 +66,7 @@ class Following(LightMode):
         made = list(_tensors(result if isinstance(result, (tuple, list)) else (result,)))
         if name in _READS or name in _DYNAMIC:
             self._branch(func)
-        outputs = written or _new(made, given)
+        outputs = [*_new(made, given), *written]
         if not outputs:
             return result
         self._note(func, args, kwargs, outputs, old, name)
@@ -145,12 +145,12 @@ def name_of(func: Any) -> str:
 
 
 def _new(made: list[Tensor], given: list[Tensor]) -> list[Tensor]:
-    """Results that are no views; some views (`_unsafe_view`) do not say so in their schemas."""
+    """Results that are neither views, some of which (`_unsafe_view`) do not say so, nor what was written to."""
     strided = [t for t in (*made, *given) if t.layout is torch.strided]
     if len(strided) < len(made) + len(given):
         return made
     old = {t.untyped_storage()._cdata for t in given}
-    return [] if all(t.untyped_storage()._cdata in old for t in made) else made
+    return [t for t in made if t.untyped_storage()._cdata not in old]
 
 
 def _bound(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def _halves(x: Tensor, y: Tensor, dim: int) -> list[Link]:
 def scan(call: Call) -> list[Link]:
     """Each result on what stands in front of it; where a factor is zero the rule of a product's derivative looks no further."""
     x = call["self"]
-    if not x.ndim:
+    if not x.ndim or not x.numel():
         return [(0, x, Same())]
     return [(0, x, triangle(x, call["dim"] % x.ndim))]
 

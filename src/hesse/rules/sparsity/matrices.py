@@ -42,4 +42,4 @@ def solves(call: Call) -> list[Link]:
 
 def _matrix(t: Tensor, batch: int) -> Tensor:
     count = t.shape[:batch].numel()
-    return torch.arange(count).view(*t.shape[:batch], *[1] * (t.ndim - batch)).expand(t.shape)
+    return torch.arange(count).view([*t.shape[:batch], *[1] * (t.ndim - batch)]).expand(t.shape)

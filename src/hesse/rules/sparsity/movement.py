@@ -12,7 +12,7 @@ from hesse.rules.sparsity.forms import Call, Grouped, Link, Same, everything, pl
 _MOVES = (
     "cat", "stack", "flip", "roll", "rot90", "repeat", "gather", "index", "_unsafe_index", "index_select", "take", "embedding",
     "constant_pad_nd", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d",
-    "replication_pad3d", "slice_scatter", "select_scatter", "diagonal_scatter", "as_strided_scatter",
+    "replication_pad3d", "slice_scatter", "select_scatter", "diagonal_scatter",
     "index_fill", "tril", "triu", "im2col", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "upsample_nearest1d",
     "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
     "_upsample_nearest_exact3d", "diag_embed", "block_diag", "repeat_interleave", "select_backward", "slice_backward",
