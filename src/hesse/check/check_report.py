@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from hesse.check.place import Place
 from hesse.core.errors import HesseError
 
 Verdict = Literal["ok", "wrong", "undecided"]
@@ -28,6 +29,7 @@ class Finding:
         expected: what was expected.
         error_bar: of `expected`.
         diagnosis: what the error looks like, in words.
+        place: where it was found, while the check lasts; None where that is the point, and in reports.
     """
 
     check: str
@@ -37,14 +39,17 @@ class Finding:
     expected: complex | float | None
     error_bar: float
     diagnosis: str
+    place: Place | None = field(default=None, compare=False, repr=False)
 
     def __str__(self) -> str:
-        where = (f" of '{self.leaf}'" if self.leaf else "") + (f" at {self.index}" if self.index is not None else "")
+        where = (f" of '{self.leaf}'" if self.leaf else "") + (f" at {self.index}" if self.index else "")
         numbers = ""
         if self.value is not None and self.expected is not None:
-            numbers = f": {self.value:.6g}"
-            if self.expected == self.expected:
-                numbers += f", expected {self.expected:.6g}"
+            value, expected = self.value + 0.0, self.expected + 0.0  # never minus zero
+            digits = next((d for d in (6, 10) if f"{value:.{d}g}" != f"{expected:.{d}g}"), 16)
+            numbers = f": {value:.{digits}g}"
+            if expected == expected:
+                numbers += f", expected {expected:.{digits}g}"
             numbers += f" (error bar {self.error_bar:.1g})" if 0 < self.error_bar < math.inf else ""
         return f"{self.check}{where}{numbers}: {self.diagnosis}"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from hesse.check.check_report import CheckReport, Finding, WrongDerivativeError
 from hesse.check.differences import EPSILON
 from hesse.check.functions.case import Case, Level, first_line
+from hesse.check.functions.first import Given
 from hesse.check.functions.rounding import CHECK as OWN_TYPE
 from hesse.check.functions.rounding import own_type
 from hesse.check.functions.shadow import Chosen, choose
@@ -29,6 +31,7 @@ from hesse.core.random import make_generator
 from hesse.core.tree import Tree
 
 EVALUATIONS = {"quick": 60, "full": 1000}
+UNDECIDED = "choose another point, away from kinks, level='full', or float64"
 _ROUNDINGS = {"quick": 2, "full": 4}  # runs in the own type that round otherwise
 _ALLOWED = 100.0  # roundings beside which an accuracy that is asked for makes sense
 
@@ -51,12 +54,12 @@ def check_derivatives(
     gradient; the gradient itself with the gradients for other cotangents (homogeneous, additive, of other strides), inputs of
     other strides, repeated and interleaved passes, and subsets of leaves and outputs. Other points are compared too: other
     regions, batch sizes, indices that occur twice; there, what the function refuses is passed over. Kinks raise no alarm: a
-    point beside them is compared.
+    point beside them is compared. Where a leaf and its gradient are symmetric matrices, directions are symmetric too.
 
     Where f runs in float64, differences are taken there, and the gradient in the own dtype is compared with that in float64,
     with an error bar from runs that round otherwise; a module is copied for it. Random numbers that f draws are the same at
-    each call. Complex leaves and outputs follow torch's convention: the gradient of a real loss is its steepest ascent. Of
-    sparse leaves, the values that they store are moved.
+    each call, and in float64 those of the own dtype. Complex leaves and outputs follow torch's convention: the gradient of a
+    real loss is its steepest ascent. Of sparse leaves, the values that they store are moved.
 
     Args:
         f: of one tree, to a tensor or a tree of tensors; a module for one.
@@ -82,6 +85,12 @@ def check_derivatives(
     """
     if level not in EVALUATIONS:
         raise StructureError("check_derivatives has two levels.", f"level={level!r}", "pass 'quick' or 'full'")
+    if not callable(f):
+        raise StructureError("check_derivatives(f, x) calls f at x.", f"f is a {type(f).__name__}",
+                             "pass the function first, then the point")  # fmt: skip
+    if torch.is_inference_mode_enabled():
+        raise StructureError("check_derivatives(f, x) differentiates f.", "an inference mode, in which nothing is recorded",
+                             "call it outside of torch.inference_mode()")  # fmt: skip
     _require_one_argument(f, x)
     if isolated:
         run = partial(check_derivatives, f, x, level=level, rtol=rtol, generator=generator)
@@ -117,12 +126,15 @@ def checked(
     generator = make_generator() if generator is None else generator
     budget = Budget(EVALUATIONS[level] if limit is None else limit)
     own = Subject(f, x, budget=budget)
+    given = Given(own)
     graph = own.record(own.leaves)
     _require_finite(name, own.output_names, graph.outputs)
     chosen = choose(f, x, own, graph)
     notes = [*_compiled(f), *chosen.notes]
     if chosen.random:
-        return CheckReport(name, level, (), (_not_repeatable(chosen),), tuple(notes), budget.spent)
+        found = _not_repeatable(chosen, given.changed)
+        code = reproducer(f, x, own.names, found, own.place(own.leaves, []))
+        return CheckReport(name, level, (), (found,), tuple(notes), budget.spent, code)
     precision = Precision(max(EPSILON, chosen.epsilon), max(_accuracy(rtol, max(EPSILON, chosen.epsilon)), chosen.constants))
     tell(Running("reverse mode"))
     cotangents = random_cotangents([y.detach() for y in chosen.graph.outputs], generator)
@@ -130,15 +142,26 @@ def checked(
         home = Spot(chosen.subject, chosen.subject.leaves, cotangents, precision, generator, chosen.graph)
     except Exception as error:
         raised = Finding("reverse mode", "", None, None, None, 0.0, f"raises {first_line(error)}")
-        return CheckReport(name, level, (), (raised,), tuple(notes), budget.spent, reproducer(f, x, own.names, raised))
+        place = chosen.subject.place(chosen.subject.leaves, cotangents)
+        return CheckReport(name, level, (), (raised,), tuple(notes), budget.spent, reproducer(f, x, own.names, raised, place))
     case = Case(home, level)
     case.notes += notes
+    given.judge(case, graph.outputs)
     if chosen.subject is not own:
         _compare_own_type(case, own)
     run_checks(case)
-    findings = tuple(case.findings)
-    return CheckReport(name, level, tuple(case.rows), findings, tuple(case.notes), budget.spent,
-                       reproducer(f, x, own.names, findings[0]) if findings else "")  # fmt: skip
+    code = _reproducer(f, x, case)
+    findings = tuple(replace(finding, place=None) for finding in case.findings)
+    return CheckReport(name, level, tuple(case.rows), findings, tuple(case.notes), budget.spent, code)
+
+
+def _reproducer(f: Callable[[Any], Any], x: Tree, case: Case) -> str:
+    """A program for the first finding; empty without one."""
+    if not case.findings:
+        return ""
+    finding = case.findings[0]
+    spot = case.first if finding.check.startswith(("forward", "second order")) else case.home
+    return reproducer(f, x, case.names, finding, finding.place or spot.subject.place(spot.point, spot.cotangents))
 
 
 def _compare_own_type(case: Case, own: Subject) -> None:
@@ -174,12 +197,15 @@ def assert_derivatives(
     """
     report = check_derivatives(f, x, level=level, rtol=rtol, isolated=isolated, generator=generator)
     if not report.ok:
-        raise WrongDerivativeError(f"The derivatives of {report.name} were to be confirmed.", str(report),
-                                   "mend the rules that the findings name")  # fmt: skip
+        remedy = "mend the rules that the findings name" if report.findings else UNDECIDED
+        raise WrongDerivativeError(f"The derivatives of {report.name} were to be confirmed.", str(report), remedy)
 
 
 def name_of(f: Callable[[Any], Any]) -> str:
-    """What a function is called."""
+    """What a function is called; of `apply` of an autograd function, the class."""
+    owner = getattr(f, "__self__", None)
+    if isinstance(owner, type) and getattr(f, "__name__", "") == "apply":
+        return owner.__name__
     return getattr(f, "__name__", type(f).__name__)
 
 
@@ -210,18 +236,24 @@ def _accuracy(rtol: float | None, epsilon: float) -> float:
     if rtol is None:
         return 0.0
     least = _ALLOWED * epsilon**0.75
-    if rtol < least:
+    if not rtol >= least:
+        wider = "" if epsilon <= EPSILON else "compute in float64, "
         raise StructureError(f"An accuracy of rtol={rtol:g} was asked for.",
-                             f"numbers of {epsilon:.1g} relative rounding, whose differences resolve {least:.1g} at best",
-                             f"ask for rtol={least:.0e} or more, compute in float64, or leave rtol out")  # fmt: skip
+                             f"differences, of numbers of {epsilon:.1g} relative rounding, resolve {least:.1g} at best",
+                             f"ask for rtol={least:.0e} or more, {wider}or leave rtol out")  # fmt: skip
     return rtol
 
 
-def _not_repeatable(chosen: Chosen) -> Finding:
+def _not_repeatable(chosen: Chosen, changed: list[str]) -> Finding:
     words = (
         "two calls at one point with the same random state gave two values: no dropout, but a clock, a counter, memory that "
         "was not written, or a generator of its own"
     )
+    if any(value != value for value in chosen.random):
+        words = "two calls at one point with the same random state gave outputs of two shapes"
+    if changed:
+        name = f"'{changed[0]}'" if changed[0] else "its input"
+        words = f"the function writes to {name} (through .data, or memory shared with numpy), so that a second call differs"
     return Finding("same value twice", "", None, chosen.random[0], chosen.random[1], 0.0, words)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _CLOSE = 1e-3  # relative: words need no more
+_NAMED = 3  # elements that are named
 
 
 def diagnose(found: Tensor, expected: Tensor) -> str:
@@ -32,6 +33,8 @@ def diagnose(found: Tensor, expected: Tensor) -> str:
     if found.dim() >= 2 and _is_transposed(found, expected):
         return "transposed"
     wrong = ~_alike(found, expected)
+    if not wrong.any():
+        return _small(found, expected)
     if 2 * int(wrong.sum()) <= wrong.numel():
         pattern = _factor(found[wrong], expected[wrong])
         return f"wrong in {_count(wrong)}" + (f" ({pattern})" if pattern else "")
@@ -45,6 +48,14 @@ def diagnose(found: Tensor, expected: Tensor) -> str:
     if found.numel() > 1 and _close(found - offset, expected):
         return f"off by the constant {_number(offset)}"
     return f"wrong in {_count(wrong)}, without a simple pattern"
+
+
+def _small(found: Tensor, expected: Tensor) -> str:
+    """Where every element is nearly right."""
+    difference = (found - expected).abs()
+    share = difference.max().item() / (expected.abs().max().item() or 1.0)
+    wrong = difference > 0.1 * difference.max()
+    return f"off by {share:.1g} of the largest element, in {_count(wrong)}" if share else "equal"
 
 
 def diagnose_slopes(found: list[float], expected: list[float]) -> str:
@@ -141,10 +152,10 @@ def _sorted(values: Tensor) -> Tensor:
 
 
 def _count(mask: Tensor) -> str:
-    where = [tuple(int(i) for i in row) for row in mask.nonzero()[:3]]
     if not mask.dim():
         return "the only element"
-    return f"{int(mask.sum())} of {mask.numel()} elements, at " + ", ".join(str(index) for index in where)
+    count, where = int(mask.sum()), ", ".join(str(tuple(int(i) for i in row)) for row in mask.nonzero()[:_NAMED])
+    return f"{count} of {mask.numel()} elements, {'at' if count <= _NAMED else 'among them'} {where}"
 
 
 def _number(value: Tensor) -> str:

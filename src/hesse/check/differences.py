@@ -7,7 +7,7 @@ the stopping rule is that of Numerical Recipes, `dfridr`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 EPSILON = 2.0**-52  # of float64
@@ -92,6 +92,16 @@ def best_difference(
         tried.append(ridders(phi, step, epsilon, size))
         if enough(tried[-1]):
             return tried[-1]
+
+    return most_trusted(tried)
+
+
+def most_trusted(tried: Sequence[Difference]) -> Difference:
+    """Of several differences the one that is surest, by its own error bar and its distance to the nearest other one.
+
+    Args:
+        tried: at least one.
+    """
 
     def doubt(chosen: Difference) -> float:
         others = [other.error + abs(other.value - chosen.value) for other in tried if other is not chosen]

@@ -26,7 +26,7 @@ def layouts(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     elif tensor.dim() >= 2 and sum(length > 1 for length in tensor.shape) > 1:
         axes = tuple(reversed(range(tensor.dim())))
         yield "transposed", tensor.permute(axes).contiguous().permute(axes)
-    buffer = torch.zeros((*tensor.shape[:-1], 2 * tensor.shape[-1]), dtype=tensor.dtype, device=tensor.device)
+    buffer = torch.ones((*tensor.shape[:-1], 2 * tensor.shape[-1]), dtype=tensor.dtype, device=tensor.device)
     view = buffer[..., 1::2]
     view.copy_(tensor)
     yield "strided", view
@@ -36,6 +36,39 @@ def layouts(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "offset", view
     if tensor.dim() in (4, 5) and tensor.shape[1] > 1:
         yield "channels-last", tensor.contiguous(memory_format=_CHANNELS[tensor.dim()])
+
+
+def slices(tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """Copies of a tensor as parts of larger ones, whose other elements are ones; and complex ones conjugated on reading.
+
+    Args:
+        tensor: of any shape; a single number too.
+
+    Yields:
+        What it is, and the copy: "sliced" (cut out of a larger tensor along every axis: rows have no gaps, but gaps between
+        them), "sliced along axis 1" and so on (along one inner axis only), "lazily conjugated".
+    """
+    if not tensor.numel():
+        return
+    axes = range(tensor.dim())
+    yield "sliced", _cut(tensor, set(axes))
+    for axis in axes[1:-1]:
+        yield f"sliced along axis {axis}", _cut(tensor, {axis})
+    if tensor.is_complex():
+        yield "lazily conjugated", torch.conj_physical(tensor.resolve_conj()).conj()
+
+
+def _cut(tensor: Tensor, axes: set[int]) -> Tensor:
+    """The tensor in the middle of one that is longer at both ends of these axes; a number in the middle of a vector."""
+    if not tensor.dim():
+        view = torch.ones(3, dtype=tensor.dtype, device=tensor.device)[1]
+    else:
+        lengths = [length + 2 * (axis in axes) for axis, length in enumerate(tensor.shape)]
+        view = torch.ones(lengths, dtype=tensor.dtype, device=tensor.device)
+        for axis in axes:
+            view = view.narrow(axis, 1, tensor.shape[axis])
+    view.copy_(tensor)
+    return view
 
 
 _CHANNELS = {4: torch.channels_last, 5: torch.channels_last_3d}

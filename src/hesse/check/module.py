@@ -16,10 +16,12 @@ from hesse.check.isolation.news import Running, tell
 from hesse.check.modules.accumulation import check_accumulation, check_reuse, check_sharing, check_update
 from hesse.check.modules.buffers import check_buffers
 from hesse.check.modules.call import Call
-from hesse.check.modules.copies import check_copies, check_state
+from hesse.check.modules.copies import check_copies, check_state, check_trained
 from hesse.check.modules.diagonal import Diagonal, check_diagonal
+from hesse.check.modules.duplicates import check_duplicates
 from hesse.check.modules.exact import check_slope, exact_specimen
 from hesse.check.modules.ledger import Ledger
+from hesse.check.modules.mutation import Watch
 from hesse.check.modules.passes import (
     check_additivity,
     check_first_run,
@@ -32,7 +34,7 @@ from hesse.check.modules.specimen import Run, Specimen
 from hesse.check.modules.start import sound_specimen
 from hesse.check.modules.subsets import check_subsets
 from hesse.check.modules.transforms import check_adjoint, check_vmap
-from hesse.check.modules.untouched import untouched
+from hesse.check.modules.untouched import recording, untouched
 from hesse.check.modules.values import check_values
 from hesse.core.errors import StructureError
 from hesse.core.random import make_generator
@@ -42,8 +44,13 @@ _LEAST = 20  # evaluations that the checks of functions get in any case
 
 
 def check_module(
-    module: nn.Module, *inputs: Any, level: Level = "quick", isolated: bool = False,
-    generator: torch.Generator | None = None, diagonal: Diagonal | None = None, **named: Any,
+    module: nn.Module,
+    *inputs: Any,
+    level: Level = "quick",
+    isolated: bool = False,
+    generator: torch.Generator | None = None,
+    diagonal: Diagonal | None = None,
+    **named: Any,
 ) -> CheckReport:
     """Check a module: its derivatives by parameters, buffers and inputs, and whether it behaves as modules have to.
 
@@ -73,24 +80,21 @@ def check_module(
         The report; `.ok` says whether everything is confirmed.
 
     Raises:
-        StructureError: no module, an unknown level, or no floating-point output.
+        StructureError: no module that runs in Python, parameters made under `torch.inference_mode()`, an unknown level, a
+            diagonal that cannot be called, or no floating-point output.
         LeafError: nothing that moves.
         NonFiniteError: a value that is not finite.
 
     Cost: at level quick up to 60 evaluations, at level full up to 1,000.
     """
-    if level not in _EVALUATIONS:
-        raise StructureError("check_module has two levels.", f"level={level!r}", "pass 'quick' or 'full'")
-    if not isinstance(module, nn.Module):
-        raise StructureError("check_module(module, *inputs) takes an nn.Module.", type(module).__name__,
-                             "pass a module, or call check_derivatives(f, x)")  # fmt: skip
+    _require_checkable(module, level, diagonal)
     if isolated:
         run = partial(check_module, module, *inputs, level=level, generator=generator, diagonal=diagonal, **named)
         return run_isolated(run, name=type(module).__name__, level=level)
     ledger = Ledger()
     generator = make_generator() if generator is None else generator
     tell(Running("first run"))
-    with untouched(module):
+    with untouched(module), recording():
         call = Call(inputs, named)
         specimen, run = sound_specimen(module, call, generator, ledger)
         evaluations = specimen.evaluations if run is None else _checked(specimen, run, level, ledger, diagonal)
@@ -99,8 +103,13 @@ def check_module(
 
 
 def assert_module(
-    module: nn.Module, *inputs: Any, level: Level = "quick", isolated: bool = False,
-    generator: torch.Generator | None = None, diagonal: Diagonal | None = None, **named: Any,
+    module: nn.Module,
+    *inputs: Any,
+    level: Level = "quick",
+    isolated: bool = False,
+    generator: torch.Generator | None = None,
+    diagonal: Diagonal | None = None,
+    **named: Any,
 ) -> None:
     """Raise unless `check_module` confirms a module.
 
@@ -115,6 +124,24 @@ def assert_module(
     report = check_module(module, *inputs, level=level, isolated=isolated, generator=generator, diagonal=diagonal, **named)
     if not report.ok:
         raise WrongDerivativeError(f"{report.name} was to be confirmed.", str(report), "mend what the findings name")
+
+
+def _require_checkable(module: nn.Module, level: str, diagonal: Diagonal | None) -> None:
+    if level not in _EVALUATIONS:
+        raise StructureError("check_module has two levels.", f"level={level!r}", "pass 'quick' or 'full'")
+    if not isinstance(module, nn.Module):
+        raise StructureError("check_module(module, *inputs) takes an nn.Module.", type(module).__name__,
+                             "pass a module, or call check_derivatives(f, x)")  # fmt: skip
+    if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
+        raise StructureError("check_module checks modules that run in Python.", type(module).__name__,
+                             "pass the plain module: .module of nn.DataParallel, the original of a scripted one")  # fmt: skip
+    inference = [name for name, p in module.named_parameters() if not nn.parameter.is_lazy(p) and p.is_inference()]
+    if inference:
+        raise StructureError("check_module differentiates by parameters.", f"'{inference[0]}' was made under inference_mode()",
+                             "make the module outside of torch.inference_mode()")  # fmt: skip
+    if diagonal is not None and not callable(diagonal):
+        raise StructureError("diagonal= is a function of the inputs of the call.", type(diagonal).__name__,
+                             "pass a function, such as a bound method, or leave it out")  # fmt: skip
 
 
 def _checked(s: Specimen, run: Run, level: Level, ledger: Ledger, diagonal: Diagonal | None) -> int:
@@ -136,6 +163,7 @@ def _behavior(s: Specimen, run: Run, ledger: Ledger, *, full: bool) -> None:
     """What a module does besides computing, in the mode that it is in."""
     ledger.attempt("accumulation into .grad", lambda: check_accumulation(s, ledger))
     check_subsets(s, ledger, every=full)
+    ledger.attempt("duplicated indices", lambda: check_duplicates(s, ledger))
     if s.copyable:
         ledger.attempt("two modules that share parameters", lambda: check_sharing(s, ledger))
         ledger.attempt("state_dict", lambda: check_state(s, ledger))
@@ -149,8 +177,9 @@ def _behavior(s: Specimen, run: Run, ledger: Ledger, *, full: bool) -> None:
             ledger.attempt("vmap", lambda: check_vmap(s, ledger))
             ledger.attempt("update through .grad", lambda: check_update(s, ledger))
             check_copies(s, ledger)
+            ledger.attempt("state after training", lambda: check_trained(s, ledger))
         check_buffers(s, ledger)
-        check_repeats(s, ledger)
+        ledger.attempt("repeats", lambda: check_repeats(s, ledger))
 
 
 def _other_mode(s: Specimen, ledger: Ledger, *, full: bool) -> Specimen | None:
@@ -173,8 +202,9 @@ def _other_mode(s: Specimen, ledger: Ledger, *, full: bool) -> Specimen | None:
 
 
 def _in_mode(other: Specimen, ledger: Ledger, s: Specimen, *, full: bool) -> Specimen | None:
+    watch = Watch(other)
     try:
-        run = other.run()
+        run = other.run(None, watch.inputs)
         if {name: y.shape for name, y in run.outputs.items()} != {name: u.shape for name, u in s.cotangents.items()}:
             other.start(run)
         other.outputs, other.gradients = {name: y.detach() for name, y in run.outputs.items()}, run.pull(other.cotangents)
@@ -182,6 +212,7 @@ def _in_mode(other: Specimen, ledger: Ledger, s: Specimen, *, full: bool) -> Spe
         ledger.note(f"the module raises {first_line(error)}")
         s.evaluations += other.evaluations
         return None
+    watch.forward(ledger)
     own, known = ([*x.outputs.values(), *x.gradients.values()] for x in (other, s))
     if ledger.close(own, known):
         ledger.fine("the same outputs and gradients")

@@ -6,11 +6,14 @@ import os
 import re
 from typing import Any
 
-from hesse.check.reproducer import written
+from hesse.check.written import written
 from hesse.report.target import split_name
 
 _MODULE = re.compile(r"^module = \.\.\.  # fill in: .*?(?:, (\.(?:train|eval)\(\)))?$", re.MULTILINE)
-_FUNCTION = re.compile(r"^(?:f = \.\.\.  # fill in: .*|from \S+ import \S+ as f)$", re.MULTILINE)
+_FUNCTION = re.compile(
+    r"^(?:f = \.\.\.  # fill in: .*|from \S+ import \S+ as f|from \S+ import \S+\n\nf = \S+\.apply)$",
+    re.MULTILINE,
+)
 
 
 def from_target(name: str, seed: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
 import torch
@@ -14,13 +14,17 @@ from hesse.check.diagnosis import diagnose
 from hesse.check.functions.spot import Slope, Spot
 from hesse.check.functions.subject import BudgetSpent, Leaves, Subject, preserved
 from hesse.check.isolation.news import tell
+from hesse.check.place import Place
 
 Level = Literal["quick", "full"]
 Compute = Callable[[], tuple[Sequence[Tensor], Sequence[Tensor]]]
 _SHIFT = 1e-2  # how far, relatively, the point beside a kink lies
-_TRIES = 4  # random directions tried for a point beside
+_MIDDLE = 0.9  # of the mean, towards which points are moved
+_LARGEST = 1e3  # multiple of the cotangent that is tried
+_LEADING = 1e-3  # of the largest element of a gradient: leaves that are more than rounding
 _UNITS = 1e3  # units in the last place that another order of summation may cost
 _MOVEMENTS = 30.0  # such multiples of what a rounding of the point does to the gradient may be rounding
+_SCATTER = 1e4  # so many radians between values as far apart as they are large
 _ROUNDED = 4.0  # units in the last place by which the point is rounded otherwise
 
 
@@ -35,7 +39,9 @@ class Case:
         subject, home, level: as given.
         rows, findings, notes: what was compared, what is wrong, and what could not be compared.
         first, slopes: where first derivatives were compared, home or beside a kink there, and along which directions.
-        wrong: whether first derivatives were found wrong, after which comparisons built on them say nothing new.
+        differentiates: whether the function was seen to differentiate itself.
+        raised: where a backward pass raised, by check.
+        wrong: whether first derivatives are wrong, or beyond differences, so that comparisons built on them say nothing new.
     """
 
     def __init__(self, home: Spot, level: Level) -> None:
@@ -44,9 +50,10 @@ class Case:
         self.rows: list[Comparison] = []
         self.findings: list[Finding] = []
         self.notes: list[str] = []
-        self.wrong = False
+        self.wrong = self.differentiates = False
         self.slopes: list[Slope] = []
         self.first: Spot = home
+        self.raised: dict[str, Place] = {}
         self._beside: list[Spot] = []
         self._movement: list[float] | None = None
 
@@ -66,7 +73,7 @@ class Case:
         tell(self.rows[-1])
 
     def beside(self, number: int = 0) -> Spot:
-        """A point near by where the function is finite too: in random directions, last in those of equal signs.
+        """A point near by where the function is finite too; the point itself where there is none.
 
         Cost: 1 evaluation the first time.
         """
@@ -75,17 +82,29 @@ class Case:
         return self._beside[number]
 
     def _point_beside(self) -> Spot:
+        for point in self._points_beside():
+            try:
+                spot = self.spot(self.subject, point)
+            except BudgetSpent:
+                raise
+            except Exception:
+                self.subject.record(self.home.point)  # raises where it is not the point that is refused
+                continue
+            if spot.is_finite:
+                return spot
+        return self.home
+
+    def _points_beside(self) -> Iterator[Leaves]:
+        """Points shifted at random; then in equal signs, away from borders at zero; then towards the middle of intervals."""
         home = self.home
-        spot = home
-        for attempt in range(_TRIES):
+        for positive in (False, True):
             shifts = [_SHIFT * home.random(leaf) for leaf in range(len(home.point))]
             for sign in (1, -1):
-                moves = [shift.abs() if attempt == _TRIES - 1 else shift for shift in shifts]
-                point = [x + sign * move for x, move in zip(home.point, moves, strict=True)]
-                spot = self.spot(self.subject, point)
-                if spot.is_finite:
-                    return spot
-        return home
+                yield [x + sign * (s.abs() if positive else s) for x, s in zip(home.point, shifts, strict=True)]
+        shares = [4 * _SHIFT * torch.rand(x.shape, generator=home.generator, dtype=torch.float64) for x in home.point]
+        middles = [_MIDDLE * x.mean() for x in home.point]
+        yield [x + s.to(device=x.device, dtype=x.real.dtype) * (m - x)
+               for x, s, m in zip(home.point, shares, middles, strict=True)]  # fmt: skip
 
     def spot(self, subject: Subject, point: Leaves, cotangents: Leaves | None = None) -> Spot:
         """The function at another point, with the same relative rounding of its gradient as at home."""
@@ -120,9 +139,7 @@ class Case:
             return None
 
     def _shares(self) -> list[float]:
-        return [
-            m / size if (size := largest(g)) else 0.0 for m, g in zip(self.movement(), self.home.gradient, strict=True)
-        ]
+        return [m / size if (size := largest(g)) else 0.0 for m, g in zip(self.movement(), self.home.gradient, strict=True)]
 
     def movement(self) -> list[float]:
         """How far an element of each leaf's gradient moves when point and cotangent are rounded otherwise.
@@ -138,8 +155,16 @@ class Case:
             self._movement = [6 * r for r in rounding]
         return self._movement
 
-    def agree(self, check: str, compute: Compute, *, words: str = "only here", exact: bool = False) -> bool:
-        """Compare two gradients, or other lists of tensors; what the computation does to point and cotangents is undone."""
+    def agree(self, check: str, compute: Compute, *, words: str = "only here", exact: bool = False, slack: float = 0.0) -> bool:
+        """Compare two gradients, or other lists of tensors; what the computation does to point and cotangents is undone.
+
+        Args:
+            check: what is compared.
+            compute: the two.
+            words: added to a diagnosis.
+            exact: whether they do not depend on how the point is rounded.
+            slack: multiples of the allowed rounding that are allowed besides.
+        """
         try:
             with preserved([*self.home.point, *self.home.cotangents]):
                 found, expected = compute()
@@ -149,7 +174,9 @@ class Case:
             self.row(check, "", 1, math.inf, 0.0, "wrong")
             self.findings.append(Finding(check, "", None, None, None, 0.0, f"raises {first_line(error)}"))
             return False
-        return self.same(check, found, expected, words=words, by_leaf=not exact, names=self.names if exact else None)
+        sizes = [slack * largest(t) for t in expected] if slack else ()
+        return self.same(check, found, expected, words=words, by_leaf=not exact, names=self.names if exact else None,
+                         sizes=sizes)  # fmt: skip
 
     def same(
         self,
@@ -177,11 +204,11 @@ class Case:
             names = self.names if by_leaf else [""] * len(found)
         if not found:
             return True
-        worst, good = 0.0, True
+        worst, good, factor = 0.0, True, self._factor(expected) if by_leaf else 1.0
         for index, (name, a, b) in enumerate(zip(names, found, expected, strict=True)):
             if torch.equal(a, b):
                 continue
-            bar = self._bar(b, index if by_leaf else None, sizes[index] if sizes else 0.0)
+            bar = self._bar(b, index if by_leaf else None, sizes[index] if sizes else 0.0, factor)
             if is_close(a, b, bar):
                 continue
             good = False
@@ -194,20 +221,28 @@ class Case:
         self.row(check, "", 1, worst, 0.0, "ok" if good else "wrong")
         return good
 
-    def close(
-        self, a: Sequence[Tensor], b: Sequence[Tensor], *, by_leaf: bool = True, sizes: Sequence[float] = ()
-    ) -> bool:
+    def close(self, a: Sequence[Tensor], b: Sequence[Tensor], *, by_leaf: bool = True, sizes: Sequence[float] = ()) -> bool:
         """Whether two gradients, or other lists of tensors, are equal but for rounding; `sizes` as of `same`."""
         by_leaf = by_leaf and len(a) == len(self.names)
-        bars = [self._bar(t, i if by_leaf else None, sizes[i] if sizes else 0.0) for i, t in enumerate(b)]
+        factor = self._factor(b) if by_leaf else 1.0
+        bars = [self._bar(t, i if by_leaf else None, sizes[i] if sizes else 0.0, factor) for i, t in enumerate(b)]
         return all(torch.equal(s, t) or is_close(s, t, bar) for s, t, bar in zip(a, b, bars, strict=True))
 
-    def _bar(self, b: Tensor, leaf: int | None, size: float) -> float:
+    def _bar(self, b: Tensor, leaf: int | None, size: float, factor: float) -> float:
         bar = max(_UNITS * self.home.precision.epsilon, self.home.precision.asked) * max(largest(b), size)
         if leaf is None:
             return bar
+        canceled = self.home.cancellation / self.home.sizes[leaf]
         here = largest(self.home.gradient[leaf])
-        return bar + self.movement()[leaf] * (max(1.0, largest(b) / here) if here else 1.0)
+        return bar + factor * canceled + self.movement()[leaf] * (max(1.0, largest(b) / here) if here else factor)
+
+    def _factor(self, gradient: Sequence[Tensor]) -> float:
+        """How much larger a gradient is than the one at home, as for multiples of the cotangent."""
+        if self.home.steepest <= self.home.cancellation:  # nothing but rounding, which tells no factor
+            return _LARGEST
+        pairs = [(largest(b), largest(g)) for b, g in zip(gradient, self.home.gradient, strict=True)]
+        home = max((g for _, g in pairs), default=0.0)
+        return max([1.0, *(b / g for b, g in pairs if g > _LEADING * home)])
 
 
 def is_close(a: Tensor, b: Tensor, bar: float) -> bool:
@@ -219,11 +254,15 @@ def is_close(a: Tensor, b: Tensor, bar: float) -> bool:
 
 def tied(x: Tensor, generator: torch.Generator) -> Tensor:
     """A random direction in which equal elements stay equal, opposite ones opposite, and zeros zero."""
-    if not x.numel() or not x.dim():
-        return x
-    values, place = torch.unique(x.abs(), return_inverse=True)
-    factors = torch.randn(values.shape, generator=generator, dtype=torch.float64, device=generator.device)
-    return x * factors.to(device=x.device, dtype=values.dtype)[place]
+    return x * like_values(x.abs(), generator).to(x.dtype) if x.numel() and x.dim() else x
+
+
+def like_values(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Random factors of the size of 1, equal where values are equal: sines of large multiples of the values, in float64."""
+    wide = values.double()
+    size = wide.abs().mean().clamp_min(1e-300)
+    frequency, phase = (torch.rand(2, generator=generator, dtype=torch.float64, device=generator.device) + 1).tolist()
+    return 2**0.5 * torch.sin(_SCATTER * frequency * (wide / size) + 6.3 * phase)
 
 
 def has_ties(x: Tensor) -> bool:
@@ -236,6 +275,11 @@ def first_line(error: Exception) -> str:
     """The kind of an error and the first line of its message."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0] if lines else ''}"
+
+
+def differentiates(error: Exception) -> bool:
+    """Whether a forward pass raised since it differentiates by something itself that requires no gradient."""
+    return "require grad" in str(error)
 
 
 def largest(t: Tensor) -> float:

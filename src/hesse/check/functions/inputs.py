@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from hesse.autodiff.recording import nodes
-from hesse.check.functions.case import Case, first_line, largest
+from hesse.check.functions.case import Case, differentiates, first_line, largest
 from hesse.check.functions.subject import BudgetSpent, Graph, Leaves
 from hesse.check.layouts import expanded, layouts
 
@@ -114,10 +114,18 @@ def subsets(case: Case) -> None:
         if case.subject.budget.left < 1:
             return
 
-        def some(subset: tuple[int, ...] = subset) -> tuple[Leaves, Leaves]:
+        try:
             graph = case.subject.record(case.home.point, only=subset)
+        except RuntimeError as error:
+            if not differentiates(error):
+                raise
+            case.differentiates = True
+            case.note("subsets of leaves: the function differentiates by a leaf itself, which is to require gradients")
+            return
+
+        def some(subset: tuple[int, ...] = subset, graph: Graph = graph) -> tuple[Leaves, Leaves]:
             own = [graph.own[i] for i in subset]
-            gradients = Graph(own, graph.outputs, graph.promote).pull(case.home.cotangents)
+            gradients = Graph(own, graph.outputs, graph.inside).pull(case.home.cotangents)
             found = list(case.home.gradient)
             for i, g in zip(subset, gradients, strict=True):
                 found[i] = g
@@ -145,6 +153,8 @@ def _subsets(count: int, most: int, generator: torch.Generator) -> Iterator[tupl
 def shared(case: Case) -> None:
     """One tensor in the place of two leaves of one shape: its gradient is the sum of both. Cost: 2 evaluations."""
     point = case.home.point
+    if case.differentiates:  # by the tensor in one place, which is then the one in the other too
+        return
     pairs = [(i, j) for j in range(len(point)) for i in range(j)
              if point[i].shape == point[j].shape and point[i].dtype == point[j].dtype]  # fmt: skip
     for i, j in pairs[:1]:
@@ -160,7 +170,7 @@ def shared(case: Case) -> None:
         def both(i: int = i, j: int = j, expected: Leaves = expected) -> tuple[Leaves, Leaves]:
             own = [x.detach().requires_grad_() for x in point]
             own[j] = own[i]
-            graph = Graph(own, case.subject.continued(own), case.home.graph.promote)
+            graph = Graph(own, case.subject.continued(own), case.home.graph.inside)
             total = graph.pull(case.home.cotangents)[i]
             return [total, total], [expected[i] + expected[j]] * 2
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _NAMED = 3  # wrong elements of a leaf that get a finding each, and wrong leaves that are looked into
 _ELEMENTS = {"quick": 24, "full": 128}  # leaves of so few elements are compared one by one
+_NEARLY = 5e-4  # factors so close to 1 are written as a share
 _PATTERN = 3  # directions that a pattern has to explain
 
 
@@ -86,8 +87,11 @@ class Localizer:
         return [self._plain(slope, self.case.names[leaf])]
 
     def _plain(self, slope: Slope, name: str) -> Finding:
-        words = "zero: missing, or cut off" if not slope.reverse else f"factor {slope.reverse / (slope.expected or 1):.3f}"
-        return self._finding(name, None, slope.reverse, slope.expected, slope.error_bar, f"{words} along a random direction")
+        factor = slope.reverse / (slope.expected or 1)
+        words = f"factor {factor:.3f}" if not abs(factor - 1) < _NEARLY else f"off by {abs(factor - 1):.1g} of it"
+        words = words if slope.reverse else "zero: missing, or cut off"
+        words = f"{words} along a random direction"
+        return self._finding(name, None, slope.reverse, slope.expected, slope.error_bar, words, slope)
 
     def _elements(self, leaf: int, slope: Slope) -> list[Finding]:
         """Every element by a central difference, each with the error bar that these had along the direction."""
@@ -127,7 +131,7 @@ class Localizer:
         name, numel = self.case.names[leaf], v.numel()
         if high - low > 1:
             words = f"wrong somewhere in elements {low} to {high - 1} of {numel}, counted flat"
-            return self._finding(name, None, slope.reverse, slope.expected, slope.error_bar, words)
+            return self._finding(name, None, slope.reverse, slope.expected, slope.error_bar, words, slope)
         place = tuple(int(i) for i in torch.unravel_index(torch.tensor(low), v.shape))
         value = g[place].item()
         expected = value - defect / v[place].item()
@@ -137,9 +141,19 @@ class Localizer:
         return self._finding(name, place, value, expected, slope.error_bar / abs(v[place].item()), words)
 
     def _finding(
-        self, name: str, index: tuple[int, ...] | None, value: complex, expected: complex, bar: float, words: str
+        self,
+        name: str,
+        index: tuple[int, ...] | None,
+        value: complex,
+        expected: complex,
+        bar: float,
+        words: str,
+        along: Slope | None = None,
     ) -> Finding:
-        return Finding(self.check, name, index, value, expected, bar, f"{words}; {self._words}" if self._words else words)
+        words = f"{words}; {self._words}" if self._words else words
+        direction = None if along is None else along.direction
+        place = self.spot.subject.place(self.spot.point, self.spot.cotangents, direction)
+        return Finding(self.check, name, index, value, expected, bar, words, place)
 
 
 def unit_directions(spot: Spot, leaf: int) -> Iterator[tuple[tuple[int, ...], Tensor]]:

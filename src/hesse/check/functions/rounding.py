@@ -8,6 +8,7 @@ from torch import Tensor
 from hesse.check.check_report import Finding
 from hesse.check.diagnosis import diagnose
 from hesse.check.functions.case import tied
+from hesse.check.functions.shadow import coarsest
 from hesse.check.functions.spot import Spot
 from hesse.check.functions.subject import BudgetSpent, Leaves, Subject
 from hesse.core.random import normal
@@ -50,7 +51,8 @@ def _at(own: Subject, exact: Spot, point: Leaves, right: Leaves, runs: int) -> l
     cotangents = [u.to(y.dtype) for u, y in zip(exact.cotangents, graph.outputs, strict=True)]
     wide = [u.to(e.dtype) for u, e in zip(cotangents, exact.cotangents, strict=True)]
     home = [g.to(e.dtype) for g, e in zip(graph.pull(cotangents), right, strict=True)]
-    bars = _bars(own, exact, point, cotangents, home, runs)
+    units = [max(torch.finfo(x.dtype).eps, coarsest(graph)) for x in point]
+    bars = _bars(own, exact, point, cotangents, home, units, runs)
     rounded = [u - v for u, v in zip(wide, exact.cotangents, strict=True)]
     findings = []
     if any(bool(r.any()) for r in rounded):  # the cotangent itself is another one in the short type
@@ -65,9 +67,10 @@ def _at(own: Subject, exact: Spot, point: Leaves, right: Leaves, runs: int) -> l
     return findings
 
 
-def _bars(own: Subject, exact: Spot, point: Leaves, cotangents: Leaves, home: Leaves, runs: int) -> list[float]:
-    """How far, in norm, the gradient of each leaf may be off."""
-    units = [torch.finfo(x.dtype).eps for x in point]
+def _bars(
+    own: Subject, exact: Spot, point: Leaves, cotangents: Leaves, home: Leaves, units: list[float], runs: int
+) -> list[float]:
+    """How far, in norm, the gradient of each leaf may be off, where the point is rounded to units relative to its elements."""
     widest = max([*units, *(torch.finfo(u.dtype).eps for u in cotangents), exact.precision.epsilon])
     moved = [0.0] * len(point)
     for _ in range(runs):

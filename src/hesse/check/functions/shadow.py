@@ -19,6 +19,7 @@ from hesse.core.tree import Tree
 _SAME = 0.3  # a run in float64 has to give the same values, to the square root of the own rounding times this
 _UNITS = 16.0  # units in the last place of the own type that a backward pass in float64 may be off, for its constants
 _MOST = 0.03
+_ATOMIC = 8.0  # units in the last place, relative to the largest, that another order of sums costs two runs of one function
 _MOVEMENTS = 8.0  # or to so many times what another rounding of the point changes
 
 
@@ -60,15 +61,17 @@ def choose(f: Callable[[Any], Any], x: Tree, own: Subject, graph: Graph) -> Chos
     if any(a.shape != b.shape for a, b in zip(graph.outputs, again.outputs, strict=True)):
         return Chosen(own, graph, EPSILON, random=(float("nan"), float("nan")))
     for a, b in zip(graph.outputs, again.outputs, strict=True):
-        if not torch.equal(a, b):
+        if not _distance(a, b) <= _ATOMIC * torch.finfo(a.dtype).eps * _size(b):
             place = (a - b).abs().argmax()
             return Chosen(own, graph, EPSILON, random=(a.reshape(-1)[place].item(), b.reshape(-1)[place].item()))
     if all(t.dtype in (torch.float64, torch.complex128) for t in (*own.leaves, *graph.outputs)):
-        return Chosen(own, graph, _epsilon(graph))
-    reason, epsilon = "", _epsilon(graph)
+        return Chosen(own, graph, coarsest(graph))
+    reason, epsilon = "", coarsest(graph)
+    dtypes = {leaf.dtype for leaf in own.leaves}
+    draws_in = dtypes.pop() if own.draws and len(dtypes) == 1 else None
     for promote in (False, True):
         try:
-            exact = Subject(f, x, torch.float64, promote=promote, budget=own.budget)
+            exact = Subject(f, x, torch.float64, promote=promote, draws_in=draws_in, budget=own.budget)
             shadow = exact.record(exact.leaves)
             if not _pulls(shadow) and _pulls(graph):
                 raise TypeError("the backward pass in float64 meets another type")
@@ -78,7 +81,7 @@ def choose(f: Callable[[Any], Any], x: Tree, own: Subject, graph: Graph) -> Chos
             reason = reason or f" ({first_line(error)})"
             continue
         if _is_same(own, graph.outputs, shadow.outputs, epsilon):
-            return Chosen(exact, shadow, max(EPSILON, _epsilon(shadow)), min(_UNITS * epsilon, _MOST))
+            return Chosen(exact, shadow, max(EPSILON, coarsest(shadow)), min(_UNITS * epsilon, _MOST))
     return Chosen(
         own, graph, epsilon, notes=(f"no equal run in float64{reason}: differences in the own dtype, with its error bars",)
     )
@@ -114,8 +117,8 @@ def _size(b: Tensor) -> float:
     return max(b.detach().abs().max().item(), 1e-30) if b.numel() else 0.0
 
 
-def _epsilon(graph: Graph) -> float:
-    """Relative unit of rounding of the shortest type on the way from the leaves to the outputs."""
+def coarsest(graph: Graph) -> float:
+    """Relative unit of rounding of the shortest type on the way from the leaves to the outputs, casts inside included."""
     found = {meta.dtype for node in _between(graph.own, graph.outputs) for meta in node_outputs(node)}
     dtypes = {*found, *(y.dtype for y in graph.outputs)}
     return max((torch.finfo(d).eps for d in dtypes if d.is_floating_point or d.is_complex), default=EPSILON)

@@ -13,14 +13,16 @@ from hesse.check.check_report import Verdict
 from hesse.check.differences import Difference
 from hesse.check.functions.samples import Samples
 from hesse.check.functions.subject import Graph, Leaves, Subject, flat, inner, sizes
-from hesse.check.verdicts import Line, Precision, difference, plain_difference
+from hesse.check.verdicts import Line, Precision, difference, is_confirmed, plain_difference
 from hesse.core.random import normal
 
+_CANCELED = 30.0  # units in the last place of the terms of a sum that cancel
 _EQUAL = 1e-4  # leaves whose slopes are this much smaller than the largest are moved more, so that they count alike
 _FLAT = 1e-11
-_NOISE = 1e3  # such multiples of the unit of rounding are a few percent of what is looked for
 _NEGLIGIBLE = 1e-9  # slopes this small beside those of other elements are rounding
 _TINY = 1e-4  # the same for elements
+_RESOLVED = 100.0  # such multiples of the root of the unit of rounding are what differences resolve
+_SHARE = 0.5  # of the evaluations that are left, which one slope may cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +75,7 @@ class Spot:
     Attributes:
         graph, outputs, gradient: at the point.
         sizes: of the elements of each leaf.
+        symmetric: whether each leaf and its gradient are symmetric matrices, or Hermitian ones.
         rounding: how far rounding may move each element of the gradient, once it was measured.
 
     Cost: 1 evaluation and 1 gradient.
@@ -94,14 +97,28 @@ class Spot:
         self.gradient = self.graph.pull(cotangents)
         self.sizes = sizes(point)
         self.rounding: Leaves | None = None
+        self.symmetric = [_is_symmetric(x) and _is_symmetric(g, precision.tolerance)
+                          for x, g in zip(point, self.gradient, strict=True)]  # fmt: skip
 
     @property
     def is_flat(self) -> bool:
         """Whether slopes are so small beside the values that they are rounding."""
-        largest = max(
-            (s * _finite(g).max().item() for s, g in zip(self.sizes, self.gradient, strict=True) if g.numel()), default=0.0
-        )
-        return 0 < largest < _FLAT * inner([u.abs() for u in self.cotangents], [y.abs() for y in self.outputs])
+        return 0 < self.steepest < _FLAT * inner([u.abs() for u in self.cotangents], [y.abs() for y in self.outputs])
+
+    @property
+    def steepest(self) -> float:
+        """The largest slope along a single element, moved by as much as it is large."""
+        slopes = (s * _finite(g).max().item() for s, g in zip(self.sizes, self.gradient, strict=True) if g.numel())
+        return max(slopes, default=0.0)
+
+    @property
+    def cancellation(self) -> float:
+        """What rounding leaves of a slope, along an element moved by as much as it is large, whose terms cancel.
+
+        The terms are no larger than slopes along other elements, or than the values, which only count in float64.
+        """
+        value = inner([u.abs() for u in self.cotangents], [y.abs() for y in self.outputs]) if self.precision.is_exact else 0.0
+        return _CANCELED * self.precision.epsilon * max(self.steepest, value if math.isfinite(value) else 0.0)
 
     @property
     def is_finite(self) -> bool:
@@ -116,7 +133,11 @@ class Spot:
     def random(self, leaf: int) -> Tensor:
         """Random numbers of the size of a leaf."""
         x = self.point[leaf]
-        return self.sizes[leaf] * normal(x.shape, x.dtype, x.device, self.generator)
+        return self.kept(leaf, self.sizes[leaf] * normal(x.shape, x.dtype, x.device, self.generator))
+
+    def kept(self, leaf: int, values: Tensor) -> Tensor:
+        """Values for a leaf, made symmetric where the leaf and its gradient are, as of functions of symmetric matrices."""
+        return (values + values.mH) / 2 if self.symmetric[leaf] else values
 
     def within(self, leaf: int, values: Tensor) -> list[Tensor | None]:
         """A direction in one leaf."""
@@ -138,11 +159,12 @@ class Spot:
         direction = samples.direction
         moving = [index for index, v in enumerate(direction) if v is not None]
         v, g = [x for x in direction if x is not None], [gradient[index] for index in moving]
-        reverse, u = inner(v, g), flat(cotangents)
+        reverse = inner(v, g)
         samples.change(self.precision.steps[0])
         typical = max(_typical(v, g), self._least(samples.direction))
-        line = Line(samples.phi(u), reverse, typical, samples.size(u), samples.gap(u), self.rounded(samples.direction))
-        found, kink = difference(line, self.precision, thorough=thorough)
+        line = self._line(samples, cotangents, reverse, typical)
+        with self.subject.budget.at_most(_SHARE):
+            found, kink = difference(line, self.precision, thorough=thorough)
         scale = line.scale(self.precision, found)
         planted = math.isinf(reverse) and found.error <= self.precision.useless * scale  # infinite where the slope is not
         endless = any(bool(t.isinf().any()) for t in g) and not planted and not any(bool(t.isnan().any()) for t in g)
@@ -154,20 +176,21 @@ class Spot:
 
         Cost: 4 evaluations.
         """
-        samples, u = self.samples(direction), flat(self.cotangents)
-        line = Line(samples.phi(u), 0.0, 0.0, samples.size(u), samples.gap(u))
-        return plain_difference(line, self.precision)
+        return plain_difference(self._line(self.samples(direction), self.cotangents), self.precision)
 
     def is_confirmed(self, slope: Slope) -> bool:
         """Whether much smaller steps give the same slope, as they do unless the function is rough, or oscillates fast.
 
         Cost: 4 evaluations.
         """
-        u = flat(self.cotangents)
-        phi, large = slope.samples.phi(u), self.precision.steps[0] * (1e-3 if self.precision.epsilon < 1e-12 else 0.2)
-        least = _NOISE * self.precision.epsilon * slope.samples.size(u) / abs(slope.defect)  # where rounding is some percent
-        steps = (large, min(large, max(least, 1e4 * self.precision.epsilon)))
-        return all(abs((phi(h) - phi(-h)) / (2 * h) - slope.expected) <= 0.2 * abs(slope.defect) for h in steps)
+        return is_confirmed(self._line(slope.samples, self.cotangents, slope.reverse), self.precision, slope.expected)
+
+    def _line(self, samples: Samples, cotangents: Leaves, value: float = 0.0, typical: float = 0.0) -> Line:
+        u = flat(cotangents)
+        rounding = self.rounded(samples.direction)
+        if self.precision.is_exact:
+            rounding += self.cancellation * self._moved(samples.direction)
+        return Line(samples.phi(u), value, typical, samples.size(u), samples.gap(u), rounding)
 
     def is_kink(self) -> bool:
         """Whether the slopes to both sides differ along a random direction.
@@ -192,11 +215,12 @@ class Spot:
 
     def _least(self, direction: list[Tensor | None]) -> float:
         """A slope along a direction that is rounding beside the gradient's other elements."""
-        largest = max(s * _finite(g).max().item() for s, g in zip(self.sizes, self.gradient, strict=True) if g.numel())
-        moved = max(
-            (v.abs().max().item() / s for v, s in zip(direction, self.sizes, strict=True) if v is not None), default=0.0
-        )
-        return _NEGLIGIBLE * largest * moved
+        return _NEGLIGIBLE * self.steepest * self._moved(direction)
+
+    def _moved(self, direction: list[Tensor | None]) -> float:
+        """How far a direction moves elements, beside how large they are."""
+        pairs = [(v, s) for v, s in zip(direction, self.sizes, strict=True) if v is not None and v.numel()]
+        return max((v.abs().max().item() / s for v, s in pairs), default=0.0)
 
     def least(self, direction: Tensor) -> float:
         """A slope, along a direction in one leaf, as small as those by which differences are judged."""
@@ -220,17 +244,22 @@ class Spot:
         return [min(1.0, least / c if c > 0 else 1.0) * self.random(leaf) for leaf, c in enumerate(contributions)]
 
     def _by_element(self) -> list[Tensor | None]:
-        largest = max(
-            s * (_finite(g).max().item() if g.numel() else 0.0) for s, g in zip(self.sizes, self.gradient, strict=True)
-        )
+        largest = self.steepest
         if not largest:
             return [self.random(leaf) for leaf in range(len(self.point))]
-        shares = [s * _finite(g) + _TINY * largest for s, g in zip(self.sizes, self.gradient, strict=True)]
+        tiny = min(1.0, max(_TINY, _RESOLVED * self.precision.epsilon**0.5))
+        shares = [s * _finite(g) + tiny * largest for s, g in zip(self.sizes, self.gradient, strict=True)]
         least = min(share.min().item() for share in shares if share.numel())
         return [
-            self.random(leaf) * (least / share).to(x.dtype)
+            self.kept(leaf, self.random(leaf) * (least / share).to(x.dtype))
             for leaf, (x, share) in enumerate(zip(self.point, shares, strict=True))
         ]
+
+
+def _is_symmetric(x: Tensor, tolerance: float = 0.0) -> bool:
+    if not (x.dim() >= 2 and x.shape[-1] == x.shape[-2] > 1):
+        return False
+    return bool((x - x.mH).abs().max() <= tolerance * x.abs().max()) if tolerance else torch.equal(x, x.mH)
 
 
 def _finite(g: Tensor) -> Tensor:

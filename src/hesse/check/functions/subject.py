@@ -16,13 +16,16 @@ from hesse.autodiff.direct_checks import refuse_known
 from hesse.autodiff.functional import functional
 from hesse.autodiff.passes import backward_pass, forward_pass
 from hesse.autodiff.promote import PromoteFloats
+from hesse.check.functions.draws import DrawIn
 from hesse.check.functions.stored import Stored, stored
+from hesse.check.place import Place
 from hesse.core import tree
 from hesse.core.errors import HesseError, LeafError, StructureError
 from hesse.core.tree import Tree
 
 Leaves = list[Tensor]
 _passes = count(1)
+_ONLY_ACCUMULATES = "use_reentrant=True"  # torch's words for a graph without gradients by `torch.autograd.grad`
 _COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
 
 
@@ -57,6 +60,21 @@ class Budget:
             raise BudgetSpent
         self.spent += 1
 
+    @contextmanager
+    def at_most(self, share: float, least: int = 12) -> Iterator[None]:
+        """Allow a share of what is left inside, and at least so many evaluations if there are so many.
+
+        Args:
+            share: of what is left.
+            least: evaluations allowed in any case.
+        """
+        limit = self.limit
+        self.limit = min(limit, self.spent + max(least, int(share * self.left)))
+        try:
+            yield
+        finally:
+            self.limit = limit
+
 
 @dataclass(frozen=True, eq=False)
 class Graph:
@@ -65,12 +83,12 @@ class Graph:
     Attributes:
         own: leaves that require gradients.
         outputs: computed from them.
-        promote: whether short types are promoted in the backward pass too.
+        inside: what the backward pass runs in, as the forward pass did, such as a promotion of short types.
     """
 
     own: Leaves
     outputs: Leaves
-    promote: bool = False
+    inside: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def pull(self, cotangents: Sequence[Tensor | None], *, differentiable: bool = False) -> Leaves:
         """The gradient for a cotangent; the graph stays, and what the pass writes to leaves and cotangents is undone.
@@ -80,18 +98,30 @@ class Graph:
         Cost: one backward pass.
         """
         if differentiable:
-            with random_state_kept(self.own, move=True), self._promoted():
+            with random_state_kept(self.own, move=True), self.inside():
                 return backward_pass(self.outputs, self.own, cotangents, differentiable=True)
         with preserved([*self.own, *(u for u in cotangents if u is not None)]):
             return self.raw_pull(cotangents)
 
     def raw_pull(self, cotangents: Sequence[Tensor | None]) -> Leaves:
         """The same, without undoing anything."""
-        with random_state_kept(self.own, move=True), self._promoted():
-            return [g.detach() for g in backward_pass(self.outputs, self.own, cotangents)]
+        with random_state_kept(self.own, move=True), self.inside():
+            try:
+                return [g.detach() for g in backward_pass(self.outputs, self.own, cotangents)]
+            except RuntimeError as error:
+                if _ONLY_ACCUMULATES not in str(error):
+                    raise
+            return self._accumulated(cotangents)
 
-    def _promoted(self) -> AbstractContextManager[Any]:
-        return PromoteFloats() if self.promote else nullcontext()
+    def _accumulated(self, cotangents: Sequence[Tensor | None]) -> Leaves:
+        """The gradient by way of `.grad`, for graphs that allow no other."""
+        for leaf in self.own:
+            leaf.grad = None
+        self.accumulate([torch.zeros_like(y) if u is None else u for y, u in zip(self.outputs, cotangents, strict=True)])
+        found = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in self.own]
+        for leaf in self.own:
+            leaf.grad = None
+        return found
 
     def accumulate(self, cotangents: Leaves) -> None:
         """Add the gradient to the `.grad` of the leaves, in a backward pass from the sum of cotangent times output.
@@ -104,8 +134,8 @@ class Graph:
         with torch.enable_grad():
             losses = [(u.conj() * y).sum() for y, u in pairs]
             loss = torch.stack([loss.real if loss.is_complex() else loss for loss in losses]).sum()
-        with random_state_kept(self.own, move=True), self._promoted():
-            loss.backward()
+        with random_state_kept(self.own, move=True), self.inside():
+            loss.backward(retain_graph=True)
 
 
 class EachTimeAnew(Graph):
@@ -113,7 +143,7 @@ class EachTimeAnew(Graph):
 
     def __init__(self, subject: Subject, point: Leaves) -> None:
         graph = subject.record(point)
-        super().__init__(graph.own, graph.outputs, graph.promote)
+        super().__init__(graph.own, graph.outputs, graph.inside)
         self._record: Callable[[], Graph]
         object.__setattr__(self, "_record", lambda: subject.record(point))
 
@@ -133,6 +163,7 @@ class Subject:
         x: the point. Of sparse tensors, the values that they store are the leaves.
         dtype: real type to convert everything floating to; None to keep each.
         promote: whether tensors that the function closes over are converted to float64 where they meet such leaves.
+        draws_in: a shorter type in which random numbers are drawn, to be converted to float64; None for their own.
         budget: counts the evaluations; a new one without limit by default.
 
     Attributes:
@@ -154,10 +185,11 @@ class Subject:
         dtype: torch.dtype | None = None,
         *,
         promote: bool = False,
+        draws_in: torch.dtype | None = None,
         budget: Budget | None = None,
     ) -> None:
         self.budget = Budget(2**62) if budget is None else budget
-        self._promote = promote
+        self._promote, self._draws_in = promote, draws_in
         self._f = _copied(f, dtype) if isinstance(f, nn.Module) else f
         everything, self._structure = tree.flatten(x)
         tensors = [leaf if isinstance(leaf, Tensor) else _from_python(leaf) for leaf in everything]
@@ -174,8 +206,11 @@ class Subject:
         self.output_names: list[str] = []
         self.draws = False
         self._cuda = sorted({leaf.device.index or 0 for leaf in self._all if leaf.is_cuda})
-        if not self.leaves:
-            raise LeafError("Derivatives are checked with respect to the leaves of x.", "no leaf of floating-point numbers",
+        if not self.leaves or any(leaf.is_meta for leaf in self._all):
+            found = "a tensor without values, on the meta device" if self.leaves else "only leaves without elements"
+            if not any(is_continuous(leaf) for leaf in self._all):
+                found = "no leaf of floating-point numbers"
+            raise LeafError("Derivatives are checked with respect to the leaves of x.", found,
                             "pass a tree with a tensor, or a number, to differentiate by")  # fmt: skip
 
     @property
@@ -207,18 +242,36 @@ class Subject:
             BudgetSpent: the budget does not allow another run.
         """
         self.budget.take()
+        with ExitStack() as stack:
+            before = stack.enter_context(random_state_kept(leaves))
+            if self._promote or self._draws_in is not None:
+                stack.enter_context(self._inside())
+            value = self._f(self.tree(leaves))
+            self.draws = not torch.equal(before, torch.default_generator.get_state())
+        return self._continuous(value)
+
+    def tree(self, leaves: Leaves) -> Tree:
+        """What the function is called on: its constants, with these leaves among them."""
         given = list(self._all)
         for index, leaf in zip(self._moving, leaves, strict=True):
             own = self._stored[index]
             given[index] = leaf if own is None else own.tensor(leaf)
+        return self._structure.unflatten(given)
+
+    def place(self, point: Leaves, cotangents: Leaves, direction: Sequence[Tensor | None] | None = None) -> Place:
+        """Where a finding is made, for the program that shows it."""
+        draws = self._draws_in is not None
+        return Place(self.tree(point), cotangents, self.output_names, not self._promote, draws, direction)
+
+    @contextmanager
+    def _inside(self) -> Iterator[None]:
+        """What makes the function in float64 the same as in its own type."""
         with ExitStack() as stack:
-            stack.enter_context(random_state_kept(leaves))
             if self._promote:
                 stack.enter_context(PromoteFloats())
-            before = torch.default_generator.get_state()
-            value = self._f(self._structure.unflatten(given))
-            self.draws = not torch.equal(before, torch.default_generator.get_state())
-        return self._continuous(value)
+            if self._draws_in is not None:
+                stack.enter_context(DrawIn(self._draws_in))
+            yield
 
     def _continuous(self, value: Any) -> Leaves:
         if type(value) is Tensor and is_continuous(value):
@@ -235,7 +288,7 @@ class Subject:
     def record(self, leaves: Leaves, only: Sequence[int] | None = None) -> Graph:
         """Run on leaves that require gradients (all, or some only), strides kept."""
         own = [leaf.detach().requires_grad_(only is None or index in only) for index, leaf in enumerate(leaves)]
-        return Graph(own, self.continued(own), self._promote)
+        return Graph(own, self.continued(own), self._inside)
 
     def continued(self, own: Leaves) -> Leaves:
         """The outputs of another run on leaves of a graph."""
@@ -252,8 +305,8 @@ class Subject:
 
 
 @contextmanager
-def random_state_kept(leaves: Sequence[Tensor], *, move: bool = False) -> Iterator[None]:
-    """Put the random state back afterwards.
+def random_state_kept(leaves: Sequence[Tensor], *, move: bool = False) -> Iterator[Tensor]:
+    """Put the random state back afterwards; that of the CPU is what is yielded.
 
     Args:
         leaves: on the devices concerned.
@@ -262,13 +315,13 @@ def random_state_kept(leaves: Sequence[Tensor], *, move: bool = False) -> Iterat
     devices = sorted({leaf.device.index or 0 for leaf in leaves if leaf.is_cuda})
     if devices:
         with torch.random.fork_rng(devices=devices):
-            yield
+            yield torch.default_generator.get_state()
         return
     state = torch.default_generator.get_state()
     try:
         if move:
             torch.default_generator.manual_seed(next(_passes))
-        yield
+        yield state
     finally:
         torch.default_generator.set_state(state)
 

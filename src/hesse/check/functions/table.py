@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from hesse.check.check_report import Finding
-from hesse.check.functions import cotangents, inputs, passes, second_order, ties, transforms, values, variants
-from hesse.check.functions.case import Case, Level, first_line
+from hesse.check.functions import (
+    cotangents,
+    forward,
+    inner,
+    inputs,
+    lengths,
+    passes,
+    second_order,
+    ties,
+    transforms,
+    values,
+    variants,
+)
+from hesse.check.functions.case import Case, Level, first_line, has_ties
 from hesse.check.functions.subject import BudgetSpent
+from hesse.check.functions.variants import data_leaves
 from hesse.check.isolation.news import Running, tell
 
 _VALUES = "reverse mode"
+_TIES = ("equal elements", "zeros")
 
 
 @dataclass(frozen=True)
@@ -39,11 +53,12 @@ CHECKS = (
     Check("sums of cotangents", cotangents.added),
     Check("cotangents of single outputs", cotangents.alone),
     Check("strides of the cotangent", cotangents.strides),
+    Check("strides of cotangents inside", inner.inner_strides),
     Check("inputs and cotangents unchanged", passes.unchanged, least=1),
     Check("another call before the backward pass", passes.interleaved, least=1),
     Check("accumulation over two uses", passes.used_twice, least=2),
     Check(_VALUES, values.reverse, least=4),
-    Check("forward mode", values.forward, least=1, builds_on_values=True),
+    Check("forward mode", forward.forward, least=1, builds_on_values=True),
     Check("second order", second_order.second_order, least=4, builds_on_values=True),
     Check("other cotangents", values.other_cotangents, least=4, builds_on_values=True),
     Check("strides of the inputs", inputs.strides, least=2),
@@ -54,6 +69,7 @@ CHECKS = (
     Check("other regions", variants.regions, least=5, builds_on_values=True),
     Check("expanded inputs", inputs.expanded_inputs, least=2),
     Check("other batch sizes", variants.batch_sizes, least=5, builds_on_values=True),
+    Check("lengths of other axes", lengths.axis_lengths, "full", least=5, builds_on_values=True),
     Check("vmap", transforms.batched, least=3, builds_on_values=True),
     Check("equal elements", ties.equal_elements, least=5, builds_on_values=True),
     Check("zeros", ties.zeros, least=5, builds_on_values=True),
@@ -66,7 +82,7 @@ CHECKS = (
 def run_checks(case: Case) -> None:
     """Make every comparison that the level asks for and the budget allows; without first derivatives nothing is decided."""
     skipped = []
-    for check in CHECKS:
+    for check in _ordered(case):
         if (check.level == "full" and case.level == "quick") or (check.builds_on_values and case.wrong):
             continue
         tell(Running(check.name))
@@ -76,6 +92,20 @@ def run_checks(case: Case) -> None:
         case.row(_VALUES, "", 0, 0.0, float("inf"), "undecided")
     if skipped:
         case.note(f"the {case.subject.budget.limit} evaluations of level {case.level} did not reach: {', '.join(skipped)}")
+
+
+def _ordered(case: Case) -> Iterator[Check]:
+    """The checks; those of equal elements and zeros right behind the values where data has such elements."""
+    moved = (
+        [check for check in CHECKS if check.name in _TIES]
+        if any(has_ties(case.home.point[i]) for i in data_leaves(case))
+        else []
+    )
+    for check in CHECKS:
+        if check not in moved:
+            yield check
+        if check.name == _VALUES:
+            yield from moved
 
 
 def _is_made(case: Case, check: Check) -> bool:

@@ -8,34 +8,68 @@ import torch
 from torch import Tensor
 
 from hesse.check.check_report import Finding
-from hesse.check.functions.case import Case, first_line
+from hesse.check.functions.case import Case, first_line, has_ties
+from hesse.check.functions.judging import judge
 from hesse.check.functions.spot import Spot
 from hesse.check.functions.subject import BudgetSpent, Leaves, Subject
-from hesse.check.functions.values import judge, random_cotangents
+from hesse.check.functions.values import random_cotangents
 from hesse.core.random import normal
 
-_COST = 6  # evaluations that a comparison at another point usually takes
+COST = 6  # evaluations that a comparison at another point usually takes
+_REDRAWN = 6  # leaves that are drawn anew in their range
+_SHIFT = 1e-2  # how far, relatively, beside a point with equal elements
+_SOUGHT = 100_000  # elements of a leaf among which equal ones are sought
+_BEYOND = 0.1  # of a range: so far beyond it numbers are drawn
 
 
 def regions(case: Case) -> None:
-    """Points in other regions: signs flipped, smaller and larger numbers. Cost: 5 evaluations a point."""
+    """Points in other regions: signs flipped, smaller and larger numbers. Cost: 5 evaluations a point.
+
+    At level full, leaves that are not moved so far (see `data_leaves`) are drawn anew within the range of their elements.
+    """
     for words, move in _moves(case):
-        if case.wrong or case.subject.budget.left < _COST:
+        if case.wrong or case.subject.budget.left < COST:
             return
-        point = [move(x) if leaf in _data(case) else x for leaf, x in enumerate(case.home.point)]
+        point = [case.home.kept(leaf, move(x)) if leaf in data_leaves(case) else x for leaf, x in enumerate(case.home.point)]
         check, only = f"reverse mode at {words}", "only in a region of x"
-        text = _compare(case, check, case.subject, point, case.home.cotangents, only)
+        text = compare_elsewhere(case, check, case.subject, point, case.home.cotangents, only)
         if text:
-            _report_raised(case, check, text, only)
+            report_raised(case, check, text, only)
+    if case.level == "full":
+        _redrawn(case)
 
 
-def _data(case: Case) -> set[int]:
+def _redrawn(case: Case) -> None:
+    """Other leaves of a function anew, one by one: in the range of their elements, and a little beyond; no parameters."""
+    home, only = case.home, "only in a region of x"
+    if _are_inputs(case.names):
+        return
+    for leaf in [leaf for leaf, x in enumerate(home.point) if leaf not in data_leaves(case) and not x.is_complex()][:_REDRAWN]:
+        for _ in range(2):
+            if case.wrong or case.subject.budget.left < COST:
+                return
+            x = home.point[leaf]
+            low, high = x.min(), x.max()
+            share = torch.rand(x.shape, generator=home.generator, dtype=torch.float64).to(device=x.device, dtype=x.dtype)
+            drawn = low + (high - low) * ((1 + 2 * _BEYOND) * share - _BEYOND)
+            check = f"reverse mode at other numbers in '{case.names[leaf]}'"
+            point = [*home.point[:leaf], home.kept(leaf, drawn), *home.point[leaf + 1 :]]
+            text = compare_elsewhere(case, check, case.subject, point, home.cotangents, only)
+            if text:
+                report_raised(case, check, text, only)
+
+
+def data_leaves(case: Case) -> set[int]:
     """The leaves that are moved to other regions: inputs, where names say so; else the first.
 
     Parameters in other regions may leave the domain where a function is itself: iterations that converge no longer, say.
     """
-    inputs = {leaf for leaf, name in enumerate(case.names) if name.partition(".")[0] == "inputs"}
-    return inputs or {0}
+    return _are_inputs(case.names) or {0}
+
+
+def _are_inputs(names: list[str]) -> set[int]:
+    """The leaves that are inputs of a module, as their names say."""
+    return {leaf for leaf, name in enumerate(names) if name.partition(".")[0] == "inputs"}
 
 
 def _moves(case: Case) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
@@ -62,7 +96,7 @@ def _factors(x: Tensor, generator: torch.Generator) -> Tensor:
     return (signs * 10**exponents).to(device=x.device, dtype=x.real.dtype)
 
 
-def _compare(
+def compare_elsewhere(
     case: Case,
     check: str,
     subject: Subject,
@@ -93,14 +127,36 @@ def _compare(
     except BudgetSpent:
         raise
     except Exception as error:
+        case.raised[check] = subject.place(point, cotangents)
         return "" if isinstance(error, (AssertionError, NotImplementedError)) else f"raises {first_line(error)}"
     if not all(bool(g.isfinite().all()) for g in spot.gradient):
         _undefined(case, check, spot, words)
         return ""
     slope = spot.slope(next(spot.directions(1)))
-    if not slope.kink and slope.verdict != "undecided":
-        judge(case, check, [slope], spot, words)
+    if slope.kink or slope.verdict == "undecided" or (slope.verdict == "wrong" and _is_right_beside(case, spot)):
+        return ""
+    judge(case, check, [slope], spot, words)
     return ""
+
+
+def _is_right_beside(case: Case, spot: Spot) -> bool:
+    """Whether elements of a point are equal or zero, and the gradient is right beside it, where they are not.
+
+    There a function may have slopes along all directions that are no linear function of them (a median), and no gradient.
+
+    Cost: 5 evaluations where elements are equal or zero.
+    """
+    if spot.subject.is_sparse or not any(has_ties(x) for x in spot.point if x.numel() <= _SOUGHT):
+        return False
+    moved = [x + _SHIFT * spot.random(leaf) for leaf, x in enumerate(spot.point)]
+    try:
+        beside = Spot(spot.subject, moved, spot.cotangents, spot.precision, spot.generator)
+    except BudgetSpent:
+        raise
+    except Exception:
+        return False
+    slope = beside.slope(next(beside.directions(1)))
+    return beside.is_finite and slope.verdict == "ok" and not slope.kink
 
 
 def _undefined(case: Case, check: str, spot: Spot, words: str) -> None:
@@ -116,7 +172,8 @@ def _undefined(case: Case, check: str, spot: Spot, words: str) -> None:
                 case.row(check, case.names[leaf], 1, float("inf"), 0.0, "wrong")
                 size = spot.sizes[leaf]
                 case.findings.append(Finding(check, case.names[leaf], place, g[place].item(), found.value / size,
-                                             found.error / size, f"not finite; {words}"))  # fmt: skip
+                                             found.error / size, f"not finite; {words}",
+                                             spot.subject.place(spot.point, spot.cotangents)))  # fmt: skip
             return
 
 
@@ -124,13 +181,13 @@ def duplicates(case: Case) -> None:
     """The same index twice in an integer tensor of x. Cost: 6 evaluations for each integer tensor."""
     integer = [path for path, t in case.subject.constants.items() if _is_index(t)]
     for path in integer:
-        if case.wrong or case.subject.budget.left < _COST:
+        if case.wrong or case.subject.budget.left < COST:
             return
         subject = case.subject.variant(lambda p, t, path=path: _doubled(t) if p == path else t)
         check, words = f"duplicated indices in '{path}'" if path else "duplicated indices", "only where an index occurs twice"
-        text = _compare(case, check, subject, case.home.point, None, words)
+        text = compare_elsewhere(case, check, subject, case.home.point, None, words)
         if text:
-            _report_raised(case, check, text, words)
+            report_raised(case, check, text, words)
 
 
 def _is_index(t: Tensor) -> bool:
@@ -153,10 +210,10 @@ def batch_sizes(case: Case) -> None:
     axis = _batch_axis(case)
     if axis is None or case.subject.is_sparse:
         return
-    lengths = (1, axis + 1) if case.level == "quick" else (1, axis + 1, axis - 1, 2, 3, 5, 7, 2 * axis, 2 * axis + 1, 33, 0)
+    lengths = (1, axis + 1, 0) if case.level == "quick" else (1, axis + 1, axis - 1, 2, 3, 5, 7, 2 * axis, 2 * axis + 1, 33, 0)
     raised: dict[int, str] = {}
     for length in dict.fromkeys(lengths):
-        if case.wrong or case.subject.budget.left < _COST:
+        if case.wrong or case.subject.budget.left < (COST if length else 1):
             break
         if length != axis and length >= 0:
             raised[length] = _other_length(case, axis, length)
@@ -165,14 +222,19 @@ def batch_sizes(case: Case) -> None:
 
 def _judge_raised(case: Case, axis: int, raised: dict[int, str]) -> None:
     """A backward pass that raises at some lengths is wrong; one that raises at the shortest ones is made for longer ones."""
-    if any(raised.values()) and sum(length < axis for length in raised) < 2 and axis > 2 and case.subject.budget.left >= _COST:
+    if any(raised.values()) and sum(length < axis for length in raised) < 2 and axis > 2 and case.subject.budget.left >= COST:
         raised[2] = _other_length(case, axis, 2)
     shorter = [text for length, text in raised.items() if length < axis]
     for length, text in raised.items():
         if text and length < axis and ((raised.get(1) and raised.get(2)) or (all(shorter) and len(shorter) > 1)):
             case.note(f"with fewer rows the backward pass {text}")
         elif text:
-            _report_raised(case, f"reverse mode at {length} rows", text, f"only where the first axis has {length} elements")
+            report_raised(case, f"reverse mode at {length} rows", text, _only(length))
+
+
+def _only(length: int) -> str:
+    elements = "element" if length == 1 else "elements"
+    return f"only where the first axis has {length} {elements} (a function that is not made for so many may refuse them)"
 
 
 def _other_length(case: Case, axis: int, length: int) -> str:
@@ -182,13 +244,14 @@ def _other_length(case: Case, axis: int, length: int) -> str:
         _no_elements(case, subject)
         return ""
     shapes = [(length, *y.shape[1:]) if y.dim() and y.shape[0] == axis else tuple(y.shape) for y in case.home.outputs]
-    words = f"only where the first axis has {length} elements"
-    return _compare(case, f"reverse mode at {length} rows", subject, subject.leaves, None, words, shapes)
+    words = _only(length)
+    return compare_elsewhere(case, f"reverse mode at {length} rows", subject, subject.leaves, None, words, shapes)
 
 
-def _report_raised(case: Case, check: str, text: str, words: str) -> None:
+def report_raised(case: Case, check: str, text: str, words: str) -> None:
+    """Note that a backward pass raised: what it raised, and where only."""
     case.row(check, "", 1, float("inf"), 0.0, "wrong")
-    case.findings.append(Finding(check, "", None, None, None, 0.0, f"{text}; {words}"))
+    case.findings.append(Finding(check, "", None, None, None, 0.0, f"{text}; {words}", case.raised.get(check)))
 
 
 def _batch_axis(case: Case) -> int | None:

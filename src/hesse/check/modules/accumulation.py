@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from hesse.check.modules.aliases import alias_slots
 from hesse.check.modules.ledger import Ledger
 from hesse.check.modules.specimen import Named, Specimen
 from hesse.core.random import normal
@@ -123,6 +124,9 @@ def check_reuse(specimen: Specimen, ledger: Ledger) -> None:
 
 def share(first: nn.Module, second: nn.Module) -> None:
     """Let the second module, a copy of the first, use the first's parameters."""
+    slots, pairs = alias_slots(second), zip(second.parameters(), first.parameters(), strict=True)
+    for held, key, parameter in [(*slot, p) for own, p in pairs for slot in slots.get(id(own), ())]:
+        held[key] = parameter
     for own, other in zip(first.modules(), second.modules(), strict=True):
         for name, parameter in own._parameters.items():
             if parameter is not None:

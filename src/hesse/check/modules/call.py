@@ -26,6 +26,7 @@ class Call:
         values: name -> floating-point or complex tensor with elements; "inputs.0", "inputs.mask", "inputs.0.state", ...
         dense: name -> every dense tensor, moving or not.
         held: names of inputs that move nowhere, since the module is not differentiable in them; filled by others.
+        given: name -> copy of a dense tensor, as it was before any run.
     """
 
     def __init__(self, args: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -38,9 +39,11 @@ class Call:
         self.values: dict[str, Tensor] = {}
         self.dense: dict[str, Tensor] = {}
         self.held: set[str] = set()
+        self.given: dict[str, Tensor] = {}
         for name, leaf in zip(self._names, leaves, strict=True):
             if name not in self._leaves:
                 self._leaves[name] = self._taken(name, leaf)
+        self.given = {name: t.clone() for name, t in self.dense.items()}
 
     def _taken(self, name: str, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -86,6 +89,7 @@ class Call:
         other._leaves = {**self._leaves, **given}
         other.dense = {name: given.get(name, t) for name, t in self.dense.items()}
         other.values = {name: given.get(name, t) for name, t in self.values.items()}
+        other.given = {name: given[name].clone() if name in given else t for name, t in self.given.items()}
         return other
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Call:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hesse.check.functions.case import first_line
-from hesse.check.functions.subject import is_continuous
+from hesse.check.functions.subject import is_continuous, random_state_kept
 from hesse.check.modules.ledger import Ledger
-from hesse.check.modules.specimen import Specimen
+from hesse.check.modules.specimen import Named, Specimen
 from hesse.core.random import normal
 
 _NOISE = 0.3  # how far, relatively, the state of a copy is moved before it loads the module's
@@ -42,7 +42,7 @@ def check_state(specimen: Specimen, ledger: Ledger) -> None:
     state = s.module.state_dict()
     with torch.no_grad():
         for name, value in other.state_dict(keep_vars=True).items():
-            if name in state and isinstance(value, Tensor) and is_continuous(value):
+            if name in state and isinstance(value, Tensor) and is_continuous(value) and value.layout is torch.strided:
                 noise = normal(value.shape, value.dtype, value.device, s.generator)
                 value.add_(_NOISE * value.abs().mean() * noise)
     moved = _run_elsewhere(s, other)
@@ -50,6 +50,40 @@ def check_state(specimen: Specimen, ledger: Ledger) -> None:
     _same(s, ledger, "state_dict into another copy", other)
     if moved and s.parameters():
         _independent(s, ledger, other)
+
+
+def check_trained(specimen: Specimen, ledger: Ledger) -> None:
+    """What two calls in train mode leave behind is in the `state_dict`, as far as eval mode depends on it.
+
+    A module whose outputs in eval mode change from call to call, as those with a cache of what they saw do, is passed over.
+
+    Cost: 5 evaluations.
+    """
+    s, trained, other = specimen, specimen.untouched_copy(), specimen.untouched_copy()
+    names = list(s.outputs)
+    try:
+        trained.train()
+        for inputs in (s.call.moving, s.shrunk()):
+            args, named = s.call.build(inputs)
+            s.evaluations += 1
+            with random_state_kept([*inputs.values(), *trained.parameters()]):
+                trained(*args, **named)
+        trained.eval()
+        first, again = (_evaluated(s, trained, names) for _ in range(2))
+        other.eval().load_state_dict(trained.state_dict())
+        loaded = _evaluated(s, other, names)
+    except Exception as error:
+        ledger.note(f"state after training: {first_line(error)}")
+        return
+    if ledger.close(list(again.values()), list(first.values())):
+        ledger.agree("state_dict after training, in eval mode", loaded, first,
+                     words="something that train mode computes and eval mode uses is not in the state_dict")  # fmt: skip
+
+
+def _evaluated(s: Specimen, module: nn.Module, names: list[str]) -> Named:
+    with torch.no_grad():
+        outputs = s.outputs_of(module, s.call.moving)
+    return {name: y for name, y in outputs.items() if name in names}
 
 
 def _run_elsewhere(s: Specimen, other: nn.Module) -> bool:

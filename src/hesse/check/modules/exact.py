@@ -117,10 +117,27 @@ def judge_slope(ledger: Ledger, check: str, slope: Slope, leaf: str = "") -> boo
                                   "wrong" if wrong else "ok"))  # fmt: skip
     if wrong:
         words = f"{diagnose_slopes([slope.reverse], [found.value])}{'' if leaf else '; of everything that moves'}"
-        ledger.findings.append(
-            Finding(ledger.prefix + check, leaf, None, slope.reverse, found.value, found.error, words)
-        )
+        ledger.findings.append(Finding(ledger.prefix + check, leaf, None, slope.reverse, found.value, found.error, words))
     return not wrong
+
+
+def along_kink(specimen: Specimen, direction: Named) -> bool:
+    """Whether a module has a kink at its point, along a direction of its parameters and inputs.
+
+    Args:
+        specimen: the module.
+        direction: by name, of everything that moves.
+
+    Cost: up to 10 evaluations.
+    """
+    exact = exact_specimen(specimen)
+    if exact is None:
+        return False
+    home = {**exact.parameters(), **exact.call.moving}
+    home = {name: home[name].detach().clone() for name in direction}
+    u = [t.to(_wide(t)) for t in specimen.cotangents.values()]
+    v = {name: t.to(_wide(t)) for name, t in direction.items()}
+    return any(has_kink(lambda t, s=exact: inner(u, _at(s, home, v, t)), step) for step in _KINK_STEPS)
 
 
 def products(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
@@ -137,9 +154,11 @@ def _at(s: Specimen, home: Named, direction: Named, t: float) -> list[Tensor]:
 
 
 def _widened(t: Tensor) -> Tensor:
-    if not is_continuous(t):
-        return t
-    return t.to(torch.complex128 if t.is_complex() else torch.float64)
+    return t.to(_wide(t)) if is_continuous(t) else t
+
+
+def _wide(t: Tensor) -> torch.dtype:
+    return torch.complex128 if t.is_complex() else torch.float64
 
 
 def _is_exact(s: Specimen) -> bool:

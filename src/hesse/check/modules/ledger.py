@@ -38,7 +38,12 @@ class Ledger:
         self.reproducer = ""
 
     def agree(
-        self, check: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, words: str = "only here",
+        self,
+        check: str,
+        found: Mapping[str, Tensor],
+        expected: Mapping[str, Tensor],
+        *,
+        words: str = "only here",
         beside: Mapping[str, Tensor] | None = None,
     ) -> bool:
         """Compare tensors by name with what they have to be.

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from hesse.check.functions.case import first_line, largest
-from hesse.check.layouts import expanded, layouts
+from hesse.check.layouts import expanded, layouts, slices
 from hesse.check.modules.ledger import Ledger
+from hesse.check.modules.mutation import Watch
 from hesse.check.modules.specimen import Named, Run, Specimen
 from hesse.core.random import normal
 
@@ -24,11 +26,9 @@ def check_first_run(specimen: Specimen, ledger: Ledger) -> Run:
     Cost: 1 gradient.
     """
     s = specimen
-    inputs = s.call.moving
-    before = {name: t.detach().clone() for name, t in {**s.parameters(), **inputs, **dict(s.call.constants())}.items()}
-    run = s.run(None, inputs)
-    now = {**s.parameters(), **inputs, **dict(s.call.constants())}
-    good = ledger.equal("unchanged by the forward pass", now, before, "changed in place by the forward pass")
+    watch = Watch(s)
+    run = s.run(None, watch.inputs)
+    good = watch.forward(ledger)
     if not s.cotangents:
         s.start(run)
     ledger.dtypes = s.dtypes
@@ -36,7 +36,7 @@ def check_first_run(specimen: Specimen, ledger: Ledger) -> Run:
     s.outputs = {name: y.detach().clone() for name, y in run.outputs.items()}
     s.gradients = {name: g.clone() for name, g in run.pull(s.cotangents, keep=False).items()}
     if good:
-        ledger.equal("unchanged by the backward pass", now, before, "changed in place by the backward pass")
+        watch.backward(ledger)
     own = {f"cotangent of '{name}'" if name else "cotangent": u for name, u in s.cotangents.items()}
     kept = dict(zip(own, cotangents.values(), strict=True))
     ledger.equal("cotangent unchanged", own, kept, "changed in place by the backward pass")
@@ -103,19 +103,21 @@ def _terms(s: Specimen, run: Run) -> Named:
 def check_layouts(specimen: Specimen, ledger: Ledger) -> None:
     """Inputs of other strides, one after the other, give the same outputs and gradients.
 
-    Cost: 1 gradient for each kind of strides and each input.
+    Cost: 1 gradient for each kind of strides and each input; 1 evaluation and 2 backward passes where one differs.
     """
-    s = specimen
+    s, terms = specimen, None
     inputs = s.call.moving
     for name, value in inputs.items():
-        for kind, other in layouts(value) if name in s.call.dense else ():
+        for kind, other in chain(layouts(value), slices(value)) if name in s.call.dense else ():
             try:
                 outputs, gradients = s.gradient(None, {**inputs, name: other})
             except Exception as error:
                 ledger.note(f"{kind} input: the module raises {first_line(error)}")
                 continue
             if ledger.close(list(outputs.values()), list(s.outputs.values())):
-                ledger.agree(f"{kind} input", gradients, s.gradients)
+                if terms is None and not ledger.close(list(gradients.values()), [s.gradients[n] for n in gradients]):
+                    terms = _terms(s, s.run())
+                ledger.agree(f"{kind} input", gradients, s.gradients, beside=terms)
             elif s.draws:
                 ledger.note(f"{kind} input: other outputs, as random numbers are drawn in the order of memory")
             else:
@@ -155,7 +157,7 @@ def _alive() -> int:
 
 def _cotangents(s: Specimen) -> Iterator[tuple[str, Named]]:
     """The specimen's cotangents in other strides, all of a kind together."""
-    own = {name: dict(layouts(u)) for name, u in s.cotangents.items()}
+    own = {name: dict([*layouts(u), *slices(u)]) for name, u in s.cotangents.items()}
     for kind in dict.fromkeys(kind for kinds in own.values() for kind in kinds):
         yield kind, {name: kinds.get(kind, s.cotangents[name]) for name, kinds in own.items()}
 
@@ -170,11 +172,11 @@ def _repeated(own: Named) -> Iterator[Named]:
 def check_additivity(specimen: Specimen, run: Run, ledger: Ledger) -> None:
     """The gradient for a sum of cotangents is the sum of the gradients.
 
-    Cost: 2 backward passes.
+    Cost: 3 backward passes.
     """
     s = specimen
     other = {name: normal(u.shape, u.dtype, u.device, s.generator) for name, u in s.cotangents.items()}
     both = run.pull({name: u + other[name] for name, u in s.cotangents.items()})
     alone = run.pull(other)
     ledger.agree("sum of cotangents", both, {name: g + alone[name] for name, g in s.gradients.items()},
-                 words="the gradient is not additive in the cotangent")  # fmt: skip
+                 words="the gradient is not additive in the cotangent", beside=_terms(s, run))  # fmt: skip

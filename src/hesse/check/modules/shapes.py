@@ -93,8 +93,9 @@ class RowWise:
 def check_shapes(specimen: Specimen, ledger: Ledger) -> None:
     """Batches of 1, n - 1, n + 1 and 2 n + 1 rows, in another order, and of none.
 
-    Where each row of the outputs depends on its row of the inputs alone, outputs and gradients are compared row by row with
-    those of the whole batch; elsewhere the derivative is compared with a difference. A module that raises is noted.
+    Where each row of the outputs depends on its row of the inputs alone, wherever it stands, outputs and gradients are compared
+    row by row with those of the whole batch; elsewhere, as where rows are positions in a sequence, the derivative is compared
+    with a difference. A module that raises is noted.
 
     Cost: 3 gradients and 1 for each size.
     """
@@ -108,7 +109,11 @@ def check_shapes(specimen: Specimen, ledger: Ledger) -> None:
         sizes = {"rows in another order": rows[::-1], "1 row": rows[:1], **sizes}
     if n > 2:
         sizes[f"{n - 1} rows"] = rows[:-1]
-    row_wise = _independent(specimen, ledger, batch) and sum(_agrees(ledger, batch, own) for own in sizes.values()) >= 2
+    ordered = n > 1 and not _agrees(ledger, batch, sizes["rows in another order"])
+    row_wise = not ordered and _independent(specimen, ledger, batch)
+    row_wise = row_wise and sum(_agrees(ledger, batch, own) for own in sizes.values()) >= 2
+    if ordered:
+        ledger.note("rows of the outputs depend on where they stand: other numbers of rows were compared with differences")
     for check, own in sizes.items():
         if row_wise:
             ledger.attempt(check, lambda check=check, own=own: _compare(ledger, batch, check, own))
@@ -144,9 +149,13 @@ def _agrees(ledger: Ledger, batch: RowWise, rows: list[Row]) -> bool:
 
 
 def _compare(ledger: Ledger, batch: RowWise, check: str, rows: list[Row]) -> None:
-    run = batch.run(rows)
+    try:
+        run = batch.run(rows)
+    except Exception as error:
+        ledger.note(f"{check}: the module raises {first_line(error)}")
+        return
     outputs, gradients = batch.expected(rows)
-    words = "beside the same rows in the whole batch"
+    words = "compared with the same rows in the whole batch"
     if ledger.agree(f"{check}: outputs", {n: y.detach() for n, y in run.outputs.items()}, outputs, words=words):
         ledger.agree(f"{check}: gradients", run.pull(batch.cotangents(rows)), gradients, words=words)
 

@@ -14,6 +14,7 @@ from hesse.autodiff.functional import functional
 from hesse.autodiff.passes import backward_pass
 from hesse.autodiff.recording import node_outputs, nodes
 from hesse.check.functions.subject import is_continuous, preserved, random_state_kept
+from hesse.check.modules.aliases import aliases_follow
 from hesse.check.modules.call import Call
 from hesse.core import tree
 from hesse.core.errors import StructureError
@@ -80,6 +81,7 @@ class Specimen:
         still: name of a table -> its padding row, which gets no gradient though outputs depend on it.
         by_design: names of tables whose gradient is scaled by frequency, and so is no derivative.
         in_place: whether a part says that it works in place, as `nn.ReLU(inplace=True)` does.
+        passed: the copies of its inputs that the last run of such a module got.
     """
 
     def __init__(self, module: nn.Module, call: Call, generator: torch.Generator) -> None:
@@ -97,6 +99,7 @@ class Specimen:
         self.still = {name: part.padding_idx for name, part in _tables(module) if part.padding_idx is not None}
         self.by_design = {name for name, part in _tables(module) if part.scale_grad_by_freq}
         self.in_place = any(getattr(part, "inplace", False) is True for part in module.modules())
+        self.passed: Named = {}
 
     def parameters(self, module: nn.Module | None = None) -> Named:
         """The parameters that are differentiated, each once, by name."""
@@ -104,7 +107,11 @@ class Specimen:
         return {name: p for name, p in module.named_parameters() if p.requires_grad and is_continuous(p) and p.numel()}
 
     def run(
-        self, module: nn.Module | None = None, inputs: Named | None = None, *, only: Collection[str] | None = None,
+        self,
+        module: nn.Module | None = None,
+        inputs: Named | None = None,
+        *,
+        only: Collection[str] | None = None,
         leaves: Named | None = None,
     ) -> Run:
         """Run a module in training's way: on its own parameters, with a graph.
@@ -128,10 +135,12 @@ class Specimen:
         """The continuous outputs of a module, by name."""
         self.evaluations += 1
         passed = {name: t.clone() for name, t in inputs.items()} if self.in_place else inputs
+        self.passed = passed if self.in_place else {}
         args, named = self.call.build(passed)
         with random_state_kept([*inputs.values(), *module.parameters()]):
             before = torch.default_generator.get_state()
-            value = self._function(module)(parameters or {}, *args, **named)
+            with aliases_follow(module, parameters or {}):
+                value = self._function(module)(parameters or {}, *args, **named)
             self.draws |= not torch.equal(before, torch.default_generator.get_state())
         return continuous_outputs(value)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,18 +10,23 @@ from torch import nn
 from hesse.check.functions.case import first_line
 from hesse.check.modules.call import Call
 from hesse.check.modules.discrete import hold_discrete
+from hesse.check.modules.first_call import initialized, materialized, remembered
 from hesse.check.modules.ledger import Ledger
+from hesse.check.modules.memory import check_memory
 from hesse.check.modules.passes import check_first_run
 from hesse.check.modules.specimen import Named, Run, Specimen, fresh_copy
+from hesse.check.modules.unregistered import check_registered, held_results
 from hesse.core.errors import LeafError, NonFiniteError
 
 _UNCHANGED = "parameters unchanged"
 _WITHIN = 0.9  # of a table's max_norm: so long are its rows made, at most
 
 
-def sound_specimen(
-    module: nn.Module, call: Call, generator: torch.Generator, ledger: Ledger
-) -> tuple[Specimen, Run | None]:
+class _NoBackward(Exception):
+    """The backward pass raises."""
+
+
+def sound_specimen(module: nn.Module, call: Call, generator: torch.Generator, ledger: Ledger) -> tuple[Specimen, Run | None]:
     """The module ready for a check: a copy that does what the module does, or where there is none, the module in place.
 
     Args:
@@ -41,7 +44,7 @@ def sound_specimen(
 
     Cost: 2 gradients, and up to 2 more where copies or runs differ.
     """
-    own = _materialized(module, call, ledger)
+    own = materialized(module, call, ledger)
     specimen = Specimen(own, call, generator)
     if not specimen.parameters() and not call.moving:
         raise LeafError("Derivatives of a module by its parameters and inputs are checked.",
@@ -49,13 +52,20 @@ def sound_specimen(
                         "unfreeze a parameter, or check the module where it gets floating-point numbers")  # fmt: skip
     with suppress(Exception):
         specimen.pristine = fresh_copy(own)
-    run, gradients = _first(specimen, ledger)
-    for name, y in run.outputs.items():
-        if not y.isfinite().all():
-            where = f"output '{name}'" if name else "the output"
-            raise NonFiniteError(f"The derivatives of {type(module).__name__} are checked where its values are finite.",
-                                 f"NaN or infinity in {where}", "choose another input")  # fmt: skip
+    results = held_results(own)
+    try:
+        run, gradients = _first(specimen, ledger)
+    except _NoBackward as error:
+        ledger.wrong("backward pass", f"raises {error}")
+        return specimen, None
+    _require_finite(type(module).__name__, run)
+    ready = initialized(specimen)
+    if ready is not None:
+        ledger.note("the first call sets parameters by its data: the module was checked after such a call")
+        return sound_specimen(ready, call, generator, ledger)
     ledger.dtypes = specimen.dtypes
+    ledger.attempt("registered parameters", lambda: check_registered(specimen, run, ledger, results))
+    check_memory(own, ledger)
     held = len(call.held)
     hold_discrete(specimen, ledger, {name: y.detach() for name, y in run.outputs.items()})
     if len(call.held) > held:
@@ -71,29 +81,20 @@ def sound_specimen(
     return specimen, first
 
 
-def _materialized(module: nn.Module, call: Call, ledger: Ledger) -> nn.Module:
-    """The module; of a lazy one, a copy with values."""
-    if not any(nn.parameter.is_lazy(t) for t in [*module.parameters(), *module.buffers()]):
-        return module
-    own = copy.deepcopy(module, _without_values(module))
-    args, named = call.build(call.moving)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):
-        own(*args, **named)
-    ledger.note("a lazy module: a copy with values was checked")
-    return own
-
-
-def _without_values(module: nn.Module) -> dict[int, Any]:
-    """What a deep copy has for parameters and buffers without values, which torch copies in part only."""
-    lazy = [t for t in [*module.parameters(), *module.buffers()] if nn.parameter.is_lazy(t)]
-    empty: Any = (nn.parameter.UninitializedBuffer, nn.parameter.UninitializedParameter)
-    return {id(t): empty[isinstance(t, nn.Parameter)](t.requires_grad, t.device, t.dtype) for t in lazy}
+def _require_finite(name: str, run: Run) -> None:
+    for output, y in run.outputs.items():
+        if not y.isfinite().all():
+            where = f"output '{output}'" if output else "the output"
+            raise NonFiniteError(f"The derivatives of {name} are checked where its values are finite.",
+                                 f"NaN or infinity in {where}", "choose another input")  # fmt: skip
 
 
 def _first(s: Specimen, ledger: Ledger) -> tuple[Run, Named]:
     """The first run of the user's module, with inputs held that it refuses to be differentiated by."""
     try:
         return _pulled(s)
+    except _NoBackward as error:
+        reason = str(error)
     except Exception as error:
         reason = first_line(error)
     s.run(only=[])  # raises what the module raises on such inputs, differentiated or not
@@ -113,7 +114,10 @@ def _first(s: Specimen, ledger: Ledger) -> tuple[Run, Named]:
 def _pulled(s: Specimen) -> tuple[Run, Named]:
     run = s.run()
     s.start(run)
-    return run, run.pull(s.cotangents)
+    try:
+        return run, run.pull(s.cotangents)
+    except Exception as error:
+        raise _NoBackward(first_line(error)) from error
 
 
 def _copied(s: Specimen, ledger: Ledger, outputs: Named, gradients: Named) -> Run | None:
@@ -124,9 +128,11 @@ def _copied(s: Specimen, ledger: Ledger, outputs: Named, gradients: Named) -> Ru
         ledger.note(f"the module cannot be copied ({first_line(error)}): it was checked in place, and put back")
         s.copyable = False
     if s.copyable:
+        rows, findings = len(ledger.rows), len(ledger.findings)
         try:
             if run := _same(s, ledger, outputs, gradients):
                 if _keep_within_norm(s.module, ledger):
+                    del ledger.rows[rows:], ledger.findings[findings:]  # rows as long as allowed are cut for their rounding
                     s.original = s.module
                     run = check_first_run(s, ledger)
                 return run
@@ -138,8 +144,10 @@ def _copied(s: Specimen, ledger: Ledger, outputs: Named, gradients: Named) -> Ru
     s.module, s.copyable = s.original, False
     run = _same(s, ledger, outputs, gradients)
     if run is None and not any(finding.check == _UNCHANGED for finding in ledger.findings):
-        ledger.wrong("non-determinism",
-                     "two runs with the same random state differ: no dropout, but a counter, a clock, or memory")  # fmt: skip
+        kept = [f"'{name}'" for name in remembered(s)]
+        ledger.wrong("non-determinism", "two runs with the same random state differ: " + (
+            f"the module remembers {', '.join(kept[:3])} from call to call" if kept
+            else "no dropout, but a counter, a clock, or memory"))  # fmt: skip
     if run is not None and reason:
         _report_copy(s, ledger, reason)
     return run

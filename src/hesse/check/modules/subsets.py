@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from hesse.check.modules.ledger import Ledger
+from hesse.check.modules.mutation import Watch
 from hesse.check.modules.specimen import Named, Specimen
 
 _EVERY = 6  # leaves: of so many, all subsets are tried
@@ -34,7 +35,7 @@ def check_subsets(specimen: Specimen, ledger: Ledger, *, every: bool) -> None:
     if tried and not wrong:
         ledger.fine("subsets of requires_grad")
     if every:
-        _check_none(s, ledger)
+        ledger.attempt("nothing requires gradients", lambda: _check_none(s, ledger))
 
 
 def _agrees(s: Specimen, ledger: Ledger, subset: frozenset[str]) -> bool:
@@ -52,7 +53,11 @@ def _agrees(s: Specimen, ledger: Ledger, subset: frozenset[str]) -> bool:
 
 
 def _compare(s: Specimen, ledger: Ledger, check: str, subset: frozenset[str]) -> None:
-    run = s.run(only=subset)
+    try:
+        run = s.run(only=subset)
+    except RuntimeError as error:
+        _note_differentiating(ledger, error)
+        return
     if not ledger.close([y.detach() for y in run.outputs.values()], list(s.outputs.values())):
         ledger.wrong(check, _OTHERS)
         return
@@ -62,20 +67,32 @@ def _compare(s: Specimen, ledger: Ledger, check: str, subset: frozenset[str]) ->
 
 
 def _check_none(s: Specimen, ledger: Ledger) -> None:
-    """Nothing requires gradients, with recording on and off: the same outputs."""
+    """Nothing requires gradients, with recording on and off: the same outputs, and nothing is written to."""
     parameters: Named = s.parameters()
-    plain = s.call.moving
-    try:
-        for parameter in parameters.values():
-            parameter.requires_grad_(False)
-        outputs = s.outputs_of(s.module, plain)
-    finally:
-        for parameter in parameters.values():
-            parameter.requires_grad_()
-    ledger.agree("nothing requires gradients", {n: y.detach() for n, y in outputs.items()}, s.outputs, words=_OTHERS)
-    with torch.no_grad():
-        outputs = s.outputs_of(s.module, plain)
-    ledger.agree("under no_grad", outputs, s.outputs, words=_OTHERS)
+    for check, when, recording in (
+        ("nothing requires gradients", " where nothing requires gradients", True), ("under no_grad", " under no_grad", False),
+    ):  # fmt: skip
+        watch = Watch(s)
+        try:
+            for parameter in parameters.values():
+                parameter.requires_grad_(not recording)
+            with torch.set_grad_enabled(recording):
+                outputs = s.outputs_of(s.module, watch.inputs)
+        except RuntimeError as error:
+            _note_differentiating(ledger, error)
+            continue
+        finally:
+            for parameter in parameters.values():
+                parameter.requires_grad_()
+        watch.forward(ledger, when)
+        ledger.agree(check, {n: y.detach() for n, y in outputs.items()}, s.outputs, words=_OTHERS)
+
+
+def _note_differentiating(ledger: Ledger, error: RuntimeError) -> None:
+    """Pass over a module that differentiates itself, which needs what it differentiates by to require gradients."""
+    if "not require grad" not in str(error):
+        raise error
+    ledger.note("the module differentiates itself, so that what it differentiates by has to require gradients")
 
 
 def _coarse(s: Specimen) -> Iterator[frozenset[str]]:

@@ -66,6 +66,18 @@ def untouched(module: nn.Module) -> Iterator[None]:
                 entry.put_back()
 
 
+@contextmanager
+def recording() -> Iterator[None]:
+    """Record graphs, whatever mode surrounds this, and let autocast convert parameters anew at each use."""
+    cached = torch.is_autocast_cache_enabled()
+    torch.set_autocast_cache_enabled(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    finally:
+        torch.set_autocast_cache_enabled(cached)
+
+
 def _tensors(module: nn.Module, attributes: list[tuple[nn.Module, dict[str, Any]]]) -> list[Tensor]:
     held = [value for _, own in attributes for value in own.values() if isinstance(value, Tensor)]
     everything = [*module.parameters(), *module.buffers(), *held]

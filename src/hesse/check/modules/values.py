@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from hesse.autodiff.functional import functional
 from hesse.check.check_report import CheckReport
 from hesse.check.derivatives import checked
 from hesse.check.functions.case import Level
+from hesse.check.modules.aliases import alias_slots
 from hesse.check.modules.call import Call
 from hesse.check.modules.specimen import Named, Specimen, continuous_outputs
+from hesse.check.reproducer import of_module
+from hesse.check.written import Expression, written
 from hesse.core.errors import StructureError
 
-_Place = tuple[dict[str, Any], str]
-_FUNCTION = """\
-module = ...  # fill in: {name}, .{mode}()
-
-
-def f(leaves):
-    parameters = {{name: t for name, t in leaves.items() if not name.startswith("inputs.")}}
-    return torch.func.functional_call(module, parameters, ({given},)){rest}
-"""
+_Place = tuple[Any, Any]  # a dict or a list, and the key in it
 
 
 class Bound(nn.Module):
@@ -42,9 +39,7 @@ class Bound(nn.Module):
         still: rows of parameters that stay, by name.
     """
 
-    def __init__(
-        self, module: nn.Module, call: Call, parameters: list[str], still: dict[str, int], *, in_place: bool
-    ) -> None:
+    def __init__(self, module: nn.Module, call: Call, parameters: list[str], still: dict[str, int], *, in_place: bool) -> None:
         super().__init__()
         self.module = module
         self._call, self._own, self._in_place = call, parameters, in_place
@@ -93,14 +88,15 @@ class Bound(nn.Module):
 
 
 def _places(module: nn.Module) -> dict[str, list[_Place]]:
-    """Where each parameter stands in the module, under its first name; tied ones stand in several places."""
+    """Where each parameter stands in the module, under its first name; tied ones stand in several places, lists included."""
     first: dict[int, str] = {}
+    besides = alias_slots(module)
     places: dict[str, list[_Place]] = {}
     for path, part in module.named_modules():
         for key, parameter in part._parameters.items():
             if parameter is not None:
                 name = first.setdefault(id(parameter), f"{path}.{key}" if path else key)
-                places.setdefault(name, []).append((part._parameters, key))
+                places.setdefault(name, besides.pop(id(parameter), [])).append((part._parameters, key))
     return places
 
 
@@ -121,20 +117,31 @@ def check_values(specimen: Specimen, level: Level, limit: int) -> CheckReport:
     notes = (words,) if s.by_design else ()
     if not leaves:
         return CheckReport(name, level, (), (), notes, 0)
-    bound = _bound(s, list(parameters))
-    report = checked(bound, leaves, level=level, name=name, generator=s.generator, limit=limit)
+    with _parameters_kept(s.module):
+        report = checked(_bound(s, list(parameters)), leaves, level=level, name=name, generator=s.generator, limit=limit)
     return replace(report, notes=(*report.notes, *notes), reproducer=_filled(report.reproducer, s))
 
 
+@contextmanager
+def _parameters_kept(module: nn.Module) -> Iterator[None]:
+    """Put back what stands in a module's slots for parameters; a module that cannot be copied gets others there."""
+    kept = [(slots, key, slots[key]) for own in _places(module).values() for slots, key in own]
+    try:
+        yield
+    finally:
+        for slots, key, parameter in kept:
+            slots[key] = parameter
+
+
 def _filled(reproducer: str, s: Specimen) -> str:
-    """A reproducer whose function calls the module, which is left to be filled in with inputs that are no leaves."""
-    given = ", ".join(f"leaves[{name!r}]" for name in s.call.moving)
-    rest = "" if len(s.call.moving) == len(s.call.tensors()) else "  # fill in the inputs that are no leaves"
-    return reproducer.replace("f = ...  # fill in: Bound", _FUNCTION.format(
-        name=type(s.module).__name__, mode="train" if s.module.training else "eval", given=given, rest=rest))  # fmt: skip
+    """A reproducer whose function calls the module, which is left to be filled in."""
+    moving = {name: Expression(f"leaves[{name!r}]{'.clone()' if s.in_place else ''}") for name in s.call.moving}
+    args, named = s.call.build(cast("dict[str, Tensor]", moving))
+    mode = "train" if s.module.training else "eval"
+    return of_module(reproducer, f"{type(s.module).__name__}, .{mode}()", written(args), written(named))
 
 
 def _bound(s: Specimen, parameters: list[str]) -> Callable[[Any], Any]:
     module = s.copied() if s.copyable else s.module
     bound = Bound(module, s.call, parameters, s.still, in_place=s.in_place)
-    return bound if s.copyable else bound.forward
+    return bound if s.copyable else partial(functional(bound)[0], {})  # the user's own: every call begins with its buffers

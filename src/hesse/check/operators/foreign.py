@@ -43,7 +43,7 @@ class ForeignOperator(LinearOperator):
 
     def _apply(self, product: Callable[[Any], Any], array: Tensor) -> Tensor:
         conjugate = self._adjoint and array.is_complex()
-        result = torch.from_numpy(np.asarray(product((array.conj().resolve_conj() if conjugate else array).numpy())))
+        result = torch.from_numpy(np.asarray(product((array.conj() if conjugate else array).resolve_conj().numpy())))
         return result.conj().resolve_conj() if conjugate else result
 
     def __repr__(self) -> str:
@@ -78,6 +78,8 @@ def has_adjoint(A: LinearOperator) -> bool:
         A.transpose().mv(torch.zeros(A.out_space.dim, dtype=A.out_space.dtype))
     except (NotImplementedError, TypeError):
         return False
+    except Exception:  # there is one, and the laws of it will say that it raises
+        return True
     return True
 
 
@@ -91,6 +93,8 @@ def _torch_dtype(origin: Any) -> torch.dtype:
 def _remedy(A: Any) -> str:
     if isinstance(A, torch.nn.Module):
         return "check a module with hesse.check_module(module, *inputs)"
+    if hasattr(A, "tocsr"):
+        return "scipy.sparse.linalg.aslinearoperator(A) makes an operator of a sparse array"
     if isinstance(A, (Tensor, np.ndarray)):
         return "hesse.operators.Dense(matrix) makes an operator of a matrix"
     if isinstance(A, tuple) and all(callable(part) for part in A):

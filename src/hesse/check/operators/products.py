@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from hesse.check.layouts import layouts
+from hesse.check.layouts import layouts, slices
 from hesse.check.operators.evidence import Evidence, Fact, Sides, wide
 from hesse.check.operators.probe import BLOCK, Probe, columns, copied, modes_kept
 from hesse.core import tree
@@ -143,7 +143,7 @@ def _product(product: Callable[[Tree], Tree], v: Tree) -> Tree:
 def _other_layouts(vector: Tree, lead: int) -> Iterator[tuple[str, Tree]]:
     """The same vector with every leaf in other strides, for each kind of strides that one of the leaves can have."""
     own, structure = tree.flatten(vector)
-    kinds = [dict(layouts(leaf)) for leaf in own]
+    kinds = [dict([*layouts(leaf), *slices(leaf)]) for leaf in own]
     for name in dict.fromkeys(name for found in kinds for name in found):
         yield name, structure.unflatten([kind.get(name, leaf) for kind, leaf in zip(kinds, own, strict=True)])
     if lead:
