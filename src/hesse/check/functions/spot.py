@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -105,13 +106,13 @@ class Spot:
         """Whether slopes are so small beside the values that they are rounding."""
         return 0 < self.steepest < _FLAT * inner([u.abs() for u in self.cotangents], [y.abs() for y in self.outputs])
 
-    @property
+    @cached_property
     def steepest(self) -> float:
         """The largest slope along a single element, moved by as much as it is large."""
         slopes = (s * _finite(g).max().item() for s, g in zip(self.sizes, self.gradient, strict=True) if g.numel())
         return max(slopes, default=0.0)
 
-    @property
+    @cached_property
     def cancellation(self) -> float:
         """What rounding leaves of a slope, along an element moved by as much as it is large, whose terms cancel.
 
