@@ -138,3 +138,10 @@ def test_hessian_patterns_are_symmetric() -> None:
     found = sparsity(energy, point(7), of="hessian").pattern
     assert found.is_symmetric
     assert torch.equal(found.to_dense(), torch.func.hessian(energy)(point(7, 4)) != 0)
+
+
+def test_leaves_of_two_dtypes_agree_to_the_coarser_one() -> None:
+    x = [torch.randn(5, generator=torch.Generator().manual_seed(0)), point(5)]
+    _, matrix = prepare_jacobian(lambda p: p[0].double() * p[1], x)(x, layout="dense")
+    exact = torch.cat([x[1].float().double().diag(), x[0].double().diag()], 1)
+    torch.testing.assert_close(matrix, exact)

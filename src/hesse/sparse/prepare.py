@@ -97,7 +97,8 @@ class SparseDerivative:
         expected = self.in_space.ravel(operator.T @ u).detach()
         found = self.in_space.ravel(sparse.T @ u)
         sizes = self.in_space.ravel(_absolute(sparse).T @ self.out_space.unravel(self.out_space.ravel(u).abs()))
-        bar = 200 * torch.finfo(expected.dtype).eps * (sizes + expected.abs()) + 1e-30
+        coarsest = max(torch.finfo(dtype).eps for dtype in (*self.in_space.dtypes, *self.out_space.dtypes))
+        bar = 200 * coarsest * (sizes + expected.abs()) + 1e-30
         wrong = ((expected - found).abs() > bar.to(expected)) & expected.isfinite()
         wrong |= expected.isfinite() != found.isfinite()
         if bool(wrong.any()):

@@ -58,6 +58,10 @@ def in_place(x: Tensor) -> Tensor:
     return y
 
 
+def filled(x: Tensor) -> Tensor:
+    return torch.zeros(4, dtype=x.dtype).fill_(x[1]) * x + torch.full_like(x, 2.0)
+
+
 def loop(x: Tensor) -> Tensor:
     state, out = x[0], []
     for element in x[1:]:
@@ -75,6 +79,7 @@ EXACT = {  # name: function, shape of x; the pattern holds nothing but what some
     "Burgers": (burgers, (9,)),
     "in place": (in_place, (6,)),
     "loop": (loop, (5,)),
+    "fill_": (filled, (4,)),
     "rows of a softmax": (lambda x: x.softmax(1), (3, 4)),
     "sum": (lambda x: x.sum(0), (3, 4)),
     "mean of all": (lambda x: x.mean(), (3, 2)),

@@ -21,7 +21,7 @@ from hesse.rules.sparsity.forms import Call, Link, Same, everything, sparsity_ru
 _FLAT = frozenset((
     "sign", "signbit", "floor", "ceil", "round", "trunc", "heaviside", "floor_divide", "zeros_like", "ones_like",
     "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_empty", "new_empty_strided", "new_full",
-    "new_ones", "new_zeros", "bernoulli", "fill", "zero", "argmax", "argmin", "bucketize", "searchsorted", "histc",
+    "new_ones", "new_zeros", "bernoulli", "zero", "argmax", "argmin", "bucketize", "searchsorted", "histc",
     "bincount", "count_nonzero", "one_hot", "uniform", "exponential", "geometric", "cauchy", "log_normal", "random", "isnan",
     "isinf", "poisson", "multinomial",
 ))  # fmt: skip

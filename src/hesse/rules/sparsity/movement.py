@@ -33,6 +33,13 @@ def choice(call: Call) -> list[Link]:
     return movement(call) if call.is_fixed(mask) else [(0, t, Same()) for t in moved]
 
 
+@sparsity_rules.register("fill")
+def fill(call: Call) -> list[Link]:
+    """Every element on the value, where that is a tensor; on nothing that was there."""
+    value = call["value"]
+    return [(0, value, Same())] if isinstance(value, Tensor) else []
+
+
 @sparsity_rules.register(*_MOVES)
 def movement(call: Call) -> list[Link]:
     """Numbers of elements in the place of values; an index that depends on the input can point at everything."""
