@@ -77,9 +77,7 @@ def sparsity(f: Function, x: Any, *, of: Literal["jacobian", "hessian"] = "jacob
     if of not in ("jacobian", "hessian"):
         raise StructureError("sparsity is of='jacobian' or of='hessian'.", repr(of), "pass one of these")
     found = dependence(f, x, _ASKED, local=local, gradient=of == "hessian")
-    sets = found.sets if found.sets.has_canonical_format else found.sets.copy()
-    sets.sum_duplicates()
-    pattern = Pattern.of(sets)
+    pattern = Pattern.of(found.matrix)
     if of == "hessian":  # symmetric but for custom functions, whose backward may say what it likes
         pattern = pattern & pattern.T if found.analyzed == "primal" else pattern | pattern.T
     return Sparsity(pattern, found.in_space, found.out_space, local, dict(found.fallbacks), found.branches, found.analyzed)

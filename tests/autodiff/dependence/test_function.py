@@ -3,6 +3,7 @@ structure is plain."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from hesse.autodiff.dependence.function import dependence
 from hesse.core.errors import LeafError, NonScalarError, UnsupportedError
+from hesse.rules.sparsity.forms import sparsity_rules
 
 REAL = torch.float64
 POINTS = 4
@@ -137,7 +139,7 @@ COVERED = {  # a path or an order may change from point to point, or entries can
     "var": (lambda x: x.var(0), (3, 2)),
     "logsumexp": (lambda x: x.logsumexp(1), (3, 4)),
     "instance norm": (F.instance_norm, (2, 3, 5)),
-    "grid_sample": (lambda x: F.grid_sample(x[:, :, :3], x[:, :2, 3:].permute(0, 2, 3, 1)), (1, 2, 5, 3)),
+    "grid_sample": (lambda x: F.grid_sample(x[:, :, :3], x[:, :2, 3:].permute(0, 2, 3, 1), align_corners=False), (1, 2, 5, 3)),
     "prod": (lambda x: x.prod(0), (3, 2)),
     "cumprod": (lambda x: x.cumprod(0), (4,)),
     "rounded": (lambda x: x.round() * x, (5,)),
@@ -168,7 +170,7 @@ def jacobian(f, x: Tensor) -> Tensor:
 
 def pattern(f, x: Tensor, **options) -> Tensor:
     g = (lambda t: f(t)[0]) if isinstance(f, nn.LSTM) else f
-    return torch.from_numpy(dependence(g, x, "a pattern", **options).sets.toarray())
+    return torch.from_numpy(dependence(g, x, "a pattern", **options).matrix.toarray())
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -196,10 +198,49 @@ def test_local_patterns_are_those_of_the_point(name: str) -> None:
     assert not (here & ~local).any()
 
 
-def test_no_rule_is_known_and_said() -> None:
-    found = dependence(lambda x: F.grid_sample(x, torch.zeros(1, 2, 2, 2, dtype=REAL)), point((1, 1, 3, 3), 0), "a pattern")
-    assert dict(found.fallbacks) == {"grid_sampler_2d": 1}
-    assert found.sets.toarray().all()
+def test_no_rule_is_known_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sparsity_rules._rules, "_softmax")
+    found = dependence(lambda x: x.softmax(1), point((3, 2), 0), "a pattern")
+    assert dict(found.fallbacks) == {"_softmax": 1}
+    assert found.matrix.toarray().all()
+
+
+READS = {
+    "numpy": lambda x: x[torch.from_numpy(np.argsort(x.detach().numpy()))],
+    "asarray": lambda x: x[torch.from_numpy(np.argsort(np.asarray(x.detach())))],
+    "tolist": lambda x: x[[i for i, value in enumerate(x.tolist()) if value > 0]],
+    "dlpack": lambda x: x[torch.from_numpy(np.argsort(np.from_dlpack(x.detach())))],
+    "bool index": lambda x: x[x > 0],
+    "index of a draw": lambda x: x[torch.rand(5) < 0.5],
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_values_that_python_takes_are_branches(name: str) -> None:
+    x = point((5,), 3)
+    with pytest.raises(UnsupportedError, match="local=True"):
+        dependence(READS[name], x, "a pattern")
+    local = dependence(READS[name], x, "a pattern", local=True).matrix.toarray()
+    assert (local.sum(1) == 1).all()
+
+
+def test_what_is_drawn_may_be_drawn_otherwise() -> None:
+    def permuted(x: Tensor) -> Tensor:
+        return x[torch.randperm(5)]
+
+    assert dependence(permuted, point((5,), 0), "a pattern").matrix.toarray().all()
+
+    def either(x: Tensor) -> Tensor:
+        return torch.where(torch.rand(5) < 0.5, x, x.flip(0))
+
+    expected = torch.eye(5, dtype=torch.bool) | torch.eye(5, dtype=torch.bool).flip(0)
+    assert torch.equal(torch.from_numpy(dependence(either, point((5,), 0), "a pattern").matrix.toarray()), expected)
+
+
+@pytest.mark.parametrize("turn", [lambda y: y.transpose_(0, 1), lambda y: y.t_(), lambda y: y.swapaxes_(0, 1)])
+def test_views_made_in_place(turn) -> None:
+    found = dependence(lambda x: turn(x.clone())[0] * 2, point((2, 3), 0), "a pattern").matrix.toarray()
+    assert found.nonzero()[1].tolist() == [0, 3]
 
 
 def branching(x: Tensor) -> Tensor:
@@ -211,7 +252,7 @@ def test_a_branch_on_data_is_refused_or_followed() -> None:
     with pytest.raises(UnsupportedError, match=r"(?s)_local_scalar_dense at .*test_function\.py:\d+ in branching.*local=True"):
         dependence(branching, x, "a pattern")
     found = dependence(branching, x, "a pattern", local=True)
-    assert found.sets.toarray().tolist() == [[True, False, False, False], [False, True, False, False]]
+    assert found.matrix.toarray().tolist() == [[True, False, False, False], [False, True, False, False]]
     assert len(found.branches) == 1
 
 
@@ -225,7 +266,7 @@ def test_hessian_patterns() -> None:
         return (p["a"][1:] - p["a"][:-1]).pow(4).sum() + p["b"].exp().sum() * p["a"][0]
 
     x = {"a": point((5,), 0), "b": point((2,), 1)}
-    found = dependence(energy, x, "a pattern", gradient=True).sets.toarray()
+    found = dependence(energy, x, "a pattern", gradient=True).matrix.toarray()
     a, b = (t.clone().requires_grad_() for t in x.values())
     grads = torch.autograd.grad(energy({"a": a, "b": b}), [a, b], create_graph=True)
     flat = torch.cat(grads)
@@ -237,13 +278,13 @@ def test_custom_functions_are_analyzed_as_autograd_runs_them() -> None:
     found = dependence(lambda x: Backwards.apply(x)[1:] * x[:-1], point((5,), 0), "a pattern")
     assert found.analyzed == "reverse"
     exact = jacobian(lambda x: Backwards.apply(x)[1:] * x[:-1], point((5,), 1)) != 0
-    assert torch.equal(torch.from_numpy(found.sets.toarray()), exact)
+    assert torch.equal(torch.from_numpy(found.matrix.toarray()), exact)
 
 
 def test_trees_and_spaces() -> None:
     found = dependence(lambda p: [p["w"] @ p["x"], p["w"].sum()], {"w": point((2, 3), 0), "x": point((3,), 0)}, "a pattern")
     assert (found.in_space.names, [tuple(s) for s in found.out_space.shapes]) == (("w", "x"), [(2,), ()])
-    assert found.sets.toarray().tolist() == [
+    assert found.matrix.toarray().tolist() == [
         [True] * 3 + [False] * 3 + [True] * 3,
         [False] * 3 + [True] * 6,
         [True] * 6 + [False] * 3,

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import scipy.sparse
 import torch
 from torch import Tensor
 
 from hesse.autodiff.compiled.aliases import writes_of
+from hesse.autodiff.dependence.links import depending
 from hesse.autodiff.dependence.memory import Memory
-from hesse.autodiff.dependence.sets import Sets, depending, identity, sparse_zeros, union
+from hesse.autodiff.dependence.sets.base import Sets, merged
+from hesse.autodiff.dependence.sets.spans import Spans
 from hesse.autodiff.dispatching import LightMode
 from hesse.autodiff.source_lines import SourceMap
 from hesse.rules.sparsity import families
 from hesse.rules.sparsity.forms import Call, Link, Same, everything, sparsity_rules
-
-_FLAT = frozenset((
-    "sign", "signbit", "floor", "ceil", "round", "trunc", "heaviside", "floor_divide", "zeros_like", "ones_like",
-    "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_empty", "new_empty_strided", "new_full",
-    "new_ones", "new_zeros", "bernoulli", "zero", "argmax", "argmin", "bucketize", "searchsorted", "histc",
-    "bincount", "count_nonzero", "one_hot", "uniform", "exponential", "geometric", "cauchy", "log_normal", "random", "isnan",
-    "isinf", "poisson", "multinomial",
-))  # fmt: skip
-"""Their derivatives are zero."""
-_READS = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "item"})
-_DYNAMIC = frozenset({"nonzero", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive"})
 
 __all__ = ["Following", "families"]
 
@@ -42,6 +32,7 @@ class Following(LightMode):
     Attributes:
         fallbacks: how often ops without a rule were taken to mix everything, by name.
         branches: lines of the user's code that read a value which depends on the input.
+        mixers: ops at which elements met that depend on different inputs, and their lines; only for `Spans`, and the first.
     """
 
     def __init__(self, memory: Memory, *, local: bool) -> None:
@@ -49,38 +40,43 @@ class Following(LightMode):
         self.memory, self.local = memory, local
         self.fallbacks: Counter[str] = Counter()
         self.branches: list[str] = []
+        self.mixers: list[str] = []
         self._lines = SourceMap(stacks=False)
 
     def see(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run an op, and note what its results and what it has written depend on."""
         given = list(_tensors((*args, *kwargs.values())))
-        varying = any(self.memory.varies(t) for t in given)
+        varying = [t for t in given if self.memory.varies(t)]
+        random = torch.Tag.nondeterministic_seeded in func.tags  # other values at the next run
+        if torch.Tag.inplace_view in func.tags:  # another view of the same memory
+            return func(*args, **kwargs)
         written = writes_of(func, args, kwargs)
         old = {id(t): self.memory.sets(t) for t in given} if varying else {}
         result = func(*args, **kwargs)
+        made = list(_tensors(result if isinstance(result, (tuple, list)) else (result,)))
         if not varying:
-            for t in written:
-                self.memory.put(t, None, varies=False)
+            for t in (*made, *written) if random else written:
+                self.memory.put(t, None, varies=random)
             return result
         name = name_of(func)
-        made = list(_tensors(result if isinstance(result, (tuple, list)) else (result,)))
-        if name in _READS or name in _DYNAMIC:
-            self._branch(func)
+        if name in families.READS or families.is_dynamic(name, varying):
+            self.branches.append(self.place(name))
         outputs = [*_new(made, given), *written]
-        if not outputs:
-            return result
-        self._note(func, args, kwargs, outputs, old, name)
+        if outputs:
+            self._note(func, args, kwargs, outputs, old, name)
         return result
 
     def _note(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor], old: dict[int, Sets | None], name: str) -> None:
         found: list[Sets | None] = [None] * len(outputs)
-        if name not in _FLAT and any(sets is not None for sets in old.values()):
+        if name not in families.FLAT and any(sets is not None for sets in old.values()):
             call = Call(func, _bound(func, args, kwargs), outputs, self._is_fixed)
             for index, operand, form in self._links(call, name):
                 sets, y = old.get(id(operand)), outputs[index]
                 if sets is not None and (y.is_floating_point() or y.is_complex()):
-                    found[index] = union(found[index], depending(sets, operand, y, form))
+                    found[index] = merged(found[index], depending(sets, operand, y, form))
         for y, sets in zip(outputs, found, strict=True):
+            if isinstance(sets, Spans) and not self.mixers and sets.mixed:
+                self.mixers.append(self.place(name))
             self.memory.put(y, sets, varies=True)
 
     def _is_fixed(self, tensor: Tensor) -> bool:
@@ -96,45 +92,19 @@ class Following(LightMode):
         self.fallbacks[name] += 1
         return everything(call)
 
-    def _branch(self, func: Any) -> None:
+    def place(self, name: str) -> str:
+        """A name, and the line of the user's code that runs."""
         frame = self._lines.place().source
-        self.branches.append(f"{name_of(func)} at {frame}" if frame is not None else name_of(func))
+        return f"{name} at {frame}" if frame is not None else name
 
 
-def follow(
-    run: Callable[[], Sequence[Tensor]], inputs: Sequence[Tensor], *, local: bool
-) -> tuple[list[Tensor], Sets, Following, Memory]:
-    """Run a function of tensors, each element of which is an input.
-
-    Args:
-        run: gives the outputs.
-        inputs: tensors that it reads.
-        local: whether values are taken for what they are.
-
-    Returns:
-        The outputs; the sets of their elements, ``[outputs, inputs]``; what was noted on the way.
-
-    Cost: one run, and about 50 microseconds an op besides the work on sets.
-    """
-    total = sum(x.numel() for x in inputs)
-    memory, start = Memory(total), 0
-    for x in inputs:
-        memory.put(x, identity(x.numel(), total, start), varies=True)
-        start += x.numel()
-    following = Following(memory, local=local)
-    with following:
-        outputs = list(run())
-    return outputs, sets_of(memory, outputs), following, memory
-
-
-def sets_of(memory: Memory, tensors: Sequence[Tensor | None], sizes: Sequence[int] | None = None) -> Sets:
+def sets_of(memory: Memory, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> Sets:
     """The sets of several tensors, one after the other; none for what is missing."""
-    parts = []
-    for number, t in enumerate(tensors):
+    joined = memory.none
+    for t, size in zip(tensors, sizes, strict=True):
         sets = None if t is None else memory.sets(t)
-        size = t.numel() if t is not None else sizes[number] if sizes else 0
-        parts.append(sparse_zeros(size, memory.inputs) if sets is None else sets)
-    return scipy.sparse.csr_array(scipy.sparse.vstack(parts, "csr")) if parts else sparse_zeros(0, memory.inputs)
+        joined = joined.then(joined.empty(size) if sets is None else sets)
+    return joined
 
 
 def name_of(func: Any) -> str:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.dependence.following import Following, follow, sets_of
+from hesse.autodiff.dependence.following import Following, sets_of
 from hesse.autodiff.dependence.memory import Memory
-from hesse.autodiff.dependence.sets import Sets, identity
-from hesse.autodiff.fused import differentiable_attention
+from hesse.autodiff.dependence.reading import Reading
+from hesse.autodiff.dependence.sets.base import Sets
+from hesse.autodiff.dependence.sets.few import Few
+from hesse.autodiff.engine import pull_along
+from hesse.autodiff.fused import differentiable_attention, plain_recurrences
 from hesse.autodiff.recording import Function, as_variables, nodes, output_leaves
 from hesse.core.errors import NonScalarError, UnsupportedError
 from hesse.core.space import Space
@@ -25,7 +29,7 @@ class Dependence:
     """What depends on what.
 
     Attributes:
-        sets: ``[outputs, inputs]``, a sparse boolean matrix.
+        matrix: ``[outputs, inputs]``, a SciPy matrix of bools in compressed rows, columns in order.
         in_space, out_space: of the function's input, and of what was looked at.
         fallbacks: ops without a rule, which were taken to mix everything, and how often they ran.
         branches: reads of values that depend on the input, with their lines; only where values were taken for what they are.
@@ -33,7 +37,7 @@ class Dependence:
             derivatives are whatever their backward says.
     """
 
-    sets: Sets
+    matrix: Any
     in_space: Space
     out_space: Space
     fallbacks: Counter[str]
@@ -61,28 +65,73 @@ def dependence(f: Function, x: Tree, asked: str, *, local: bool = False, gradien
     Cost: one run of f (with its backward pass for a gradient, or where f holds custom functions), about 50 microseconds more
     an op, and work that grows with the entries of the sets.
     """
+    run = followed(f, x, asked, _own_numbers, local=local, gradient=gradient)
+    following, matrix = run.following, run.sets.compressed()
+    matrix = _turned(matrix) if run.custom else matrix
+    analyzed = "reverse" if run.custom else "primal"
+    return Dependence(matrix, run.in_space, run.out_space, following.fallbacks, tuple(following.branches), analyzed)
+
+
+def _own_numbers(tensors: Sequence[Tensor]) -> list[Sets]:
+    """Each element of several tensors is an input."""
+    total = sum(t.numel() for t in tensors)
+    starts = itertools.accumulate((t.numel() for t in tensors), initial=0)
+    return [Few.identity(t.numel(), total, start) for t, start in zip(tensors, starts, strict=False)]
+
+
+def _turned(matrix: Any) -> Any:
+    turned = matrix.T.tocsr()
+    turned.sort_indices()
+    return turned
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A run in which every element was followed.
+
+    Attributes:
+        sets: of all elements of the outputs; of all elements of the inputs, as sets of outputs, if `custom`.
+        following: what was noted on the way.
+        in_space, out_space: of the inputs, and of what was looked at.
+        custom: whether the function holds custom functions, so that the backward pass was followed.
+    """
+
+    sets: Sets
+    following: Following
+    in_space: Space
+    out_space: Space
+    custom: bool
+
+
+def followed(
+    f: Function, x: Tree, asked: str, label: Callable[[Sequence[Tensor]], Sequence[Sets]], *, local: bool, gradient: bool
+) -> Followed:
+    """Run a function once, with labels on the elements of its input; see `dependence`.
+
+    Args:
+        f, x, asked, local, gradient: see there.
+        label: gives the sets of the elements of inputs (of outputs, if the backward pass is followed).
+    """
     tensors, in_space = as_variables(x, asked)
     if any(t.is_complex() for t in tensors):
         raise UnsupportedError(asked, "complex numbers in x", "pass real and imaginary parts as two leaves")
-    spaces: list[Space] = []
-    with torch.enable_grad(), differentiable_attention():
+    with torch.enable_grad(), differentiable_attention(), plain_recurrences():
         inputs = [t.detach().clone().requires_grad_() for t in tensors]
-        point = in_space.rebuild(inputs)
-
-        def run() -> list[Tensor]:
-            outputs, space = output_leaves(f(point), asked)
+        labels = label(inputs)
+        memory = Memory(labels[0].empty(0) if labels else Few([], 0, 0))
+        for t, sets in zip(inputs, labels, strict=True):
+            memory.put(t, sets, varies=True)
+        following = Following(memory, local=local)
+        with following, Reading(following):
+            outputs, out_space = output_leaves(f(in_space.rebuild(inputs)), asked)
             if gradient:
-                outputs, space = _gradient(outputs, inputs, asked), in_space
-            spaces.append(space)
-            return outputs
-
-        outputs, sets, following, memory = follow(run, inputs, local=local)
+                outputs, out_space = _gradient(outputs, inputs, asked), in_space
+        sets = sets_of(memory, outputs, [y.numel() for y in outputs])
         _require_straight(following, asked)
         custom = any(hasattr(node, "_forward_cls") for node in nodes([y.grad_fn for y in outputs if y.grad_fn is not None]))
         if custom:
-            sets = _by_reverse(outputs, inputs, following, memory)
-    analyzed = "reverse" if custom else "primal"
-    return Dependence(sets, in_space, spaces[0], following.fallbacks, tuple(following.branches), analyzed)
+            sets = _by_reverse(outputs, inputs, following, label)
+    return Followed(sets, following, in_space, out_space, custom)
 
 
 def _gradient(outputs: Sequence[Tensor], inputs: Sequence[Tensor], asked: str) -> list[Tensor]:
@@ -104,17 +153,20 @@ def _require_straight(following: Following, asked: str) -> None:
         )
 
 
-def _by_reverse(outputs: Sequence[Tensor], inputs: Sequence[Tensor], following: Following, memory: Memory) -> Sets:
-    """Sets by the backward pass: those of the gradient's elements in terms of the cotangent's, turned around."""
-    sizes = [y.numel() for y in outputs]
-    memory.restart(sum(sizes))
-    cotangents, start = [], 0
-    for y in outputs:
-        u = torch.ones_like(y)
-        memory.put(u, identity(u.numel(), sum(sizes), start), varies=True)
-        start += u.numel()
-        cotangents.append(u)
+def _by_reverse(
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    following: Following,
+    label: Callable[[Sequence[Tensor]], Sequence[Sets]],
+) -> Sets:
+    """Sets by the backward pass: those of the gradient's elements in terms of the cotangent's."""
+    memory = following.memory
+    cotangents = [torch.ones_like(y) for y in outputs]
+    labels = label(cotangents)
+    memory.restart(labels[0].empty(0))
+    for u, sets in zip(cotangents, labels, strict=True):
+        memory.put(u, sets, varies=True)
     pairs = [(y, u) for y, u in zip(outputs, cotangents, strict=True) if y.requires_grad]
     with following:
-        grads = torch.autograd.grad([y for y, _ in pairs], list(inputs), [u for _, u in pairs], allow_unused=True)
-    return sets_of(memory, grads, [x.numel() for x in inputs]).T.tocsr()
+        grads = pull_along([y for y, _ in pairs], inputs, [u for _, u in pairs], create_graph=False)
+    return sets_of(memory, grads, [x.numel() for x in inputs])

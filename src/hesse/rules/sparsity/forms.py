@@ -22,6 +22,18 @@ class Same:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """Each element is one of the operand, or of elsewhere.
+
+    Attributes:
+        numbers: the element of the operand that each element of the result is, -1 for none; int64, any shape of as many
+            elements as the result.
+    """
+
+    numbers: Tensor
+
+
+@dataclass(frozen=True)
 class Grouped:
     """Each element depends on the elements of the operand in its group.
 
@@ -51,7 +63,7 @@ class Pairs:
     rows: Tensor
 
 
-Form = Same | Grouped | Pairs
+Form = Same | Moved | Grouped | Pairs
 Link = tuple[int, Tensor, Form]
 """Which result, which operand, and how."""
 

@@ -1,4 +1,4 @@
-"""Ops that work along some axes and treat the others alike: reductions, scans, softmax, sorting, transforms, normalization."""
+"""Ops that work along some axes and treat the others alike: reductions, scans, softmax, sorting, transforms."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ from hesse.rules.sparsity.forms import (
     Same,
     across,
     axes_of,
-    everything,
     places,
-    shared,
     sparsity_rules,
 )
 
@@ -23,7 +21,7 @@ _REDUCTIONS = (
     "sum", "mean", "nansum", "prod", "std", "var", "std_mean", "var_mean", "amax", "amin", "aminmax", "max", "min", "logsumexp",
     "norm", "linalg_vector_norm", "median", "nanmedian", "kthvalue", "mode", "_softmax", "_log_softmax", "_safe_softmax",
     "softmax", "log_softmax", "sort", "topk", "argsort", "msort", "_fft_r2c", "_fft_c2c", "_fft_c2r", "linalg_cross", "renorm",
-    "unique_consecutive", "_unique2", "unique_dim", "cummax", "cummin", "_cummax_helper", "_cummin_helper", "glu", "trace",
+    "unique_consecutive", "_unique2", "unique_dim", "cummax", "cummin", "_cummax_helper", "_cummin_helper",
 )  # fmt: skip
 _DIMS = ("dim", "dims", "self_dim")
 
@@ -37,17 +35,32 @@ def along(call: Call) -> list[Link]:
     name = call.func.overloadpacket.__name__
     if name == "renorm":
         dims = [axis for axis in range(x.ndim) if axis not in dims]
-    if name in ("unique_consecutive", "_unique2", "unique_dim", "trace"):
+    if name in ("unique_consecutive", "_unique2", "unique_dim"):
         dims = list(range(x.ndim))
-    if name == "glu":
-        return _halves(x, call.outputs[0], dims[0] if dims else 0)
     return [(index, t, across(t, y, dims)) for index, y in enumerate(call.outputs) for t in call.operands]
 
 
-def _halves(x: Tensor, y: Tensor, dim: int) -> list[Link]:
-    """A gated linear unit: each result on an element of the first half, and its partner in the second."""
-    first, second = places(y), places(y)
-    return [(0, x, Grouped(torch.cat([first, second], dim), places(y)))]
+@sparsity_rules.register("glu")
+def gated(call: Call) -> list[Link]:
+    """Each result on an element of the first half, and its partner in the second."""
+    x, y = call["self"], call.outputs[0]
+    return [(0, x, Grouped(torch.cat([places(y)] * 2, call["dim"]), places(y)))]
+
+
+@sparsity_rules.register("glu_backward")
+def gated_backward(call: Call) -> list[Link]:
+    """Both halves on the gradient in their place, and on both."""
+    grad, x, y = call["grad_output"], call["self"], call.outputs[0]
+    halves = torch.cat([places(grad)] * 2, call["dim"])
+    return [(0, grad, Grouped(places(grad), halves)), (0, x, Grouped(halves, halves))] if y.numel() else []
+
+
+@sparsity_rules.register("trace")
+def trace(call: Call) -> list[Link]:
+    """The diagonal."""
+    x = call["self"]
+    rows, columns = torch.arange(x.shape[0]).unsqueeze(-1), torch.arange(x.shape[1])
+    return [(0, x, Grouped(torch.where(rows == columns, 0, -1), torch.zeros((), dtype=torch.int64)))]
 
 
 @sparsity_rules.register("cumsum", "cumprod", "logcumsumexp")
@@ -74,44 +87,3 @@ def softmax_backward(call: Call) -> list[Link]:
     y = call.outputs[0]
     dims = axes_of(call["dim"], y.ndim)
     return [(0, t, across(t, y, dims)) for t in call.operands]
-
-
-@sparsity_rules.register("native_layer_norm", "_fused_rms_norm", "rms_norm")
-def layer_norm(call: Call) -> list[Link]:
-    """Over the last axes; weight and bias element by element."""
-    x, *affine = call.operands
-    last = list(range(x.ndim - len(call["normalized_shape"]), x.ndim))
-    links: list[Link] = [(index, x, across(x, y, last)) for index, y in enumerate(call.outputs)]
-    return links + [(0, t, Same()) for t in affine]
-
-
-@sparsity_rules.register("native_group_norm")
-def group_norm(call: Call) -> list[Link]:
-    """Over the channels of a group and all places; weight and bias a channel."""
-    x, *affine = call.operands
-    samples, channels, groups = call["N"], call["C"], call["group"]
-    group = torch.arange(samples * groups).repeat_interleave(x.numel() // max(1, samples * groups)).view(x.shape)
-    links: list[Link] = [(0, x, Grouped(group, group))]
-    links += [(index, x, Grouped(group, torch.arange(y.numel()))) for index, y in enumerate(call.outputs[1:], 1)]
-    channel = shared(x.shape, [1]) if x.ndim > 1 else torch.zeros(x.shape, dtype=torch.int64)
-    return links + [(0, t, Grouped(torch.arange(channels), channel)) for t in affine]
-
-
-@sparsity_rules.register("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_functional",
-                         "_batch_norm_with_update", "_batch_norm_with_update_functional", "cudnn_batch_norm",
-                         "_native_batch_norm_legit_no_training", "_batch_norm_no_update")  # fmt: skip
-def batch_norm(call: Call) -> list[Link]:
-    """Over everything but the channel in training mode, element by element otherwise."""
-    x = call["input"]
-    training = call.given.get("training", "update" in call.func.overloadpacket.__name__ and "no_update" not in str(call.func))
-    channel, links = shared(x.shape, [1]), list[Link]()
-    for index, y in enumerate(call.outputs):
-        for t in call.operands:
-            if y.shape == x.shape and t is x and not training:
-                links.append((index, x, Same()))
-            elif y.numel() in (x.numel(), x.shape[1]) and t.numel() in (x.numel(), x.shape[1]):
-                inside = channel if t is x else torch.arange(x.shape[1])
-                links.append((index, t, Grouped(inside, channel if y.shape == x.shape else torch.arange(y.numel()))))
-            else:
-                links += [link for link in everything(call, [t]) if link[0] == index]
-    return links

@@ -5,13 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.rules.sparsity.forms import Call, Grouped, Link, Same, shared, sparsity_rules
+from hesse.rules.sparsity.forms import Call, Grouped, Link, Same, shared, sparsity_rules, whole
+from hesse.rules.sparsity.sparse import sparse_product
 
 
 @sparsity_rules.register("mm", "bmm", "mv", "dot", "vdot", "addmm", "addmv", "baddbmm", "addbmm", "_addmm_activation", "addr")
 def product(call: Call) -> list[Link]:
     """An element on a row of the first factor and a column of the second."""
     *added, a, b = call.operands
+    if a.layout is not torch.strided or b.layout is not torch.strided:
+        return sparse_product(call, added, a, b)
     y, name = call.outputs[0], call.func.overloadpacket.__name__.rstrip("_")
     links: list[Link] = [(0, t, Same()) for t in added]
     if name in ("dot", "vdot"):
@@ -52,25 +55,30 @@ def _heads(t: Tensor, y: Tensor, front: int) -> Grouped:
     return Grouped(shared(t.shape, axes), shared(y.shape, axes))
 
 
-@sparsity_rules.register("_cdist_forward", "_euclidean_dist")
-def distances(call: Call) -> list[Link]:
-    """A distance on the two points that it is between, of the same batch."""
-    a, b = call.operands[:2]
-    y = call.outputs[0]
-    return [(0, a, _points(a, y, y.ndim - 2)), (0, b, _points(b, y, y.ndim - 1))]
+@sparsity_rules.register("_trilinear")
+def trilinear(call: Call) -> list[Link]:
+    """A sum of products of three tensors, each broadcast along its own axes: an element on those that agree with it where they
+    have an axis that stays."""
+    y, summed, unsqueezed = call.outputs[0], set(call["sumdim"]), list[tuple[Tensor, Tensor]]()
+    for number in (1, 2, 3):
+        t = call[f"i{number}"]
+        shape = t
+        for axis in sorted(call[f"expand{number}"]):
+            shape = shape.unsqueeze(axis)
+        unsqueezed.append((t, shape))
+    kept = [axis for axis in range(unsqueezed[0][1].ndim) if axis not in summed]
+    full = torch.broadcast_shapes(*(shape.shape for _, shape in unsqueezed))
+    links = list[Link]()
+    for t, shape in unsqueezed:
+        groups = shared(shape.shape, kept)
+        seen = groups.expand(full)[tuple(slice(0, 1) if axis in summed else slice(None) for axis in range(len(full)))]
+        links.append((0, t, Grouped(groups, seen.reshape(y.shape))))
+    return links
 
 
-def _points(t: Tensor, y: Tensor, axis: int) -> Grouped:
-    batch = y.shape[:-2]
-    full = torch.arange(t[..., 0].numel()).view(t.shape[:-1]).expand(*batch, t.shape[-2])
-    of_y = full.unsqueeze(-1 if axis == y.ndim - 2 else -2).expand(y.shape)
-    return Grouped(torch.arange(t[..., 0].numel()).view(t.shape[:-1]).unsqueeze(-1).expand(t.shape), of_y)
+@sparsity_rules.register("dist")
+def distance(call: Call) -> list[Link]:
+    """One number, of everything."""
+    return [(0, t, whole(t, call.outputs[0])) for t in call.operands]
 
 
-@sparsity_rules.register("_pdist_forward")
-def own_distances(call: Call) -> list[Link]:
-    """A distance on the two points that it is between."""
-    x = call["self"]
-    i, j = torch.triu_indices(len(x), len(x), 1)
-    points = shared(x.shape, [0])
-    return [(0, x, Grouped(points, i)), (0, x, Grouped(points, j))]

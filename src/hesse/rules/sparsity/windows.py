@@ -1,4 +1,4 @@
-"""Convolutions and pooling: an element on a window of places."""
+"""Convolutions: an element on a window of places."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hesse.rules.sparsity.forms import Call, Grouped, Link, Pairs, places, shared, sparsity_rules
+from hesse.rules.sparsity.forms import Call, Grouped, Link, Pairs, shared, sparsity_rules, whole
 
 
 def taps(inputs: Sequence[int], outputs: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
@@ -35,7 +35,8 @@ def _numbers(axes: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     return total.flatten()
 
 
-def _sizes(value: Sequence[int], count: int) -> list[int]:
+def sizes_of(value: Sequence[int], count: int) -> list[int]:
+    """One size an axis, where one may stand for all."""
     return list(value) * count if len(value) == 1 else list(value)
 
 
@@ -59,7 +60,7 @@ def convolution(call: Call) -> list[Link]:
 def _convolved(x: Tensor, y: Tensor, call: Call, *, swapped: bool = False) -> Pairs:
     """How an image `y` depends on an image `x` through a convolution; `swapped`: through its transpose."""
     weight, count, groups = call["weight"], x.ndim - 2, call["groups"]
-    stride, padding, dilation = (_sizes(call[name], count) for name in ("stride", "padding", "dilation"))
+    stride, padding, dilation = (sizes_of(call[name], count) for name in ("stride", "padding", "dilation"))
     kernel = weight.shape[2:]
     if bool(call.given.get("transposed")) != swapped:
         outs, ins = taps(y.shape[2:], x.shape[2:], kernel, stride, padding, dilation)
@@ -90,56 +91,13 @@ def convolution_backward(call: Call) -> list[Link]:
             continue
         y = call.outputs[number]
         if which == 0:
-            links += [(number, grad, _convolved(grad, y, call, swapped=True)), (number, weight, _all(weight, y))]
+            links += [(number, grad, _convolved(grad, y, call, swapped=True)), (number, weight, whole(weight, y))]
         elif which == 1:
             transposed = call["transposed"]
             inner, outer = (grad, x) if transposed else (x, grad)
             links.append((number, outer, Grouped(shared(outer.shape, [1]), shared(y.shape, [0]))))
-            links.append((number, inner, _all(inner, y)))
+            links.append((number, inner, whole(inner, y)))
         else:
             links.append((number, grad, Grouped(shared(grad.shape, [1]), torch.arange(y.numel()))))
         number += 1
     return links
-
-
-def _all(operand: Tensor, output: Tensor) -> Grouped:
-    return Grouped(torch.zeros(operand.shape, dtype=torch.int64), torch.zeros(output.shape, dtype=torch.int64))
-
-
-@sparsity_rules.register("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool2d", "avg_pool3d", "avg_pool1d")
-def pooling(call: Call) -> list[Link]:
-    """A place on the window in its own channel."""
-    x, y = call["self"], call.outputs[0]
-    kernel = call["kernel_size"]
-    count = {"1": 1, "2": 2, "3": 3}[call.func.overloadpacket.__name__.partition("pool")[2][0]]
-    kernel = _sizes(kernel, count)
-    stride = _sizes(call["stride"] or kernel, count)
-    padding, dilation = _sizes(call["padding"], count), _sizes(call.given.get("dilation") or [1], count)
-    ins, outs = taps(x.shape[-count:], y.shape[-count:], kernel, stride, padding, dilation)
-    return [(0, x, _in_channels(x, y, count, ins, outs))]
-
-
-@sparsity_rules.register("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d")
-def adaptive_pooling(call: Call) -> list[Link]:
-    """A place on its share of the image, in its own channel."""
-    x, y = call["self"], call.outputs[0]
-    count = 3 if "3d" in call.func.overloadpacket.__name__ else 2
-    pairs = [_shares(n, m) for n, m in zip(x.shape[-count:], y.shape[-count:], strict=True)]
-    ins, outs = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
-    for (axis_in, axis_out), n, m in zip(pairs, x.shape[-count:], y.shape[-count:], strict=True):
-        ins, outs = (ins.unsqueeze(-1) * n + axis_in).flatten(), (outs.unsqueeze(-1) * m + axis_out).flatten()
-    return [(0, x, _in_channels(x, y, count, ins, outs))]
-
-
-def _shares(n: int, m: int) -> tuple[Tensor, Tensor]:
-    """Of n places, those from floor(o n / m) to ceil((o + 1) n / m) belong to o of m."""
-    ins = [torch.arange(o * n // m, -(-(o + 1) * n // m)) for o in range(m)]
-    outs = [torch.full((len(part),), o) for o, part in enumerate(ins)]
-    return torch.cat(ins), torch.cat(outs)
-
-
-def _in_channels(x: Tensor, y: Tensor, count: int, ins: Tensor, outs: Tensor) -> Pairs:
-    channels = x.shape[: x.ndim - count].numel()
-    size_x, size_y = x.shape[-count:].numel(), y.shape[-count:].numel()
-    each = torch.arange(channels).unsqueeze(-1)
-    return Pairs(places(x), (each * size_x + ins).flatten(), (each * size_y + outs).flatten(), places(y))
