@@ -33,6 +33,22 @@ class StraightThrough(torch.autograd.Function):
         return g
 
 
+class Rounded(torch.autograd.Function):
+    """The same, for transforms."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        return g
+
+
 class Backwards(torch.autograd.Function):
     """Doubles, and pulls back in reverse order."""
 
@@ -235,6 +251,72 @@ def test_what_is_drawn_may_be_drawn_otherwise() -> None:
 
     expected = torch.eye(5, dtype=torch.bool) | torch.eye(5, dtype=torch.bool).flip(0)
     assert torch.equal(torch.from_numpy(dependence(either, point((5,), 0), "a pattern").matrix.toarray()), expected)
+
+
+def scaled_by_value(x: Tensor) -> Tensor:
+    return x / x.detach().square().sum()
+
+
+def scaled_without_graph(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        scale = x.square().sum()
+        shifted = x[1:]
+    return torch.cat([x * scale, shifted])
+
+
+def written_without_graph(x: Tensor) -> Tensor:
+    y = 2 * x
+    with torch.no_grad():
+        y[0] = x.sum()
+        y.mul_(x.flip(0))
+    return y
+
+
+def written_into_detached(x: Tensor) -> Tensor:
+    y = x.detach().clone()
+    z = x.clone().detach()
+    part = z[2:]
+    z.copy_(x.flip(0))
+    y[1] = x[3]
+    return torch.cat([y, part, z])
+
+
+def written_through_data(x: Tensor) -> Tensor:
+    y = x * 3
+    z = y.data
+    z[1:].copy_(x[0].expand(len(x) - 1))
+    z[2:].copy_(x[1].expand(len(x) - 2))
+    return y
+
+
+def differentiated_inside(x: Tensor) -> Tensor:
+    inner = torch.func.grad(lambda z: (z**3).sum() + z[0] * z[1])(x)
+    (lost,) = torch.autograd.grad((x**2).sum() * x.sum(), x)
+    return torch.cat([inner, lost * x])
+
+
+def rounded_inside(x: Tensor) -> Tensor:
+    return torch.func.grad(lambda z: (Rounded.apply(z) ** 3).sum())(x)
+
+
+CUTS = [scaled_by_value, scaled_without_graph, written_without_graph, written_into_detached, written_through_data,
+        differentiated_inside, rounded_inside]  # fmt: skip
+
+
+@pytest.mark.parametrize("f", CUTS)
+def test_values_without_tangents(f) -> None:
+    """What is detached, and what runs without a graph, has a value that depends on x and no derivative."""
+    found = pattern(f, point((5,), 0))
+    for seed in range(POINTS):
+        assert not ((jacobian(f, point((5,), seed)) != 0) & ~found).any()
+    if f not in (rounded_inside, written_through_data, written_into_detached):
+        assert torch.equal(found, jacobian(f, point((5,), 9)) != 0)
+
+
+def test_cut_values_are_still_values() -> None:
+    with pytest.raises(UnsupportedError, match="local=True"):
+        dependence(lambda x: x if x.detach().sum() > 0 else -x, point((3,), 0), "a pattern")
+    assert dependence(lambda x: x[x.detach().argsort()], point((3,), 0), "a pattern").matrix.toarray().all()
 
 
 @pytest.mark.parametrize("turn", [lambda y: y.transpose_(0, 1), lambda y: y.t_(), lambda y: y.swapaxes_(0, 1)])

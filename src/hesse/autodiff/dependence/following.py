@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.compiled.aliases import writes_of
+from hesse.autodiff.dependence.cuts import Cuts
 from hesse.autodiff.dependence.links import depending
 from hesse.autodiff.dependence.memory import Memory
 from hesse.autodiff.dependence.sets.base import Sets, merged
@@ -30,6 +31,7 @@ class Following(LightMode):
         local: take values for what they are at this point, rather than for what they may be elsewhere.
 
     Attributes:
+        cuts: which tensors have lost their tangent; None where that is not looked at (a backward pass has no graph of its own).
         fallbacks: how often ops without a rule were taken to mix everything, by name.
         branches: lines of the user's code that read a value which depends on the input.
         mixers: ops at which elements met that depend on different inputs, and their lines; only for `Spans`, and the first.
@@ -38,6 +40,7 @@ class Following(LightMode):
     def __init__(self, memory: Memory, *, local: bool) -> None:
         super().__init__()
         self.memory, self.local = memory, local
+        self.cuts: Cuts | None = Cuts()
         self.fallbacks: Counter[str] = Counter()
         self.branches: list[str] = []
         self.mixers: list[str] = []
@@ -51,7 +54,7 @@ class Following(LightMode):
         if torch.Tag.inplace_view in func.tags:  # another view of the same memory
             return func(*args, **kwargs)
         written = writes_of(func, args, kwargs)
-        old = {id(t): self.memory.sets(t) for t in given} if varying else {}
+        old = {id(t): self.sets(t) for t in given} if varying else {}
         result = func(*args, **kwargs)
         made = list(_tensors(result if isinstance(result, (tuple, list)) else (result,)))
         if not varying:
@@ -61,14 +64,22 @@ class Following(LightMode):
         name = name_of(func)
         if name in families.READS or families.is_dynamic(name, varying):
             self.branches.append(self.place(name))
-        outputs = [*_new(made, given), *written]
-        if outputs:
-            self._note(func, args, kwargs, outputs, old, name)
+        new = _new(made, given)
+        apart = {id(t) for t in (*new, *given)}
+        if self.cuts is None or not self.cuts.passes(given, [t for t in made if id(t) not in apart], written):
+            self._note(func, args, kwargs, [*new, *written], old, name)
+        else:  # values without tangents; autograd takes no notice of what is written
+            for t in (*new, *written):
+                self.memory.note(t)
         return result
+
+    def sets(self, tensor: Tensor) -> Sets | None:
+        """The sets of a tensor's elements; None where it has no derivative."""
+        return None if self.cuts is not None and tensor in self.cuts else self.memory.sets(tensor)
 
     def _note(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor], old: dict[int, Sets | None], name: str) -> None:
         found: list[Sets | None] = [None] * len(outputs)
-        if name not in families.FLAT and any(sets is not None for sets in old.values()):
+        if outputs and name not in families.FLAT and any(sets is not None for sets in old.values()):
             call = Call(func, _bound(func, args, kwargs), outputs, self._is_fixed)
             for index, operand, form in self._links(call, name):
                 sets, y = old.get(id(operand)), outputs[index]
@@ -77,6 +88,8 @@ class Following(LightMode):
         for y, sets in zip(outputs, found, strict=True):
             if isinstance(sets, Spans) and not self.mixers and sets.mixed:
                 self.mixers.append(self.place(name))
+            if self.cuts is not None and self.cuts.keeps(y):
+                sets = merged(sets, self.memory.sets(y))
             self.memory.put(y, sets, varies=True)
 
     def _is_fixed(self, tensor: Tensor) -> bool:
@@ -98,11 +111,11 @@ class Following(LightMode):
         return f"{name} at {frame}" if frame is not None else name
 
 
-def sets_of(memory: Memory, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> Sets:
+def sets_of(following: Following, tensors: Sequence[Tensor | None], sizes: Sequence[int]) -> Sets:
     """The sets of several tensors, one after the other; none for what is missing."""
-    joined = memory.none
+    joined = following.memory.none
     for t, size in zip(tensors, sizes, strict=True):
-        sets = None if t is None else memory.sets(t)
+        sets = None if t is None else following.sets(t)
         joined = joined.then(joined.empty(size) if sets is None else sets)
     return joined
 

@@ -126,12 +126,17 @@ def followed(
             outputs, out_space = output_leaves(f(in_space.rebuild(inputs)), asked)
             if gradient:
                 outputs, out_space = _gradient(outputs, inputs, asked), in_space
-        sets = sets_of(memory, outputs, [y.numel() for y in outputs])
+        sets = sets_of(following, outputs, [y.numel() for y in outputs])
         _require_straight(following, asked)
-        custom = any(hasattr(node, "_forward_cls") for node in nodes([y.grad_fn for y in outputs if y.grad_fn is not None]))
+        custom = any(map(_is_custom, nodes([y.grad_fn for y in outputs if y.grad_fn is not None])))
         if custom:
             sets = _by_reverse(outputs, inputs, following, label)
     return Followed(sets, following, in_space, out_space, custom)
+
+
+def _is_custom(node: Any) -> bool:
+    """Whether a node of the graph has a backward of its own, in Python or in C++."""
+    return hasattr(node, "_forward_cls") or "CppNode" in node.name()
 
 
 def _gradient(outputs: Sequence[Tensor], inputs: Sequence[Tensor], asked: str) -> list[Tensor]:
@@ -161,6 +166,7 @@ def _by_reverse(
 ) -> Sets:
     """Sets by the backward pass: those of the gradient's elements in terms of the cotangent's."""
     memory = following.memory
+    following.cuts = None
     cotangents = [torch.ones_like(y) for y in outputs]
     labels = label(cotangents)
     memory.restart(labels[0].empty(0))
@@ -169,4 +175,4 @@ def _by_reverse(
     pairs = [(y, u) for y, u in zip(outputs, cotangents, strict=True) if y.requires_grad]
     with following:
         grads = pull_along([y for y, _ in pairs], inputs, [u for _, u in pairs], create_graph=False)
-    return sets_of(memory, grads, [x.numel() for x in inputs])
+    return sets_of(following, grads, [x.numel() for x in inputs])

@@ -55,6 +55,8 @@ class Memory:
         sets = _in_units(cell, tensor.element_size())
         if _is_whole(tensor, sets.count):
             return sets
+        grown = cell.storage.nbytes() // tensor.element_size() - sets.count
+        sets = sets.then(sets.empty(grown)) if grown > 0 else sets  # `resize_` has made room since
         return sets.strided(tensor.shape, tensor.stride(), int(tensor.storage_offset()))
 
     def put(self, tensor: Tensor, sets: Sets | None, *, varies: bool) -> None:
@@ -88,6 +90,12 @@ class Memory:
             old = _in_units(cell, unit)
             old = old if old.count >= size else old.then(old.empty(size - old.count))
         cell.unit, cell.sets = unit, old.written(sets, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+
+    def note(self, tensor: Tensor) -> None:
+        """Note that what was written into a tensor varies, and leave its sets."""
+        storage = tensor.untyped_storage()
+        cell = self._cells.setdefault(storage._cdata, _Cell(storage, tensor.element_size(), None, True))
+        cell.varies = True
 
     def restart(self, none: Sets) -> None:
         """Go on with other inputs: nothing has a derivative by them yet, but what varies still does."""

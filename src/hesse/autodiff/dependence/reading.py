@@ -1,4 +1,4 @@
-"""What Python takes from tensors without an op: arrays of NumPy, lists, addresses."""
+"""What Python does to tensors without an op that shows it: values taken as arrays or lists, tangents cut off."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torch.overrides import TorchFunctionMode
 from hesse.autodiff.dependence.following import Following
 
 _TAKES = frozenset({"numpy", "__array__", "tolist", "__dlpack__", "data_ptr", "storage", "typed_storage", "untyped_storage"})
+_CUTS = frozenset({"detach", "detach_"})
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class Reading(TorchFunctionMode):
-    """Notes where Python takes values out of tensors that depend on the input, as neighbor lists made by SciPy do.
+    """Notes where Python takes values out of tensors that depend on the input, as neighbor lists made by SciPy do, and where it
+    detaches them.
 
     Args:
         following: gets the lines.
@@ -31,4 +33,12 @@ class Reading(TorchFunctionMode):
         takes = name in _TAKES and args and isinstance(args[0], Tensor) and self._following.memory.varies(args[0])
         if takes and not sys._getframe(1).f_code.co_filename.startswith(_OWN):
             self._following.branches.append(self._following.place(name))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if name in _CUTS or (name == "__get__" and getattr(func.__self__, "__name__", "") == "data"):
+            self._cut(result)
+        return result
+
+    def _cut(self, tensor: Any) -> None:
+        cuts = self._following.cuts
+        if cuts is not None and isinstance(tensor, Tensor) and self._following.memory.varies(tensor):
+            cuts.add(tensor)

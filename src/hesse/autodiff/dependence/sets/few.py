@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import scipy.sparse
@@ -41,7 +41,7 @@ class Few(Sets):
 
     @cached_property
     def _prints(self) -> tuple[tuple[int, ...], ...]:
-        probes = torch.linspace(0, max(0, self.count - 1), min(_PROBES, self.count)).long()
+        probes = _probes(self.count)
         return tuple(tuple(m.index_select(0, probes).tolist()) for m in self.maps)
 
     def take(self, numbers: Tensor) -> Sets:
@@ -88,7 +88,8 @@ class Few(Sets):
         return Few([], count, self.inputs)
 
     def strided(self, shape: Sequence[int], stride: Sequence[int], offset: int) -> Sets:
-        maps = [m.as_strided(tuple(shape), tuple(stride), offset).reshape(-1) for m in self.maps]
+        views = (m.as_strided(tuple(shape), tuple(stride), int(m.storage_offset()) + offset) for m in self.maps)
+        maps = [view.reshape(-1).contiguous() for view in views]
         return Few(maps, torch.Size(shape).numel(), self.inputs)
 
     def written(self, new: Sets | None, shape: Sequence[int], stride: Sequence[int], offset: int) -> Sets:
@@ -103,7 +104,7 @@ class Few(Sets):
         return Few(maps, self.count, self.inputs)
 
     def spread(self, shape: Sequence[int], onto: Sequence[int]) -> Sets:
-        maps = [m.view(tuple(shape)).expand(tuple(onto)).reshape(-1) for m in self.maps]
+        maps = [m.view(tuple(shape)).expand(tuple(onto)).reshape(-1).contiguous() for m in self.maps]
         return Few(maps, torch.Size(onto).numel(), self.inputs)
 
     def entries(self) -> Sets:
@@ -189,6 +190,11 @@ def _constant(values: Tensor, groups: Tensor, size: int) -> Tensor | None:
     low = torch.full((size,), limit, dtype=torch.int32)
     low.scatter_reduce_(0, groups, torch.where(values < 0, limit, values), "amin")
     return high if bool(((low == high) | (high < 0)).all()) else None
+
+
+@lru_cache(256)
+def _probes(count: int) -> Tensor:
+    return torch.linspace(0, max(0, count - 1), min(_PROBES, count), dtype=torch.float64).long()
 
 
 def _none(count: int) -> Tensor:
