@@ -10,6 +10,7 @@ from hesse.autodiff.dependence.function import dependence
 from hesse.autodiff.recording import Function
 from hesse.core.errors import StructureError
 from hesse.core.space import Space
+from hesse.sparse.guards import Guard
 from hesse.sparse.pattern import Pattern
 
 _ASKED = "sparsity(f, x) follows every element of x through one run of f."
@@ -26,6 +27,9 @@ class Sparsity:
         fallbacks: ops that no rule knows, which were taken to mix all of their operands, and how often they ran.
         branches: the lines at which Python read a value that depends on x (only for `local`).
         analyzed: "primal" for the function as it ran; "reverse" for its backward pass, where custom functions occur.
+        constants: "values" where zeros in constant factors count, else "structure".
+        guard: watches the constants from outside of the function whose values the pattern rests on: indices, masks, numbers
+            that Python has read, what these were computed from, and factors where their zeros count.
     """
 
     pattern: Pattern
@@ -35,12 +39,16 @@ class Sparsity:
     fallbacks: Mapping[str, int]
     branches: tuple[str, ...]
     analyzed: Literal["primal", "reverse"]
+    constants: Literal["structure", "values"]
+    guard: Guard
 
     def explain(self) -> str:
         """What limits the pattern, in words: one line each."""
         lines = []
         if self.local:
             lines.append("holds at this point only: branches, masks and orders are taken as they are here")
+        if self.constants == "values":
+            lines.append("holds while constant factors keep their zeros, which count")
         lines += [f"branch on a value: {branch}" for branch in self.branches]
         if self.analyzed == "reverse":
             lines.append("custom functions: their backward was followed, as autograd runs it")
@@ -53,7 +61,14 @@ class Sparsity:
         return f"{self.pattern!r}\n{notes}" if notes else repr(self.pattern)
 
 
-def sparsity(f: Function, x: Any, *, of: Literal["jacobian", "hessian"] = "jacobian", local: bool = False) -> Sparsity:
+def sparsity(
+    f: Function,
+    x: Any,
+    *,
+    of: Literal["jacobian", "hessian"] = "jacobian",
+    local: bool = False,
+    constants: Literal["structure", "values"] = "structure",
+) -> Sparsity:
     """Find out where a derivative of a function can have entries.
 
     Args:
@@ -62,10 +77,12 @@ def sparsity(f: Function, x: Any, *, of: Literal["jacobian", "hessian"] = "jacob
             `local` its values do not matter.
         of: which derivative.
         local: the pattern at x, for functions that branch on their data; smaller where masks or orders depend on x.
+        constants: "values" lets zeros in constant factors count: weights, masks and stencils that the function multiplies by.
+            The pattern holds while they keep their values; `guard` watches them.
 
     Returns:
         A pattern in which no entry of the derivative is missing, at any point (`local`: at x). There may be too many: zeros
-        that come from cancellation or from the values of constants are not seen.
+        that come from cancellation are not seen, nor those of constants, unless asked for.
 
     Raises:
         UnsupportedError: Python reads a value that depends on x (pass local=True); complex numbers, sparse tensors.
@@ -76,8 +93,11 @@ def sparsity(f: Function, x: Any, *, of: Literal["jacobian", "hessian"] = "jacob
     """
     if of not in ("jacobian", "hessian"):
         raise StructureError("sparsity is of='jacobian' or of='hessian'.", repr(of), "pass one of these")
-    found = dependence(f, x, _ASKED, local=local, gradient=of == "hessian")
+    if constants not in ("structure", "values"):
+        raise StructureError("Constants count by their 'structure' or their 'values'.", repr(constants), "pass one of these")
+    found = dependence(f, x, _ASKED, local=local, gradient=of == "hessian", values=constants == "values")
     pattern = Pattern.of(found.matrix)
     if of == "hessian":  # symmetric but for custom functions, whose backward may say what it likes
         pattern = pattern & pattern.T if found.analyzed == "primal" else pattern | pattern.T
-    return Sparsity(pattern, found.in_space, found.out_space, local, dict(found.fallbacks), found.branches, found.analyzed)
+    rest = found.branches, found.analyzed, constants, Guard(found.constants)
+    return Sparsity(pattern, found.in_space, found.out_space, local, dict(found.fallbacks), *rest)

@@ -295,12 +295,18 @@ def differentiated_inside(x: Tensor) -> Tensor:
     return torch.cat([inner, lost * x])
 
 
+def hooked(x: Tensor) -> Tensor:
+    y = x * 2
+    y.register_hook(lambda g: g.flip(0))
+    return y * x.roll(1)
+
+
 def rounded_inside(x: Tensor) -> Tensor:
     return torch.func.grad(lambda z: (Rounded.apply(z) ** 3).sum())(x)
 
 
 CUTS = [scaled_by_value, scaled_without_graph, written_without_graph, written_into_detached, written_through_data,
-        differentiated_inside, rounded_inside]  # fmt: skip
+        differentiated_inside, rounded_inside, hooked]  # fmt: skip
 
 
 @pytest.mark.parametrize("f", CUTS)

@@ -1,5 +1,5 @@
-"""PyTorch's own database of ops, each sample as a function of its floating-point tensors; and Jacobians of such functions, row by
-row, by plain autograd."""
+"""PyTorch's own database of ops, each sample as a function of its floating-point tensors; and Jacobians of such functions, row
+by row, by plain autograd."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.compiled.aliases import writes_of
+from hesse.autodiff.dependence.constants import Constants
 from hesse.autodiff.dependence.cuts import Cuts
 from hesse.autodiff.dependence.links import depending
 from hesse.autodiff.dependence.memory import Memory
@@ -29,20 +30,25 @@ class Following(LightMode):
     Args:
         memory: what is known so far.
         local: take values for what they are at this point, rather than for what they may be elsewhere.
+        values: let zeros in constant factors count.
 
     Attributes:
+        constants: what does not depend on the inputs, and which of it the pattern rests on.
         cuts: which tensors have lost their tangent; None where that is not looked at (a backward pass has no graph of its own).
         fallbacks: how often ops without a rule were taken to mix everything, by name.
+        hooked: whether the user's code changes gradients on their way back.
         branches: lines of the user's code that read a value which depends on the input.
         mixers: ops at which elements met that depend on different inputs, and their lines; only for `Spans`, and the first.
     """
 
-    def __init__(self, memory: Memory, *, local: bool) -> None:
+    def __init__(self, memory: Memory, *, local: bool, values: bool = False) -> None:
         super().__init__()
         self.memory, self.local = memory, local
+        self.constants = Constants(values=values)
         self.cuts: Cuts | None = Cuts()
         self.fallbacks: Counter[str] = Counter()
         self.branches: list[str] = []
+        self.hooked = False
         self.mixers: list[str] = []
         self._lines = SourceMap(stacks=False)
 
@@ -57,7 +63,11 @@ class Following(LightMode):
         old = {id(t): self.sets(t) for t in given} if varying else {}
         result = func(*args, **kwargs)
         made = list(_tensors(result if isinstance(result, (tuple, list)) else (result,)))
+        constant = [t for t in given if not self.memory.varies(t)] if varying else given
+        self.constants.see(constant, [] if varying or random else [*made, *written])
         if not varying:
+            if func is torch.ops.aten._local_scalar_dense.default:
+                self.constants.use(given[0])
             for t in (*made, *written) if random else written:
                 self.memory.put(t, None, varies=random)
             return result
@@ -80,7 +90,8 @@ class Following(LightMode):
     def _note(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor], old: dict[int, Sets | None], name: str) -> None:
         found: list[Sets | None] = [None] * len(outputs)
         if outputs and name not in families.FLAT and any(sets is not None for sets in old.values()):
-            call = Call(func, _bound(func, args, kwargs), outputs, self._is_fixed)
+            zeros = self.constants.zeros_in(self.memory, outputs)
+            call = Call(func, _bound(func, args, kwargs), outputs, self._is_fixed, zeros)
             for index, operand, form in self._links(call, name):
                 sets, y = old.get(id(operand)), outputs[index]
                 if sets is not None and (y.is_floating_point() or y.is_complex()):
@@ -93,7 +104,10 @@ class Following(LightMode):
             self.memory.put(y, sets, varies=True)
 
     def _is_fixed(self, tensor: Tensor) -> bool:
-        return self.local or not self.memory.varies(tensor)
+        if self.memory.varies(tensor):
+            return self.local
+        self.constants.use(tensor)
+        return True
 
     def _links(self, call: Call, name: str) -> list[Link]:
         rule = sparsity_rules.get(name)

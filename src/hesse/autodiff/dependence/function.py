@@ -35,6 +35,8 @@ class Dependence:
         branches: reads of values that depend on the input, with their lines; only where values were taken for what they are.
         analyzed: "primal": the function as it ran. "reverse": its backward pass, since it holds custom functions, whose
             derivatives are whatever their backward says.
+        constants: tensors from outside of the function whose values the sets rest on: indices, masks and what these were made
+            of; with `values` also factors.
     """
 
     matrix: Any
@@ -43,9 +45,12 @@ class Dependence:
     fallbacks: Counter[str]
     branches: tuple[str, ...]
     analyzed: Literal["primal", "reverse"]
+    constants: tuple[Tensor, ...] = ()
 
 
-def dependence(f: Function, x: Tree, asked: str, *, local: bool = False, gradient: bool = False) -> Dependence:
+def dependence(
+    f: Function, x: Tree, asked: str, *, local: bool = False, gradient: bool = False, values: bool = False
+) -> Dependence:
     """Run a function once and follow every element.
 
     Args:
@@ -54,6 +59,7 @@ def dependence(f: Function, x: Tree, asked: str, *, local: bool = False, gradien
         asked: what is asked of hesse, for error messages.
         local: take values for what they are at x: branches, masks, orders.
         gradient: look at the gradient of f, which has to return one number, instead of f.
+        values: let zeros in constant factors count.
 
     Returns:
         Sets that hold every element a derivative may not vanish for; at x if `local`, at any point otherwise.
@@ -65,11 +71,12 @@ def dependence(f: Function, x: Tree, asked: str, *, local: bool = False, gradien
     Cost: one run of f (with its backward pass for a gradient, or where f holds custom functions), about 50 microseconds more
     an op, and work that grows with the entries of the sets.
     """
-    run = followed(f, x, asked, _own_numbers, local=local, gradient=gradient)
+    run = followed(f, x, asked, _own_numbers, local=local, gradient=gradient, values=values)
     following, matrix = run.following, run.sets.compressed()
     matrix = _turned(matrix) if run.custom else matrix
     analyzed = "reverse" if run.custom else "primal"
-    return Dependence(matrix, run.in_space, run.out_space, following.fallbacks, tuple(following.branches), analyzed)
+    return Dependence(matrix, run.in_space, run.out_space, following.fallbacks, tuple(following.branches), analyzed,
+                      tuple(following.constants.used))  # fmt: skip
 
 
 def _own_numbers(tensors: Sequence[Tensor]) -> list[Sets]:
@@ -104,12 +111,19 @@ class Followed:
 
 
 def followed(
-    f: Function, x: Tree, asked: str, label: Callable[[Sequence[Tensor]], Sequence[Sets]], *, local: bool, gradient: bool
+    f: Function,
+    x: Tree,
+    asked: str,
+    label: Callable[[Sequence[Tensor]], Sequence[Sets]],
+    *,
+    local: bool,
+    gradient: bool,
+    values: bool = False,
 ) -> Followed:
     """Run a function once, with labels on the elements of its input; see `dependence`.
 
     Args:
-        f, x, asked, local, gradient: see there.
+        f, x, asked, local, gradient, values: see there.
         label: gives the sets of the elements of inputs (of outputs, if the backward pass is followed).
     """
     tensors, in_space = as_variables(x, asked)
@@ -121,14 +135,14 @@ def followed(
         memory = Memory(labels[0].empty(0) if labels else Few([], 0, 0))
         for t, sets in zip(inputs, labels, strict=True):
             memory.put(t, sets, varies=True)
-        following = Following(memory, local=local)
+        following = Following(memory, local=local, values=values)
         with following, Reading(following):
             outputs, out_space = output_leaves(f(in_space.rebuild(inputs)), asked)
             if gradient:
                 outputs, out_space = _gradient(outputs, inputs, asked), in_space
         sets = sets_of(following, outputs, [y.numel() for y in outputs])
         _require_straight(following, asked)
-        custom = any(map(_is_custom, nodes([y.grad_fn for y in outputs if y.grad_fn is not None])))
+        custom = following.hooked or any(map(_is_custom, nodes([y.grad_fn for y in outputs if y.grad_fn is not None])))
         if custom:
             sets = _by_reverse(outputs, inputs, following, label)
     return Followed(sets, following, in_space, out_space, custom)

@@ -1,4 +1,5 @@
-"""What Python does to tensors without an op that shows it: values taken as arrays or lists, tangents cut off."""
+"""What Python does to tensors without an op that shows it: values taken as arrays or lists, tangents cut off,
+gradients changed on their way back."""
 
 from __future__ import annotations
 
@@ -17,8 +18,8 @@ _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class Reading(TorchFunctionMode):
-    """Notes where Python takes values out of tensors that depend on the input, as neighbor lists made by SciPy do, and where it
-    detaches them.
+    """Notes where Python takes values out of tensors that depend on the input, as neighbor lists made by SciPy do, where it
+    detaches them, and where it hooks their gradients.
 
     Args:
         following: gets the lines.
@@ -33,6 +34,8 @@ class Reading(TorchFunctionMode):
         takes = name in _TAKES and args and isinstance(args[0], Tensor) and self._following.memory.varies(args[0])
         if takes and not sys._getframe(1).f_code.co_filename.startswith(_OWN):
             self._following.branches.append(self._following.place(name))
+        if name == "register_hook":
+            self._following.hooked = True
         result = func(*args, **(kwargs or {}))
         if name in _CUTS or (name == "__get__" and getattr(func.__self__, "__name__", "") == "data"):
             self._cut(result)

@@ -38,9 +38,9 @@ def bag(call: Call) -> list[Link]:
     bags = torch.searchsorted(starts, torch.arange(len(index)), right=True) - 1
     inside = (bags >= 0) & (bags < len(y))
     columns = torch.arange(y.shape[1])
-    pairs = [(i[inside].unsqueeze(-1) * y.shape[1] + columns).flatten() for i in (index, bags)]
+    members, results = ((i[inside].unsqueeze(-1) * y.shape[1] + columns).flatten() for i in (index, bags))
     links = [(0, weights, Grouped(torch.where(inside, bags, -1), shared(y.shape, [0])))] if isinstance(weights, Tensor) else []
-    return [*links, (0, table, Pairs(places(table), *pairs, places(y)))]
+    return [*links, (0, table, Pairs(places(table), members, results, places(y)))]
 
 
 @sparsity_rules.register("_embedding_bag_dense_backward")

@@ -41,13 +41,13 @@ FLAT = frozenset((
     "sign", "signbit", "floor", "ceil", "round", "trunc", "heaviside", "floor_divide", "zeros_like", "ones_like",
     "full_like", "empty_like", "rand_like", "randn_like", "randint_like", "new_empty", "new_empty_strided", "new_full",
     "new_ones", "new_zeros", "bernoulli", "zero", "argmax", "argmin", "bucketize", "searchsorted", "histc",
-    "bincount", "count_nonzero", "one_hot", "uniform", "exponential", "geometric", "cauchy", "log_normal", "random", "isnan",
+    "bincount", "count_nonzero", "uniform", "exponential", "geometric", "cauchy", "log_normal", "random", "isnan",
     "isinf", "poisson", "multinomial", "normal",
 ))  # fmt: skip
 """Their derivatives are zero."""
 READS = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "item"})
 """They give Python a value."""
-DYNAMIC = frozenset({"nonzero", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive", "bincount"})
+DYNAMIC = frozenset({"nonzero", "masked_select", "unique_dim", "_unique", "_unique2", "unique_consecutive"})
 """The shapes of their results depend on values."""
 
 
@@ -58,7 +58,8 @@ def is_dynamic(name: str, varying: Sequence[Tensor]) -> bool:
         name: of the op.
         varying: its operands that depend on the input.
     """
-    if name in ("index", "repeat_interleave"):
-        kinds = (torch.bool, torch.uint8) if name == "index" else (torch.int32, torch.int64)
-        return any(t.dtype in kinds for t in varying)
+    if name == "index":
+        return any(t.dtype in (torch.bool, torch.uint8) for t in varying)
+    if name in ("repeat_interleave", "bincount"):
+        return any(not t.is_floating_point() for t in varying)
     return name in DYNAMIC

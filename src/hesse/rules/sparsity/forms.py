@@ -77,12 +77,14 @@ class Call:
         given: arguments by their names in its schema, defaults filled in.
         outputs: its tensor results.
         is_fixed: whether the values of a tensor are the same wherever the function is evaluated.
+        zeros: where a constant operand is zero, in its shape; None if it is none, has no zeros, or they are not to count.
     """
 
     func: Any
     given: dict[str, Any]
     outputs: Sequence[Tensor]
     is_fixed: Callable[[Tensor], bool] = field(repr=False)
+    zeros: Callable[[Tensor], Tensor | None] = field(repr=False, default=lambda _: None)
 
     def __getitem__(self, name: str) -> Any:
         return self.given[name]

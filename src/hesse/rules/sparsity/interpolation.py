@@ -58,11 +58,13 @@ def _along(call: Call, axis: int, n: int, m: int, like: Tensor) -> tuple[Tensor,
     straight = not given or abs(n * given - m) <= 1
     apart = min(n, 2 * (width + 2 * ceil(n / m) + 2)) if straight else n
     combs = (torch.arange(n) % apart == torch.arange(apart).unsqueeze(-1)).to(like)
-    shape, size = [apart, 1] + [1] * count, [1] * count
+    shape, size = [apart, 1] + [2] * count, [2] * count  # axes of size 1 mislead the antialiased kernels
     shape[axis + 2], size[axis] = n, m
+    columns = [slice(None) if a == axis else None for a in range(count)]
     scales = [given if a == axis else None for a in range(count)]
     run = getattr(torch.ops.aten, name).default
-    found = run(combs.view(shape), size, call["align_corners"], *scales).view(apart, m) != 0
+    found = run(combs[:, None, *columns].expand(shape).contiguous(), size, call["align_corners"], *scales)
+    found = found[:, 0].movedim(axis + 1, -1)[:, *[0] * (count - 1)] != 0
     comb, out = found.cpu().nonzero(as_tuple=True)
     center = ((out + 0.5) * n / m - 0.5).round().to(torch.int64)
     if call["align_corners"]:

@@ -31,12 +31,12 @@ def sparse_product(call: Call, added: list[Tensor], a: Tensor, b: Tensor) -> lis
     if a.layout is not torch.strided:
         rows, columns = entries_of(a)
         each = torch.arange(wide)
-        pairs = [(i.unsqueeze(-1) * wide + each).flatten() for i in (columns, rows)]
-        return [*links, (0, b, Pairs(places(b), *pairs, places(y)))]
+        members, results = ((i.unsqueeze(-1) * wide + each).flatten() for i in (columns, rows))
+        return [*links, (0, b, Pairs(places(b), members, results, places(y)))]
     rows, columns = entries_of(b)
     each = torch.arange(a.shape[0]).unsqueeze(-1)
-    pairs = [(each * size + i).flatten() for size, i in ((a.shape[1], rows), (wide, columns))]
-    return [*links, (0, a, Pairs(places(a), *pairs, places(y)))]
+    members, results = ((each * size + i).flatten() for size, i in ((a.shape[1], rows), (wide, columns)))
+    return [*links, (0, a, Pairs(places(a), members, results, places(y)))]
 
 
 @sparsity_rules.register("_sparse_mm", "_sparse_addmm")

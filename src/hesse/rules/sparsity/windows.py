@@ -12,10 +12,14 @@ from hesse.rules.sparsity.forms import Call, Grouped, Link, Pairs, shared, spars
 
 
 def taps(inputs: Sequence[int], outputs: Sequence[int], kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-         dilation: Sequence[int]) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The pairs of places ``output * stride - padding + tap * dilation == input`` that exist, as numbers in row-major order."""
-    found_in, found_out = [], []
+         dilation: Sequence[int], unused: Tensor | None = None) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The pairs of places ``output * stride - padding + tap * dilation == input`` that exist, as numbers in row-major order;
+    without those of taps that are `unused` (bools, in the shape of the kernel)."""
+    nothing = torch.zeros(0, dtype=torch.int64)
+    found_in, found_out = [nothing], [nothing]
     for tap in itertools.product(*(range(k) for k in kernel)):
+        if unused is not None and bool(unused[tap]):
+            continue
         axes_in, axes_out = [], []
         for axis, t in enumerate(tap):
             out = torch.arange(outputs[axis])
@@ -61,11 +65,12 @@ def _convolved(x: Tensor, y: Tensor, call: Call, *, swapped: bool = False) -> Pa
     """How an image `y` depends on an image `x` through a convolution; `swapped`: through its transpose."""
     weight, count, groups = call["weight"], x.ndim - 2, call["groups"]
     stride, padding, dilation = (sizes_of(call[name], count) for name in ("stride", "padding", "dilation"))
-    kernel = weight.shape[2:]
+    kernel, zeros = weight.shape[2:], call.zeros(weight)
+    unused = None if zeros is None else zeros.flatten(0, 1).all(0)
     if bool(call.given.get("transposed")) != swapped:
-        outs, ins = taps(y.shape[2:], x.shape[2:], kernel, stride, padding, dilation)
+        outs, ins = taps(y.shape[2:], x.shape[2:], kernel, stride, padding, dilation, unused)
     else:
-        ins, outs = taps(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation)
+        ins, outs = taps(x.shape[2:], y.shape[2:], kernel, stride, padding, dilation, unused)
     of_x, size_x = _by_group(x, groups)
     of_y, size_y = _by_group(y, groups)
     batches = torch.arange(x.shape[0] * groups).unsqueeze(-1)
