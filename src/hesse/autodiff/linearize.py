@@ -100,7 +100,7 @@ class JacobianOperator(LinearOperator):
         try:
             with temporarily_clear_interpreter_stack(), torch.random.fork_rng(devices):
                 return forward_agrees(self.recording, push)
-        except RuntimeError:
+        except (RuntimeError, IndexError):  # the latter from double backwards of PyTorch's, as that of batch normalization
             return False
 
     def mm(self, V: Tree) -> Tree:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from hesse.autodiff.engine import pull_along
 from hesse.autodiff.push_rules import RULES, SYMMETRIC, NoPushError
 from hesse.autodiff.recording import Recording, node_outputs
 
@@ -44,6 +45,11 @@ class GraphPush:
                 raise NoPushError("saved tensors behind hooks")
         self._uses = Counter(edge for _, _, edges, _ in self._steps for edge in edges)
         self._uses.update(end for end in self._ends if end is not None)
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether code of the user's runs on the way: the backward of a `torch.autograd.Function`."""
+        return any(hasattr(node, "_forward_cls") for node, _, _, _ in self._steps)
 
     def push(self, tangents: list[Tensor]) -> list[Tensor]:
         """``J v``, not differentiable.
@@ -154,4 +160,4 @@ def _transposed(node: Any, arrived: list[Tensor | None], metas: Any) -> list[Ten
             tangents.append(t)
     if not linear:
         return [None] * len(u)
-    return list(torch.autograd.grad(linear, u, tangents, allow_unused=True))
+    return list(pull_along(linear, u, tangents, create_graph=False))

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 
+from hesse.autodiff.engine import pull_along
 from hesse.autodiff.fused import FUSED_RECURRENCES, differentiable_attention, with_plain_recurrences
 from hesse.autodiff.plain_bags import FUSED_BAGS, WithPlainBags
 from hesse.autodiff.weight_norm import FUSED_WEIGHT_NORM, with_plain_weight_norm
@@ -66,15 +67,8 @@ class Recording:
         count = next((u.shape[0] for u in cotangents if u is not None), 0) if batched else None
         if not pairs:
             return [_zeros(leaf, count) for leaf in self.inputs]
-        grads = torch.autograd.grad(
-            [y for y, _ in pairs],
-            self.inputs,
-            [u for _, u in pairs],
-            retain_graph=True,
-            create_graph=self.follows([u for _, u in pairs]),
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+        ys, us = zip(*pairs, strict=True)
+        grads = pull_along(ys, self.inputs, us, create_graph=self.follows(us), batched=batched)
         return [_zeros(x, count) if g is None else dense(g) for x, g in zip(self.inputs, grads, strict=True)]
 
     def follows(self, vectors: Sequence[Tensor]) -> bool:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from hesse.sparse.colored import ColoredPattern
 from hesse.sparse.colors.bidirectional import readable
-from hesse.sparse.colors.graph import without_diagonal
-from hesse.sparse.colors.star import counts_of_colors
+from hesse.sparse.colors.star import readable_symmetric
 from hesse.sparse.pattern import Indices, Pattern
 from hesse.sparse.substitution import Level, levels
+
+_SMALL = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,8 @@ class Decompression:
     """How entries follow from products.
 
     Args:
-        source: ``[nnz]``, int64: the element of the flat products that holds each entry, in the order of the pattern: first
-            ``[column colors, rows]``, then ``[row colors, columns]``.
+        source: ``[nnz]``: the element of the flat products that holds each entry, in the order of the pattern: first
+            ``[column colors, rows]``, then ``[row colors, columns]``; int32 where that suffices, 1.4 times faster to gather by.
         levels: for acyclic colorings, what has to be subtracted, in this order.
     """
 
@@ -32,20 +33,14 @@ class Decompression:
     @staticmethod
     def of(colored: ColoredPattern) -> Decompression:
         """For a coloring of any kind."""
-        pattern, columns = colored.pattern, colored.column_colors
-        by_column = columns[pattern.indices] * pattern.shape[0] + pattern.rows
-        if colored.kind == "column":
-            return Decompression(torch.from_numpy(by_column))
-        if colored.kind == "acyclic":
-            return Decompression(torch.from_numpy(by_column), levels(pattern, columns))
-        if colored.kind == "star":
-            return Decompression(torch.from_numpy(_star(pattern, columns)))
-        products = colored.columns * pattern.shape[0]
-        by_row = products + colored.row_colors[pattern.rows] * pattern.shape[1] + pattern.indices
-        if colored.kind == "row":
-            return Decompression(torch.from_numpy(by_row))
-        alone, _ = readable(pattern, columns, colored.row_colors)
-        return Decompression(torch.from_numpy(np.where(alone, by_column, by_row)))
+        source = _sources(colored)
+        largest = colored.columns * colored.pattern.shape[0] + colored.rows * colored.pattern.shape[1]
+        tensor = torch.from_numpy(source.astype(np.int32 if largest < _SMALL else np.int64))
+        return Decompression(tensor, levels(colored.pattern, colored.column_colors) if colored.kind == "acyclic" else ())
+
+    def indices(self) -> list[Tensor]:
+        """All of its index tensors, which never change."""
+        return [self.source, *(t for level in self.levels for t in (level.entries, level.mirrors, level.known, level.targets))]
 
     def values(self, products: Tensor) -> Tensor:
         """The entries.
@@ -62,14 +57,27 @@ class Decompression:
         return values
 
 
+def _sources(colored: ColoredPattern) -> Indices:
+    """``[nnz]``: the element of the flat products that shows each entry."""
+    pattern, columns = colored.pattern, colored.column_colors
+    by_column = columns[pattern.indices] * pattern.shape[0] + pattern.rows
+    if colored.kind in ("column", "acyclic"):
+        return by_column
+    if colored.kind == "star":
+        return _star(pattern, columns)
+    products = colored.columns * pattern.shape[0]
+    by_row = products + colored.row_colors[pattern.rows] * pattern.shape[1] + pattern.indices
+    if colored.kind == "row":
+        return by_row
+    alone, _ = readable(pattern, columns, colored.row_colors)
+    return np.where(alone, by_column, by_row)
+
+
 def _star(pattern: Pattern, colors: Indices) -> Indices:
     """An entry is read in its row if no other entry there has the color of its column, and in its mirror image's if not."""
-    graph = without_diagonal(pattern)
-    alone = np.ones(pattern.nnz, bool)
-    alone[pattern.rows != pattern.indices] = counts_of_colors(graph, colors) == 1
     here = colors[pattern.indices] * pattern.shape[0] + pattern.rows
     there = colors[pattern.rows] * pattern.shape[0] + pattern.indices
-    return np.where(alone, here, there)
+    return np.where(readable_symmetric(pattern, colors), here, there)
 
 
 def seeds(colors: Indices, count: int) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -60,6 +60,11 @@ class CompiledFunction:
     it was recorded; then it runs the recorded operations, and compares each value that Python read from a tensor. What differs
     is recorded as another path. The first result of each path is that of the direct run, against which the compiled one is
     checked. Two threads may call it.
+
+    Attributes:
+        fixed: tensors that `run` closes over and that never change, by their `id`; what follows from them alone is computed
+            once. None: there are none.
+        notice: told once why something does not run as it was asked to; by default a `CompileNotice` says it.
     """
 
     def __init__(
@@ -69,6 +74,8 @@ class CompiledFunction:
         self._run, self._f = run, f
         self._variables, self._signature = tuple(variables), signature
         self.profile = Profile("off") if profile is None else profile
+        self.fixed: Mapping[int, Tensor] | None = None
+        self.notice: Callable[[str], None] = self._warn
         self._kinds: list[_Kind] = []
         self._lock = threading.RLock()
         self._noted: set[str] = set()
@@ -114,6 +121,10 @@ class CompiledFunction:
                     raise Unrecordable(kind.direct or "nothing was recorded")
                 return kind.paths[0]
         raise Unrecordable("nothing was recorded")
+
+    def paths(self) -> list[Path]:
+        """All paths that were recorded."""
+        return [path for kind in self._kinds for path in kind.paths]
 
     def _directly(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
         self.profile.fell_back(reason)
@@ -169,7 +180,7 @@ class CompiledFunction:
             self._notice(f"runs directly: {error.reason}")
             return self._directly(args, kwargs, error.reason)
         try:
-            trace, result = record(lambda: self._run(*entry.args, **entry.kwargs), entry.inputs)
+            trace, result = record(lambda: self._run(*entry.args, **entry.kwargs), entry.inputs, self.fixed)
         finally:
             recorder.__exit__(None, None, None)
         trace.input_names, trace.identified = entry.names, tuple(entry.identified)
@@ -226,8 +237,11 @@ class CompiledFunction:
         """Say once that something does not run as it was asked to, and why."""
         if text not in self._noted:
             self._noted.add(text)
-            name = getattr(self._f, "__qualname__", type(self._f).__name__)
-            warn_user(f"{name} {text}", CompileNotice)
+            self.notice(text)
+
+    def _warn(self, text: str) -> None:
+        name = getattr(self._f, "__qualname__", type(self._f).__name__)
+        warn_user(f"{name} {text}", CompileNotice)
 
 
 _MISSED = object()

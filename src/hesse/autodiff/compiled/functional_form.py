@@ -88,6 +88,7 @@ class _Run(fx.Interpreter):
         super().__init__(fx.GraphModule(dict.fromkeys(trace.constants), trace.graph))
         self._written, self._fills, self._names = written, fills, lifted
         self._lifted: dict[str, Tensor] = {}
+        self._is_gathered = bool(trace.fixed)
         self._all_reads, self.reads = trace.reads, list[tuple[int, Read]]()
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -112,6 +113,9 @@ class _Run(fx.Interpreter):
             return torch.eq(args[0], args[1]).all()
         if target is _aten.is_nonzero.default:
             return torch.ne(args[0], 0)
+        if target is _aten.index_select.default and self._is_gathered and args[0].is_contiguous():
+            source = args[0]  # in memory: inductor would compute each element where it is picked
+            args = (_aten.as_strided.default(source, source.shape, source.stride(), 0), *args[1:])
         if target is _aten._efficientzerotensor.default:  # has no memory that a kernel could read
             return torch.zeros(*args, **kwargs)
         return super().call_function(target, args, kwargs)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 import torch
 from torch import fx
 
+from hesse.autodiff.compiled.identities import gather_constants, take_over_sign
+from hesse.autodiff.compiled.pieces import join_pieces
 from hesse.autodiff.compiled.rewrite import become, calls, is_private, is_pure, replace
 from hesse.autodiff.compiled.trace import Node, Trace, getitem
 
@@ -35,8 +36,22 @@ def fuse(trace: Trace) -> None:
             _sum_without_axis(trace, node)
         elif node.target is _aten.sum.dim_IntList:
             _sum_of_one(trace, node)
-        elif node.target is _aten.add.Tensor and not node.kwargs and not _parts(trace, node) and node not in read:
-            _product_and_sum(trace, node)  # not where Python reads the sum, which stays the same to the last bit
+        elif node.target in (_aten.add.Tensor, _aten.sub.Tensor) and not node.kwargs:
+            _sum(trace, node, is_read=node in read)
+
+
+def _sum(trace: Trace, node: Node, *, is_read: bool) -> None:
+    """A sum or difference; one that Python reads stays the same to the last bit."""
+    if node.target is _aten.add.Tensor:
+        if join_pieces(trace, node):
+            return
+        take_over_sign(trace, node)
+    if is_read:
+        return
+    if node.target is _aten.add.Tensor:
+        _product_and_sum(trace, node)
+    if trace.fixed:
+        gather_constants(trace, node)
 
 
 def _ancestors(nodes: list[Node]) -> set[Node]:
@@ -90,24 +105,6 @@ def _sum_of_one(trace: Trace, node: Node) -> None:
         stride = list(source.meta["stride"])
         del stride[axes[0]]
         node.meta["stride"] = tuple(stride)
-
-
-def _parts(trace: Trace, node: Node) -> bool:
-    """A sum of two padded pieces that lie side by side is their concatenation."""
-    pieces = []
-    for part in node.args[:2]:
-        if not calls(part, _aten.slice_backward.default) or not is_private(trace, part):
-            return False
-        source, shape, axis, start, stop, step = part.args
-        pieces.append((start, min(stop, sys.maxsize), source, tuple(shape), axis, step, part))
-    (a, b), shape = sorted(pieces, key=lambda p: p[0]), pieces[0][3]
-    axis = pieces[0][4]
-    if a[3:6] != b[3:6] or a[5] != 1 or a[0] != 0 or a[1] != b[0] or b[1] < shape[axis]:
-        return False
-    become(node, _aten.cat.default, ([a[2], b[2]], axis))
-    for piece in pieces:
-        trace.graph.erase_node(piece[6])
-    return True
 
 
 def _product_and_sum(trace: Trace, node: Node) -> None:

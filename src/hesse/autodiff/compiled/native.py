@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx
 
 from hesse.autodiff.compiled.functional_form import Functional, NativeUnavailable, functional_form
+from hesse.autodiff.compiled.indices import INDEXING, indices_are_fixed
 from hesse.autodiff.compiled.replay import Deviation, Runner
 from hesse.autodiff.compiled.trace import Read, Trace
 from hesse.autodiff.compiled.undo import random_states, restore_random
@@ -40,7 +41,6 @@ _OPTIONS: dict[str, Any] = {
 }
 _IN_CPP: dict[str, Any] = {"cpp_wrapper": True, "memory_planning": True, "memory_pool": "intermediates"}
 _SERIAL: dict[str, Any] = {"cpp.threads": 1}
-_INDEXING = ("index", "gather", "scatter", "embedding", "take", "put", "pool", "nll_loss", "roll", "bucketize")
 _COMPILING = threading.Lock()
 _Call = Callable[[list[Tensor]], Sequence[Tensor]]
 
@@ -140,13 +140,16 @@ def _compile(form: Functional, in_cpp: bool) -> tuple[_Call, str]:
     """What runs a functional form, and its source.
 
     A kernel that finds an index out of bounds throws, which ends the process where threads were started: it starts none.
+    Indices that follow from constants and shapes were in bounds when the trace was recorded, and need no look.
     """
     targets = [str(node.target) for node in form.module.graph.nodes if node.op == "call_function"]
     if not targets:
         return _plainly(form.module), form.module.code
     options = {**_OPTIONS, **_IN_CPP} if in_cpp else _OPTIONS
     with _quietly():
-        if not any(name in target for target in targets for name in _INDEXING):
+        if indices_are_fixed(form):
+            return _with_options(form, {**options, "assert_indirect_indexing": False})
+        if not any(name in target for target in targets for name in INDEXING):
             call, source = _with_options(form, options)
             if "omp parallel" not in source or "out of bounds" not in source:
                 return call, source

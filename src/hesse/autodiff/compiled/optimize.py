@@ -9,28 +9,25 @@ import operator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
+from hesse.autodiff.compiled.fold import Folding, is_all
 from hesse.autodiff.compiled.fuse import fuse
+from hesse.autodiff.compiled.identities import unchanged
 from hesse.autodiff.compiled.rewrite import calls, is_pure, replace
-from hesse.autodiff.compiled.trace import LARGEST_CONSTANT, Node, Trace, getitem
+from hesse.autodiff.compiled.trace import Node, Trace, getitem
 
 _aten = torch.ops.aten
 _SAME = {_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default}
 _RESHAPES = {_aten.view.default, _aten._unsafe_view.default, _aten.expand.default, _aten.reshape.default}
-_FILLED = {
-    _aten.ones_like.default, _aten.zeros_like.default, _aten.full_like.default, _aten.new_zeros.default, _aten.new_ones.default,
-    _aten.new_full.default, _aten.zeros.default, _aten.ones.default, _aten.full.default, _aten.scalar_tensor.default,
-    _aten.arange.default, _aten.arange.start, _aten.arange.start_step, _aten.eye.default, _aten.eye.m,
-}  # fmt: skip
-"""Operations whose result depends on shapes alone."""
 
 
 def optimize(trace: Trace) -> None:
     """Simplify the graph of a trace in place, then make it end in its reads and results."""
+    fold = Folding(trace)
     for node in list(trace.graph.nodes):
         if node.op == "call_function":
-            _simplify(trace, node)
+            _simplify(trace, node, fold)
     _share(trace)
     fuse(trace)
     _share(trace)
@@ -60,7 +57,7 @@ def _separate_results(trace: Trace) -> None:
             taken.add(group)
 
 
-def _simplify(trace: Trace, node: Node) -> None:
+def _simplify(trace: Trace, node: Node, fold: Folding) -> None:
     target = node.target
     if target is getitem or not is_pure(trace, node):
         if target in _SAME:
@@ -72,13 +69,15 @@ def _simplify(trace: Trace, node: Node) -> None:
         or (target in _RESHAPES and _has_same_layout(node, node.args[0]))
     ):
         replace(trace, node, node.args[0])
+    elif (same := unchanged(node)) is not None:
+        replace(trace, node, same)
     elif target is _aten.t.default and calls(node.args[0], _aten.t.default):
         replace(trace, node, node.args[0].args[0])
-    elif _is_constant(trace, node):
-        _fold(trace, node)
+    elif fold.is_possible(node):
+        fold(node)
     elif target is _aten.mul.Tensor:
         for one, other in (node.args[:2], node.args[1::-1]):
-            if isinstance(other, fx.Node) and _has_same_layout(node, other) and _is_all(trace, one, 1):
+            if isinstance(other, fx.Node) and _has_same_layout(node, other) and is_all(trace, one, 1):
                 replace(trace, node, other)
                 break
 
@@ -89,52 +88,6 @@ def _is_needless_copy(trace: Trace, node: Node) -> bool:
 
 def _has_same_layout(node: Node, other: Any) -> bool:
     return all(node.meta[key] == other.meta.get(key) for key in ("shape", "dtype", "device", "stride"))
-
-
-def _constant(trace: Trace, node: Any) -> Tensor | None:
-    return trace.constants[str(node.target)] if isinstance(node, fx.Node) and node.op == "get_attr" else None
-
-
-def _is_all(trace: Trace, node: Any, number: int) -> bool:
-    value = _constant(trace, node)
-    return value is not None and bool((value == number).all())
-
-
-def _is_constant(trace: Trace, node: Node) -> bool:
-    if any(read.node is node for read in trace.reads) or "outputs" in node.meta:
-        return False
-    if _elements(node) > LARGEST_CONSTANT or node.meta["stride"] is None:
-        return False
-    if node.target in _FILLED:
-        return True
-    parents = node.all_input_nodes
-    return bool(parents) and all(_constant(trace, p) is not None for p in parents)
-
-
-def _elements(node: Node) -> int:
-    held = zip(node.meta["shape"], node.meta["stride"] or node.meta["shape"], strict=True)
-    count = 1
-    for size, stride in held:
-        count *= 1 if stride == 0 else size
-    return count
-
-
-def _fold(trace: Trace, node: Node) -> None:
-    def value_of(n: Node) -> Tensor:
-        kept = _constant(trace, n)
-        meta = n.meta
-        return kept if kept is not None else torch.empty_strided(
-            meta["shape"], meta["stride"], dtype=meta["dtype"], device=meta["device"])  # fmt: skip
-
-    name = f"folded_{len(trace.constants)}"
-    arguments = fx.map_arg((node.args, node.kwargs), value_of)
-    with torch.no_grad():
-        trace.constants[name] = node.target(*arguments[0], **arguments[1])
-    with trace.graph.inserting_before(node):
-        constant = trace.graph.get_attr(name)
-    constant.meta = dict(node.meta)
-    trace.aliases.fresh(constant)
-    replace(trace, node, constant)
 
 
 def _share(trace: Trace) -> None:
@@ -188,6 +141,8 @@ def _remove_dead(trace: Trace) -> None:
     for node in [w for w in writers if w not in live]:
         del writers[node]
     _forget_captured(trace)
+    used = {str(node.target) for node in trace.graph.nodes if node.op == "get_attr"}
+    trace.constants = {name: value for name, value in trace.constants.items() if name in used}
 
 
 def _forget_captured(trace: Trace) -> None:

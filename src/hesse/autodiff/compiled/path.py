@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -73,6 +74,11 @@ class Path:
     def shares_memory_alike(self, tensors: Sequence[Tensor]) -> bool:
         """Whether the tensors share memory among themselves as the recorded ones did, where the path writes to one."""
         return self._memory is None or _memory(tensors) == self._memory
+
+    @property
+    def operations(self) -> int:
+        """How many operations a replay calls."""
+        return sum(node.op == "call_function" for node in self.trace.graph.nodes)
 
     def result_count(self, part: int) -> int:
         """How many tensors stand in one part of the tuple that the function returns."""
@@ -199,8 +205,11 @@ def _largest(tensor: Tensor) -> float:
     """The largest finite magnitude among floating numbers."""
     if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
         return 0.0
-    finite = tensor.detach().abs()
-    finite = finite[finite.isfinite()]
+    sizes = tensor.detach().abs()
+    largest = float(sizes.max()) if sizes.numel() else 0.0
+    if math.isfinite(largest):
+        return largest
+    finite = sizes[sizes.isfinite()]
     return float(finite.max()) if finite.numel() else 0.0
 
 
@@ -212,8 +221,11 @@ def _agree(mine: Tensor, its: Tensor, scale: float) -> bool:
         return torch.equal(mine, its)
     wide = torch.complex128 if its.dtype.is_complex else torch.float64
     a, b = mine.to(wide), its.to(wide)
-    eps = torch.finfo(its.dtype).eps
-    return torch.allclose(a, b, rtol=eps**0.5, atol=eps**0.5 * _largest(its) + eps**0.75 * scale, equal_nan=True)
+    rtol = torch.finfo(its.dtype).eps ** 0.5
+    atol = rtol * _largest(its) + rtol**1.5 * scale
+    if not a.numel() or float((a - b).abs().sub_(b.abs(), alpha=rtol).max()) <= atol:
+        return True
+    return torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)  # infinite, or not a number, in the same places
 
 
 def _memory(tensors: Sequence[Tensor]) -> list[int]:

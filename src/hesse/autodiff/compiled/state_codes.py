@@ -9,7 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -90,7 +90,10 @@ def kind_of_code(code: CodeType, names: dict[str, Any]) -> str:
         As `kind_of_file`.
     """
     kind = kind_of_file(code.co_filename)
-    return "library" if kind == "user" and code.co_filename.startswith("<") and is_library(names.get("__name__")) else kind
+    if kind != "user" or not code.co_filename.startswith("<"):
+        return kind
+    module = names.get("__name__")
+    return "library" if is_library(module) or str(module).startswith("namedtuple_") else kind  # whose __new__ only fills
 
 
 def is_library_function(function: FunctionType) -> bool:
@@ -221,6 +224,7 @@ def nested_codes(code: CodeType) -> Iterator[CodeType]:
             yield from nested_codes(constant)
 
 
+@lru_cache(maxsize=4096)
 def names_literal(code: CodeType, offset: int) -> bool:
     """Whether the call at an offset passes its second argument, the attribute name, as a literal.
 

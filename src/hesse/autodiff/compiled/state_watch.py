@@ -14,6 +14,7 @@ from hesse.autodiff.compiled.unrecordable import Unrecordable
 
 _IMPORT, _IMPORTER = "_find_and_load", "<frozen importlib._bootstrap>"
 _WRAPPERS = (f"{os.sep}torch{os.sep}_compile.py", f"{os.sep}_dynamo{os.sep}eval_frame.py")
+_LOOKED_AT = ("user", "stdlib", "torch")
 _BY_NAME = frozenset({"getattr", "hasattr"})
 
 
@@ -74,6 +75,14 @@ class Watch:
         return id(code) in self.codes
 
     def _event(self, frame: FrameType, event: str, argument: Any) -> None:
+        if event == "c_call":  # most events by far, and most of them in code that is not looked at
+            known = self.codes.get(id(frame.f_code))
+            if self._importing or (known is not None and known[2] not in _LOOKED_AT):
+                return
+            self._c_called(frame, argument)
+            return
+        if event == "c_return":
+            return
         if frame.f_code.co_name == _IMPORT and frame.f_code.co_filename == _IMPORTER:
             self._importing += {"call": 1, "return": -1}.get(event, 0)
         if self._importing:  # a module's own code runs once, and what is read from it afterwards is seen there
@@ -88,8 +97,6 @@ class Watch:
                     self._impure[id(code)] = reason
             if id(code) in self._impure:
                 self._torch_called(self._impure[id(code)], frame)
-        elif event == "c_call":
-            self._c_called(frame, argument)
 
     def _torch_called(self, reason: str, frame: FrameType) -> None:
         caller = frame.f_back
@@ -102,8 +109,9 @@ class Watch:
 
     def _c_called(self, frame: FrameType, function: Any) -> None:
         code = frame.f_code
-        kind = kind_of_code(code, frame.f_globals)
-        if kind not in ("user", "stdlib", "torch"):
+        known = self.codes.get(id(code))
+        kind = kind_of_code(code, frame.f_globals) if known is None else known[2]
+        if kind not in _LOOKED_AT:
             return
         name = function.__name__
         key = (id(code), frame.f_lasti, name, type(getattr(function, "__self__", None)))

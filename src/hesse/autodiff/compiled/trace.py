@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from hesse.autodiff.dispatching import LightMode
 from hesse.autodiff.source_lines import SourceMap
 
 LARGEST_CONSTANT = 1 << 16
+LARGEST_FOLDED = 1 << 28  # bytes of what follows from tensors that are known never to change
 Node = Any  # an `fx.Node`, whose target and arguments PyTorch declares too widely to be of use
 _aten = torch.ops.aten
 _MEMORY = {_aten.set_, _aten.resize_, _aten.resize_as_, _aten._resize_output_, _aten.resize}
@@ -92,7 +93,9 @@ class Trace:
         input_names: what people call the inputs, if they are to see them.
         identified: positions of the inputs that the function sees as the very objects that it is given.
         captured: closed-over tensors met, in the order of their placeholders.
-        constants: tensors made in the run from Python data, by attribute name.
+        fixed: closed-over tensors that never change, by their `id`; they become constants.
+        folding: bytes that a constant may hold which operations on constants give.
+        constants: tensors made in the run from Python data, and those that are fixed, by attribute name.
         reads: in the order in which they were made.
         aliases: which nodes share memory.
         random: whether random numbers were drawn from a default generator.
@@ -107,6 +110,8 @@ class Trace:
     input_names: list[str] = field(default_factory=list)
     identified: tuple[int, ...] = ()
     captured: list[Tensor] = field(default_factory=list)
+    fixed: Mapping[int, Tensor] = field(default_factory=dict)
+    folding: int = 8 * LARGEST_CONSTANT
     constants: dict[str, Tensor] = field(default_factory=dict)
     reads: list[Read] = field(default_factory=list)
     aliases: Aliases = field(default_factory=Aliases)
@@ -115,6 +120,12 @@ class Trace:
     refused: str = ""
     results: list[fx.Node] = field(default_factory=list)
     structure: tuple[pytree.TreeSpec, tuple[tuple[int, Any], ...]] | None = None
+    _named: int = 0
+
+    def new_constant(self, stem: str) -> str:
+        """A name that no constant has."""
+        self._named += 1
+        return f"{stem}_{self._named - 1}"
 
 
 class _Operations(LightMode):
@@ -151,6 +162,8 @@ class _Operations(LightMode):
             _describe(node, tensor, None, "forward")
             self.trace.aliases.fresh(node)
             self._known[tensor] = node
+        if node is None and self.trace.fixed.get(id(tensor)) is tensor:
+            return self._kept(tensor, tensor, None)
         if node is None:
             self.trace.captured.append(tensor)
             node = self._placeholder(f"captured_{len(self.trace.captured) - 1}", tensor)
@@ -246,15 +259,22 @@ class _Operations(LightMode):
         if tensor.numel() > LARGEST_CONSTANT:
             self.refuse(f"a tensor of {tensor.numel()} numbers is made from Python data at each call")
             return
-        name = f"constant_{len(self.trace.constants)}"
-        kept = self.trace.constants[name] = tensor.clone()
-        place = self.trace.graph.get_attr(name)
-        _describe(place, kept, source, "forward")
-        self.trace.aliases.output(place, kept, [])
+        place = self._kept(None, tensor.clone(), source)
         node = self.trace.graph.call_function(_aten.clone.default, (place,))  # a new tensor at each call, as in the run
         _describe(node, tensor, source, "forward")
         self.trace.aliases.output(node, tensor, [])
         self._known[tensor] = node
+
+    def _kept(self, tensor: Tensor | None, kept: Tensor, source: Any) -> fx.Node:
+        """The place of a constant, which a tensor of the run may be."""
+        name = self.trace.new_constant("constant")
+        self.trace.constants[name] = kept
+        place = self.trace.graph.get_attr(name)
+        _describe(place, kept, source, "forward")
+        self.trace.aliases.output(place, kept, [])
+        if tensor is not None:
+            self._known[tensor] = place
+        return place
 
     def elements(self, tensor: Tensor, found: Any) -> None:
         """Note that Python read all elements of a tensor."""
@@ -309,12 +329,13 @@ class _Functions(TorchFunctionMode):
             self._operations.refuse(f"the function asks a tensor that it did not compute for {_OF_THE_OBJECT[name]}")
 
 
-def record(run: Callable[[], Any], inputs: Sequence[Tensor]) -> tuple[Trace, Any]:
+def record(run: Callable[[], Any], inputs: Sequence[Tensor], fixed: Mapping[int, Tensor] | None = None) -> tuple[Trace, Any]:
     """Run a function once and record its operations.
 
     Args:
         run: the function, of no arguments.
         inputs: tensors that it is given, all different objects.
+        fixed: as in `Trace`; more may be added in the course of the run.
 
     Returns:
         The trace, and what the function returned. A trace with a reason in `refused` is of no further use.
@@ -322,6 +343,8 @@ def record(run: Callable[[], Any], inputs: Sequence[Tensor]) -> tuple[Trace, Any
     Cost: one run, with about 30 microseconds more an operation.
     """
     trace = Trace(fx.Graph(), list(inputs))
+    if fixed is not None:
+        trace.fixed, trace.folding = fixed, LARGEST_FOLDED
     operations = _Operations(trace)
     with operations, _Functions(operations):
         result = run()
