@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import scipy.sparse as sp
@@ -21,6 +22,22 @@ def grid(*sizes: int) -> sp.sparray:
     for size in sizes:
         old = sp.eye_array(total.shape[0])
         total = sp.kron(sp.eye_array(size), total, "csr") + sp.kron(line(size), old, "csr")
+    return total
+
+
+def ring(n: int) -> sp.sparray:
+    """Each point of a circle sees itself and its two neighbors."""
+    every = np.arange(n)
+    places = np.concatenate([every] * 3), np.concatenate([every, (every + 1) % n, (every - 1) % n])
+    return sp.csr_array(sp.coo_array((np.ones(3 * n), places), shape=(n, n)))
+
+
+def torus(*sizes: int) -> sp.sparray:
+    """The star of a periodic lattice."""
+    total = sp.csr_array((1, 1))
+    for size in sizes:
+        old = sp.eye_array(total.shape[0])
+        total = sp.kron(sp.eye_array(size), total, "csr") + sp.kron(ring(size), old, "csr")
     return total
 
 
@@ -110,3 +127,27 @@ def fewest_column_colors(pattern: Pattern) -> int:
             if all(full[a] != full[b] for a, b in clash):
                 return count
     return 0
+
+
+def fewest_symmetric_colors(pattern: Pattern, is_right: Callable[[Pattern, np.ndarray], bool]) -> int:
+    """The optimum of a kind of coloring of a few unknowns, by trying all that name the colors in their order."""
+    size = pattern.shape[0]
+    for count in range(1, size + 1):
+        for colors in itertools.product(range(count), repeat=size):
+            firsts = dict.fromkeys(colors)
+            if list(firsts) == sorted(firsts) and is_right(pattern, np.array(colors)):
+                return count
+    return 0
+
+
+def fewest_both(pattern: Pattern) -> int:
+    """The fewest colors of columns and rows at once, by trying all."""
+    places, (height, width) = entries(pattern), pattern.shape
+    for total in range(height + width + 1):
+        for of_columns in range(total + 1):
+            for columns in itertools.product(range(-1, of_columns), repeat=width):
+                left = places - reads_by_columns(pattern, np.array(columns))
+                for rows in itertools.product(range(-1, total - of_columns), repeat=height):
+                    if left <= {(i, j) for j, i in reads_by_columns(pattern.T, np.array(rows))}:
+                        return total
+    return -1

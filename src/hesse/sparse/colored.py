@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from hesse.core.errors import StructureError
+from hesse.core.errors import DataError, StructureError
 from hesse.core.storage import load_tensors, save_tensors
 from hesse.sparse.colors.acyclic import is_acyclic
 from hesse.sparse.colors.bidirectional import is_bidirectional, readable
 from hesse.sparse.colors.columns import are_columns_apart
 from hesse.sparse.colors.graph import without_diagonal
-from hesse.sparse.colors.star import counts_of_colors, is_star
-from hesse.sparse.pattern import Indices, Pattern
+from hesse.sparse.colors.star import is_star, readable_symmetric
+from hesse.sparse.compressed import Indices, frozen, integers
+from hesse.sparse.pattern import Pattern, pattern_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -24,23 +25,28 @@ if TYPE_CHECKING:
 Kind = Literal["column", "row", "bidirectional", "star", "acyclic"]
 KINDS: tuple[Kind, ...] = ("column", "row", "bidirectional", "star", "acyclic")
 _KIND = "colored pattern"
+_REMEDY = "color this pattern by hesse.coloring(pattern)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ColoredPattern:
-    """A pattern and a coloring of it, valid for certain.
+    """A pattern and a coloring of it, valid for certain. Immutable: the arrays are copied and read-only.
 
     Args:
         pattern: of the matrix.
         kind: "column" and "row": no two columns (rows) of one color have an entry in the same row (column). "bidirectional":
-            every entry is alone in its row with the color of its column, or in its column with the color of its row. "star",
-            "acyclic": colors of the unknowns of a symmetric matrix, whose entries follow directly, or by substitution.
-        column_colors: ``[columns]``, int64, from 0 on; -1 for columns that need no product.
+            every entry is alone in its row with the color of its column, or in its column with the color of its row. "star":
+            of the unknowns of a symmetric matrix: every entry or its mirror image is alone in its row with the color of its
+            column. "acyclic": likewise, but any two colors make a forest, and entries follow by substitution.
+        column_colors: ``[columns]``, integers from 0 on; -1 for columns that need no product.
         row_colors: ``[rows]``, likewise.
         found_by: the order of the greedy coloring, or the formula, that gave the fewest colors.
 
+    Colors that no column (row) has are left out, the others numbered anew in their order.
+
     Raises:
-        StructureError: colors that do not belong to the pattern, or do not tell its entries apart, with two of these.
+        StructureError: an unknown kind, colors that do not belong to the pattern, or that do not tell its entries apart, with
+            one of these.
     """
 
     pattern: Pattern
@@ -50,14 +56,21 @@ class ColoredPattern:
     found_by: str = "given"
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise StructureError(f"kind is one of {', '.join(map(repr, KINDS))}.", repr(self.kind), "pass one of these")
+        for name in ("column_colors", "row_colors"):
+            object.__setattr__(self, name, _numbered(integers(getattr(self, name), name), name))
         sizes = len(self.row_colors), len(self.column_colors)
         if sizes != self.pattern.shape:
-            raise StructureError("A coloring has a color for each row and column, or -1.",
-                                 f"{sizes[0]} and {sizes[1]} colors for a pattern of shape {self.pattern.shape}",
-                                 "color this pattern by hesse.coloring(pattern)")  # fmt: skip
+            found = f"{sizes[0]} and {sizes[1]} colors for a pattern of shape {self.pattern.shape}"
+            raise StructureError("A coloring has a color for each row and column, or -1.", found, _REMEDY)
+        spare = {"row": self.columns, "bidirectional": 0}.get(self.kind, self.rows)
+        if spare:
+            raise StructureError(f"A coloring of kind '{self.kind}' has colors on one side only.",
+                                 f"{spare} on the other side too", "pass -1 there, or kind='bidirectional'")  # fmt: skip
         if not self._is_valid():
-            raise StructureError(f"The colors of kind '{self.kind}' tell the entries of a pattern apart.", self._clash(),
-                                 "color this pattern by hesse.coloring(pattern)")  # fmt: skip
+            asked = f"The colors of kind '{self.kind}' tell the entries of a pattern apart."
+            raise StructureError(asked, self._clash(), _REMEDY)
 
     @property
     def columns(self) -> int:
@@ -84,26 +97,23 @@ class ColoredPattern:
             return is_bidirectional(pattern, self.column_colors, self.row_colors)
         if not pattern.is_symmetric:
             return False
-        check = is_star if self.kind == "star" else is_acyclic
-        return check(without_diagonal(pattern), self.column_colors)
+        if self.kind == "star":
+            return is_star(pattern, self.column_colors)
+        return is_acyclic(without_diagonal(pattern), self.column_colors)
 
     def _clash(self) -> str:
-        """Two entries that a product mixes, or what else is wrong."""
+        """An entry that every product mixes, or what else is wrong."""
         pattern = self.pattern
         if self.kind in ("star", "acyclic") and not pattern.is_symmetric:
-            row, column = pattern.missing(pattern.T)[0]
-            return f"an entry at ({column}, {row}) and none at ({row}, {column})"
+            return asymmetry(pattern)
         if self.kind == "acyclic":
-            return "a cycle of entries in two colors, or neighbors in one"
+            return "a cycle of entries in two colors, neighbors in one, or an unknown without color"
         if self.kind == "star":
-            graph = without_diagonal(pattern)
-            shared = counts_of_colors(graph, self.column_colors) > 1
-            same = self.column_colors[graph.rows] == self.column_colors[graph.indices]
-            worst = int((shared | same).argmax())
-            return f"the entry at ({graph.rows[worst]}, {graph.indices[worst]}) shares its product at both of its ends"
+            here = readable_symmetric(pattern, self.column_colors)
+            worst = int((here | here[pattern.by_column]).argmin())
+            return f"the entry at ({pattern.rows[worst]}, {pattern.indices[worst]}) shares its product at both of its ends"
         by_column, by_row = readable(pattern, self.column_colors, self.row_colors)
-        lost = {"column": ~by_column, "row": ~by_row}.get(self.kind, ~(by_column | by_row))
-        place = int(lost.argmax())
+        place = int((by_column | by_row).argmin())
         return (
             f"the entry at ({pattern.rows[place]}, {pattern.indices[place]}) shares every product that it is in, or is in none"
         )
@@ -131,11 +141,15 @@ class ColoredPattern:
         from hesse.sparse.plot import spy
 
         pattern = self.pattern
-        if self.kind in ("star", "acyclic"):
-            return spy(pattern, ax, self.column_colors[pattern.indices])
-        readable_by_column, _ = readable(pattern, self.column_colors, self.row_colors)
-        by_column, by_row = self.column_colors[pattern.indices], self.row_colors[pattern.rows]
-        return spy(pattern, ax, np.where(readable_by_column, by_column, by_row + self.columns))
+        colors = self.column_colors
+        if self.kind == "star":
+            here = readable_symmetric(pattern, colors)
+            return spy(pattern, ax, np.where(here, colors[pattern.indices], colors[pattern.rows]))
+        if self.kind == "acyclic":
+            return spy(pattern, ax, colors[pattern.indices])
+        readable_by_column, _ = readable(pattern, colors, self.row_colors)
+        by_row = self.row_colors[pattern.rows] + self.columns
+        return spy(pattern, ax, np.where(readable_by_column, colors[pattern.indices], by_row), self.columns)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write to a safetensors file.
@@ -149,7 +163,7 @@ class ColoredPattern:
         arrays = {"indptr": self.pattern.indptr, "indices": self.pattern.indices,
                   "column_colors": self.column_colors, "row_colors": self.row_colors}  # fmt: skip
         header = {"shape": list(self.pattern.shape), "kind": self.kind, "found_by": self.found_by}
-        save_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}, _KIND, header)
+        save_tensors(path, {name: torch.tensor(a) for name, a in arrays.items()}, _KIND, header)
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> ColoredPattern:
@@ -162,10 +176,30 @@ class ColoredPattern:
             The same pattern and colors, validated again.
 
         Raises:
-            DataError: no such file of hesse. MissingExtraError: safetensors is not installed.
+            DataError: no such file of hesse, or not a valid coloring. MissingExtraError: safetensors is not installed.
         """
         tensors, header = load_tensors(path, _KIND)
-        rows, columns = header["shape"]
-        arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
-        pattern = Pattern((rows, columns), arrays["indptr"], arrays["indices"])
-        return ColoredPattern(pattern, header["kind"], arrays["column_colors"], arrays["row_colors"], header["found_by"])
+        pattern, colors = pattern_of(tensors, header), [tensors[name].numpy() for name in ("column_colors", "row_colors")]
+        try:
+            return ColoredPattern(pattern, header["kind"], colors[0], colors[1], header["found_by"])
+        except StructureError as error:
+            raise DataError("A file of a colored pattern holds a valid coloring.", error.found, "save it again") from error
+
+
+def asymmetry(pattern: Pattern) -> str:
+    """What keeps a pattern from being symmetric, for an error."""
+    if pattern.shape[0] != pattern.shape[1]:
+        return f"one of shape {pattern.shape}"
+    row, column = pattern.missing(pattern.T)[0]
+    return f"an entry at ({column}, {row}) and none at ({row}, {column})"
+
+
+def _numbered(colors: Indices, name: str) -> Indices:
+    """Read-only colors without gaps."""
+    if len(colors) and colors.min() < -1:
+        raise StructureError("Colors are numbers from 0 on, or -1 for none.", f"{int(colors.min())} in {name}", _REMEDY)
+    top = int(colors.max(initial=-1))
+    if top > len(colors) or np.bincount(colors + 1, minlength=top + 2)[1:].min(initial=1) == 0:
+        names, numbers = np.unique(colors, return_inverse=True)
+        return frozen(numbers - (names[0] < 0), own=True)
+    return frozen(colors)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -11,17 +10,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from hesse.core.errors import StructureError
+from hesse.core.errors import DataError, StructureError
 from hesse.core.storage import load_tensors, save_tensors
 from hesse.sparse.braille import braille
+from hesse.sparse.compressed import (
+    Indices,
+    by_column,
+    canonical,
+    check_compressed,
+    checked_shape,
+    from_pairs,
+    frozen,
+    integers,
+    ones,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Indices = NDArray[np.int64]
 _KIND = "sparsity pattern"
 _ASKED = "A sparsity pattern is made of index arrays, a SciPy or torch matrix, or an array."
 
@@ -32,13 +41,35 @@ class Pattern:
 
     Args:
         shape: ``(rows, columns)``.
-        indptr: ``[rows + 1]``, int64: row i owns ``indices[indptr[i]:indptr[i + 1]]``.
-        indices: ``[nnz]``, int64: columns, ascending in each row, none twice.
+        indptr: ``[rows + 1]``, integers: row i owns ``indices[indptr[i]:indptr[i + 1]]``.
+        indices: ``[nnz]``, integers: columns, ascending in each row, none twice.
+
+    Both arrays are copied and kept as read-only int64.
+
+    Raises:
+        StructureError: arrays that are no compressed rows of this shape; what is wrong, and in which row.
     """
 
     shape: tuple[int, int]
     indptr: Indices
     indices: Indices
+
+    def __post_init__(self) -> None:
+        shape = checked_shape(self.shape)
+        indptr, indices = integers(self.indptr, "indptr"), integers(self.indices, "indices")
+        check_compressed(shape, indptr, indices)
+        self._set(shape, frozen(indptr), frozen(indices))
+
+    def _set(self, shape: tuple[int, int], indptr: Indices, indices: Indices) -> None:
+        for name, value in (("shape", shape), ("indptr", indptr), ("indices", indices)):
+            object.__setattr__(self, name, value)
+
+    @staticmethod
+    def trusted(shape: tuple[int, int], indptr: Indices, indices: Indices) -> Pattern:
+        """A pattern from int64 arrays that are known to be right and that nobody else will write to: no check, no copy."""
+        pattern = object.__new__(Pattern)
+        pattern._set(shape, frozen(indptr, own=True), frozen(indices, own=True))
+        return pattern
 
     @staticmethod
     def from_coordinates(rows: ArrayLike, columns: ArrayLike, shape: tuple[int, int]) -> Pattern:
@@ -49,21 +80,22 @@ class Pattern:
             columns: ``[nnz]``, integers.
             shape: of the matrix.
 
+        Returns:
+            The pattern; its arrays are its own.
+
         Raises:
-            StructureError: a place outside of the matrix, or arrays of two lengths.
+            StructureError: a place outside of the matrix, arrays of two lengths, or of another dtype than integers.
+
+        Cost: no gradients; about 10 ns an entry where rows ascend and columns in each row, 0.2 microseconds otherwise.
         """
-        rows, columns = np.asarray(rows, np.int64).ravel(), np.asarray(columns, np.int64).ravel()
+        shape, rows, columns = checked_shape(shape), integers(rows, "rows"), integers(columns, "columns")
         if len(rows) != len(columns):
             raise StructureError(_ASKED, f"{len(rows)} rows and {len(columns)} columns", "pass one of each for every entry")
         for name, found, size in (("row", rows, shape[0]), ("column", columns, shape[1])):
             if len(found) and (found.min() < 0 or found.max() >= size):
                 bad = int(found.min() if found.min() < 0 else found.max())
-                raise StructureError(_ASKED, f"{name} {bad} of a matrix of shape {tuple(shape)}", f"count from 0 to {size - 1}")
-        keys = np.unique(rows * shape[1] + columns) if len(rows) else rows
-        rows, columns = np.divmod(keys, max(1, shape[1]))
-        indptr = np.zeros(shape[0] + 1, np.int64)
-        np.cumsum(np.bincount(rows, minlength=shape[0]), out=indptr[1:])
-        return Pattern((int(shape[0]), int(shape[1])), indptr, columns)
+                raise StructureError(_ASKED, f"{name} {bad} of a matrix of shape {shape}", f"count from 0 to {size - 1}")
+        return Pattern.trusted(shape, *from_pairs(rows, columns, shape))
 
     @staticmethod
     def of(matrix: Any) -> Pattern:
@@ -80,21 +112,16 @@ class Pattern:
         if isinstance(getattr(matrix, "pattern", None), Pattern):
             return matrix.pattern
         if isinstance(matrix, Tensor) and matrix.ndim == 2:
-            stored = matrix.detach()
-            if stored.layout is torch.strided:
-                stored = stored != 0
-            coo = stored.to_sparse_coo().coalesce()
-            rows, columns = coo.indices().cpu().numpy()
-            return Pattern.from_coordinates(rows, columns, (matrix.shape[0], matrix.shape[1]))
-        if scipy.sparse.issparse(matrix):
-            coo: Any = scipy.sparse.coo_array(matrix)
-            return Pattern.from_coordinates(coo.row, coo.col, coo.shape)
+            return _of_tensor(matrix)
+        if scipy.sparse.issparse(matrix) and matrix.ndim == 2:
+            compressed: Any = scipy.sparse.csr_array(matrix)  # shares the arrays of what is one already
+            return Pattern.trusted(checked_shape(compressed.shape), *canonical(compressed))
         array = np.asarray(matrix)
-        if array.ndim != 2 or array.dtype == object:
-            found = f"a {type(matrix).__name__} with {array.ndim} axes"
+        if array.ndim != 2 or array.dtype.kind not in "biufc":
+            found = f"a {type(matrix).__name__} with {array.ndim} axes of dtype {array.dtype}"
             raise StructureError(_ASKED, found, "pass a matrix, or build it by Pattern.from_coordinates(rows, columns, shape)")
         rows, columns = array.nonzero()
-        return Pattern.from_coordinates(rows, columns, array.shape)
+        return Pattern.from_coordinates(rows, columns, (array.shape[0], array.shape[1]))
 
     @property
     def nnz(self) -> int:
@@ -109,48 +136,64 @@ class Pattern:
     @cached_property
     def rows(self) -> Indices:
         """``[nnz]``: the row of each entry, beside its column in `indices`."""
-        return np.repeat(np.arange(self.shape[0]), np.diff(self.indptr))
+        return frozen(np.repeat(np.arange(self.shape[0]), np.diff(self.indptr)), own=True)
+
+    @cached_property
+    def coordinates(self) -> Tensor:
+        """``[2, nnz]``, int64: rows and columns, as `torch.sparse` takes them; shared, not to be written to."""
+        return torch.from_numpy(np.stack([self.rows, self.indices]))
 
     @cached_property
     def T(self) -> Pattern:
         """Of the transpose."""
-        order = np.argsort(self.indices, kind="stable")
-        indptr = np.zeros(self.shape[1] + 1, np.int64)
-        np.cumsum(np.bincount(self.indices, minlength=self.shape[1]), out=indptr[1:])
-        return Pattern((self.shape[1], self.shape[0]), indptr, self.rows[order])
+        csc: Any = self.ones.tocsc()
+        other = Pattern.trusted((self.shape[1], self.shape[0]), csc.indptr.astype(np.int64), csc.indices.astype(np.int64))
+        other.__dict__.update(T=self, ones=csc.T)
+        return other
 
-    @property
+    @cached_property
+    def by_column(self) -> Indices:
+        """``[nnz]``: the places of entries in the order of columns; those of mirror images if the pattern is symmetric."""
+        return frozen(by_column(self.ones), own=True)
+
+    @cached_property
+    def ones(self) -> Any:
+        """A SciPy matrix of ones (int8), for SciPy's loops; shared, not to be written to."""
+        return ones(self.shape, self.indptr, self.indices)
+
+    @cached_property
     def is_symmetric(self) -> bool:
         """Whether the pattern is its own transpose."""
-        return self == self.T
+        return self.shape[0] == self.shape[1] and self == self.T
 
     def covers(self, other: Pattern) -> bool:
         """Whether every entry of another pattern of the same shape is one of this."""
-        return self.shape == other.shape and not len(self.missing(other))
+        return self.shape == other.shape and not (other.ones > self.ones).nnz
 
     def missing(self, other: Pattern) -> Indices:
-        """``[k, 2]``: the places of another pattern of the same shape that this one does not have."""
-        width = max(1, self.shape[1])
-        keys = other.rows * width + other.indices
-        lost = keys[~np.isin(keys, self.rows * width + self.indices)]
-        return np.stack(np.divmod(lost, width), -1)
+        """``[k, 2]``: the places of another pattern of the same shape that this one does not have.
+
+        Raises:
+            StructureError: patterns of two shapes.
+        """
+        self._check_shape(other)
+        coo = (other.ones > self.ones).tocoo()
+        return np.stack([coo.row, coo.col], -1).astype(np.int64)
 
     def __or__(self, other: Pattern) -> Pattern:
         """Entries of either one."""
-        if self.shape != other.shape:
-            raise StructureError("A union is of patterns of one shape.", f"{self.shape} and {other.shape}", "pass equal shapes")
-        rows, columns = np.concatenate([self.rows, other.rows]), np.concatenate([self.indices, other.indices])
-        return Pattern.from_coordinates(rows, columns, self.shape)
+        self._check_shape(other)
+        return Pattern.trusted(self.shape, *canonical(self.ones + other.ones))
 
     def __and__(self, other: Pattern) -> Pattern:
         """Entries of both."""
+        self._check_shape(other)
+        return Pattern.trusted(self.shape, *canonical(self.ones.multiply(other.ones).tocsr()))
+
+    def _check_shape(self, other: Pattern) -> None:
         if self.shape != other.shape:
-            raise StructureError(
-                "An overlap is of patterns of one shape.", f"{self.shape} and {other.shape}", "pass equal shapes"
-            )
-        width = max(1, self.shape[1])
-        keys = np.intersect1d(self.rows * width + self.indices, other.rows * width + other.indices, assume_unique=True)
-        return Pattern.from_coordinates(*np.divmod(keys, width), self.shape)
+            raise StructureError("Patterns of one shape are compared and joined.", f"{self.shape} and {other.shape}",
+                                 "pass equal shapes")  # fmt: skip
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pattern):
@@ -158,22 +201,20 @@ class Pattern:
         same = self.shape == other.shape and np.array_equal(self.indptr, other.indptr)
         return same and np.array_equal(self.indices, other.indices)
 
-    __hash__: Callable[[Any], int] | None = None  # pyright: ignore[reportIncompatibleMethodOverride]
-
     def __repr__(self) -> str:
         rows, columns = self.shape
-        head = f"Pattern({rows} x {columns}, {self.nnz} entries, {100 * self.density:.3g} %)"
+        head = f"Pattern({rows} x {columns}, {self.nnz} entr{'y' if self.nnz == 1 else 'ies'}, {100 * self.density:.3g} %)"
         return f"{head}\n{braille(self.rows, self.indices, self.shape)}" if self.nnz else head
 
     def to_scipy(self) -> scipy.sparse.csr_array:
         """A SciPy matrix of ones."""
-        return scipy.sparse.csr_array((np.ones(self.nnz), self.indices, self.indptr), shape=self.shape)
+        return scipy.sparse.csr_array(self.ones, dtype=np.float64, copy=True)
 
     def to_dense(self) -> Tensor:
         """A bool tensor."""
-        dense = torch.zeros(self.shape, dtype=torch.bool)
-        dense[torch.from_numpy(self.rows), torch.from_numpy(self.indices)] = True
-        return dense
+        dense = np.zeros(self.shape, bool)
+        dense[self.rows, self.indices] = True
+        return torch.from_numpy(dense)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """A spy plot.
@@ -197,7 +238,7 @@ class Pattern:
         Raises:
             MissingExtraError: safetensors is not installed.
         """
-        tensors = {"indptr": torch.from_numpy(self.indptr), "indices": torch.from_numpy(self.indices)}
+        tensors = {"indptr": torch.tensor(self.indptr), "indices": torch.tensor(self.indices)}
         save_tensors(path, tensors, _KIND, {"shape": list(self.shape)})
 
     @staticmethod
@@ -208,5 +249,26 @@ class Pattern:
             DataError: no such pattern. MissingExtraError: safetensors is not installed.
         """
         tensors, header = load_tensors(path, _KIND)
-        rows, columns = header["shape"]
-        return Pattern((rows, columns), tensors["indptr"].numpy(), tensors["indices"].numpy())
+        return pattern_of(tensors, header)
+
+
+def pattern_of(tensors: dict[str, Tensor], header: Any) -> Pattern:
+    """The pattern in a file.
+
+    Raises:
+        DataError: its arrays are no pattern.
+    """
+    try:
+        return Pattern(tuple(header["shape"]), tensors["indptr"].numpy(), tensors["indices"].numpy())
+    except (StructureError, KeyError, TypeError) as error:
+        raise DataError("A file of a sparsity pattern holds one.", str(error), "save it again") from error
+
+
+def _of_tensor(matrix: Tensor) -> Pattern:
+    stored, shape = matrix.detach(), (matrix.shape[0], matrix.shape[1])
+    if stored.layout is torch.strided:
+        rows, columns = (stored != 0).cpu().numpy().nonzero()
+        return Pattern.from_coordinates(rows, columns, shape)
+    coo = stored.to_sparse_coo().coalesce()
+    rows, columns = coo.indices().cpu().numpy()
+    return Pattern.from_coordinates(rows, columns, shape)

@@ -7,11 +7,15 @@ of sparse Hessian matrices, SIAM J. Algebr. Discrete Methods 1986; Gebremedhin, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import scipy.sparse
 
+from hesse.sparse.colors.columns import alone_in_rows, greedy_columns
 from hesse.sparse.colors.graph import Lists, lists
-from hesse.sparse.pattern import Indices, Pattern
+from hesse.sparse.compressed import Indices, canonical
+from hesse.sparse.pattern import Pattern
 
 _Part = tuple[int, int]  # a vertex, and the other of the two colors
 
@@ -65,6 +69,28 @@ def greedy_acyclic(graph: Pattern, order: Indices) -> Indices:
     return np.array(colors, np.int64)
 
 
+def lower_triangle(pattern: Pattern, order: Indices) -> Indices:
+    """Color the columns of the lower triangle such that no two of one color share a row.
+
+    Powell and Toint, On the estimation of sparse Hessian matrices, SIAM J. Numer. Anal. 1979. That is an acyclic coloring: the
+    last vertex of a cycle in two colors would have two neighbors of one color before it, whose columns share its row.
+
+    Args:
+        pattern: symmetric, with its diagonal.
+        order: ``[n]``, in which rows and columns are taken.
+
+    Returns:
+        ``[n]``, colors from 0 on.
+
+    Cost: no gradients; about 0.1 microseconds an entry.
+    """
+    lower: Any = scipy.sparse.tril(pattern.ones[order][:, order], format="csr")
+    lower.sort_indices()
+    colors = np.empty(len(order), np.int64)
+    colors[order] = greedy_columns(Pattern.trusted(pattern.shape, *canonical(lower)))
+    return colors
+
+
 def _by_color(neighbors: Lists, colors: list[int], vertex: int) -> dict[int, list[int]]:
     groups: dict[int, list[int]] = {}
     for other in neighbors[vertex]:
@@ -88,6 +114,9 @@ def is_acyclic(graph: Pattern, colors: Indices) -> bool:
     a, b = colors[i], colors[j]
     if len(i) and (colors.min() < 0 or (a == b).any()):
         return False
+    here = alone_in_rows(graph, colors)
+    if (here | here[graph.by_column]).all():  # the trees are stars
+        return True
     size, count = graph.shape[0], int(colors.max(initial=0)) + 1
     pairs = (np.minimum(a, b) * count + np.maximum(a, b)) * size  # every two colors on vertices of their own
     names, ends = np.unique(np.concatenate([pairs + i, pairs + j]), return_inverse=True)

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from hesse.sparse.colors.columns import alone_in_rows
 from hesse.sparse.colors.graph import bipartite, lists
 from hesse.sparse.colors.star import Stars
-from hesse.sparse.pattern import Indices, Pattern
+from hesse.sparse.compressed import Indices, Marks
+from hesse.sparse.pattern import Pattern
 
 
 def greedy_bidirectional(pattern: Pattern, order: Indices) -> tuple[Indices, Indices]:
@@ -41,43 +43,36 @@ def greedy_bidirectional(pattern: Pattern, order: Indices) -> tuple[Indices, Ind
     return without_spare_colors(pattern, colors[:columns], colors[columns:])
 
 
-def readable(pattern: Pattern, column_colors: Indices, row_colors: Indices) -> tuple[Indices, Indices]:
+def readable(pattern: Pattern, column_colors: Indices, row_colors: Indices) -> tuple[Marks, Marks]:
     """``[nnz]`` bools: entries that are alone in their row with the color of their column, and the same for rows."""
-    by_column = _alone(pattern.rows, column_colors[pattern.indices], pattern.shape[0])
-    by_row = _alone(pattern.indices, row_colors[pattern.rows], pattern.shape[1])
-    return by_column, by_row
-
-
-def _alone(lines: Indices, colors: Indices, size: int) -> Indices:
-    colored = colors >= 0
-    keys = lines * (int(colors.max(initial=0)) + 1) + np.maximum(colors, 0)
-    counts = np.bincount(keys[colored])
-    alone = np.zeros(len(lines), bool)
-    alone[colored] = counts[keys[colored]] == 1
-    return alone
+    by_row = np.empty(pattern.nnz, bool)
+    by_row[pattern.by_column] = alone_in_rows(pattern.T, row_colors)
+    return alone_in_rows(pattern, column_colors), by_row
 
 
 def without_spare_colors(pattern: Pattern, column_colors: Indices, row_colors: Indices) -> tuple[Indices, Indices]:
     """Leave out colors as long as every entry can be read off by one that is kept, those that serve fewest entries first."""
-    by_column, by_row = readable(pattern, column_colors, row_colors)
-    sides = [np.where(by_column, column_colors[pattern.indices], -1), np.where(by_row, row_colors[pattern.rows], -1)]
-    served = [np.bincount(side[side >= 0], minlength=1) for side in sides]
-    candidates = sorted((int(n), side, color) for side in (0, 1) for color, n in enumerate(served[side]))
-    ways = by_column.astype(np.int64) + by_row
-    dropped: tuple[set[int], set[int]] = (set(), set())
-    for _, side, color in candidates:
-        users = sides[side] == color
-        if (ways[users] > 1).all():
-            ways[users] -= 1
-            dropped[side].add(color)
+    colors, read = (column_colors, row_colors), readable(pattern, column_colors, row_colors)
+    ways, candidates, users = read[0].astype(np.int64) + read[1], [], []
+    for side, lines in enumerate((pattern.indices, pattern.rows)):
+        entries = np.flatnonzero(read[side])
+        own = colors[side][lines[entries]]
+        order = np.argsort(own, kind="stable")
+        ends = np.searchsorted(own[order], np.arange(int(colors[side].max(initial=-1)) + 2))
+        users.append((entries[order], ends))
+        candidates += [(count, side, color) for color, count in enumerate(np.diff(ends).tolist())]
+    dropped = [np.zeros(len(ends) - 1, bool) for _, ends in users]
+    for _, side, color in sorted(candidates):
+        entries, ends = users[side]
+        own = entries[ends[color] : ends[color + 1]]
+        if (ways[own] > 1).all():
+            ways[own] -= 1
+            dropped[side][color] = True
     return _renumbered(column_colors, dropped[0]), _renumbered(row_colors, dropped[1])
 
 
-def _renumbered(colors: Indices, dropped: set[int]) -> Indices:
-    kept = [color for color in range(int(colors.max(initial=-1)) + 1) if color not in dropped]
-    numbers = np.full(int(colors.max(initial=-1)) + 2, -1, np.int64)
-    numbers[kept] = np.arange(len(kept))
-    return numbers[colors]
+def _renumbered(colors: Indices, dropped: Marks) -> Indices:
+    return np.append(np.where(dropped, -1, np.cumsum(~dropped) - 1), -1)[colors]
 
 
 def is_bidirectional(pattern: Pattern, column_colors: Indices, row_colors: Indices) -> bool:

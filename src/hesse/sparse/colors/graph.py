@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 import scipy.sparse
 
-from hesse.sparse.pattern import Indices, Pattern
+from hesse.sparse.compressed import Indices, canonical
+from hesse.sparse.pattern import Pattern
 
 Lists = list[list[int]]
 
@@ -22,7 +23,7 @@ def without_diagonal(pattern: Pattern) -> Pattern:
     """A square pattern less the entries on its diagonal: the edges of its graph."""
     off = pattern.rows != pattern.indices
     counts = np.bincount(pattern.rows[off], minlength=pattern.shape[0])
-    return Pattern(pattern.shape, np.concatenate([[0], np.cumsum(counts)]), pattern.indices[off])
+    return Pattern.trusted(pattern.shape, np.concatenate([[0], np.cumsum(counts)]), pattern.indices[off])
 
 
 def pairs_of_columns(pattern: Pattern) -> int:
@@ -41,11 +42,11 @@ def intersections(pattern: Pattern) -> Pattern:
         columns: Coleman and More, Estimation of sparse Jacobian matrices and graph coloring problems, SIAM J. Numer. Anal.
         1983.
     """
-    ones = scipy.sparse.csr_array((np.ones(pattern.nnz, bool), pattern.indices, pattern.indptr), shape=pattern.shape)
+    ones = scipy.sparse.csr_array(pattern.ones, dtype=bool)
     product = (ones.T @ ones).tocsr()
     product.sort_indices()
     size = pattern.shape[1]
-    return without_diagonal(Pattern((size, size), product.indptr.astype(np.int64), product.indices.astype(np.int64)))
+    return without_diagonal(Pattern.trusted((size, size), *canonical(product)))
 
 
 def bipartite(pattern: Pattern) -> Pattern:
@@ -53,4 +54,4 @@ def bipartite(pattern: Pattern) -> Pattern:
     rows, columns = pattern.shape
     size = rows + columns
     ends: Indices = np.concatenate([pattern.T.indptr, pattern.indptr[1:] + pattern.nnz])
-    return Pattern((size, size), ends, np.concatenate([pattern.T.indices + columns, pattern.indices]))
+    return Pattern.trusted((size, size), ends, np.concatenate([pattern.T.indices + columns, pattern.indices]))

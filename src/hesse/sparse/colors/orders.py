@@ -12,8 +12,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from hesse.core import random
 from hesse.sparse.colors.graph import lists
-from hesse.sparse.pattern import Indices, Pattern
+from hesse.sparse.compressed import Indices
+from hesse.sparse.pattern import Pattern
 
 Order = Literal["natural", "largest first", "smallest last", "incidence degree", "dynamic largest first", "random"]
 ORDERS: tuple[Order, ...] = ("natural", "largest first", "smallest last", "incidence degree", "dynamic largest first", "random")
@@ -31,7 +33,7 @@ def order_of(order: Order, size: int, graph: Pattern | None = None, generator: t
         order: which.
         size: number of vertices.
         graph: symmetric, without diagonal; for the orders that look at edges.
-        generator: for "random".
+        generator: for "random"; without one, the same at every call.
 
     Returns:
         ``[vertices]``, a permutation.
@@ -39,7 +41,7 @@ def order_of(order: Order, size: int, graph: Pattern | None = None, generator: t
     if order == "natural":
         return np.arange(size)
     if order == "random":
-        return torch.randperm(size, generator=generator).numpy()
+        return torch.randperm(size, generator=generator or random.make_generator()).numpy()
     assert graph is not None
     degrees = np.diff(graph.indptr)
     if order == "largest first":

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from hesse.sparse.colors.columns import alone_in_rows
 from hesse.sparse.colors.graph import Lists, lists
-from hesse.sparse.pattern import Indices, Pattern
+from hesse.sparse.compressed import Indices, Marks
+from hesse.sparse.pattern import Pattern
+
+_CLIQUE = 512  # vertices that a clique is sought among
 
 
 class Stars:
@@ -86,21 +90,77 @@ def greedy_star(graph: Pattern, order: Indices) -> Indices:
     return colors
 
 
-def counts_of_colors(graph: Pattern, colors: Indices) -> Indices:
-    """``[nnz]``: for each edge (i, j), how many neighbors of i have the color of j."""
-    if not graph.nnz:
-        return np.zeros(0, np.int64)
-    keys = graph.rows * (int(colors.max()) + 1) + colors[graph.indices]
-    _, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
-    return counts[inverse]
+def fewest_symmetric(pattern: Pattern, acyclic: bool) -> int:
+    """A lower bound of star and acyclic colors: the size of a clique of unknowns with diagonal entries, found greedily.
+
+    Where every unknown needs a color, star colorings of a path of four have three, and so do acyclic ones of as many edges as
+    vertices, among which there is a cycle.
+
+    Args:
+        pattern: symmetric.
+        acyclic: every unknown needs a color then, with a diagonal entry or without.
+    """
+    diagonal = pattern.rows == pattern.indices
+    edges = np.count_nonzero(~diagonal)
+    least = 3 if acyclic and edges >= 2 * pattern.shape[0] > 0 else 1
+    if not acyclic and edges + pattern.shape[0] == pattern.nnz:
+        inner = np.diff(pattern.indptr) > 2  # two neighbors beside the diagonal entry
+        least = 3 if (~diagonal & inner[pattern.rows] & inner[pattern.indices]).any() else least
+    candidates = np.arange(pattern.shape[0])
+    if not acyclic:
+        candidates = pattern.rows[diagonal]
+    degrees = np.diff(pattern.indptr)[candidates]
+    candidates = candidates[np.argsort(-degrees, kind="stable")[:_CLIQUE]]
+    near, clique = pattern.ones[candidates][:, candidates].toarray() > 0, []
+    for vertex in range(len(candidates)):
+        if near[vertex, clique].all():
+            clique.append(vertex)
+    return max(least, len(clique))
 
 
-def is_star(graph: Pattern, colors: Indices) -> bool:
-    """Whether neighbors differ in color, and each edge is the only one of its color at one of its ends at least."""
-    if graph.nnz and (colors.min() < 0 or (colors[graph.rows] == colors[graph.indices]).any()):
-        return False
-    alone = counts_of_colors(graph, colors) == 1
-    mirrored = np.argsort(graph.indices, kind="stable")  # entries in the order of those of the transpose
-    other = np.empty_like(alone)
-    other[mirrored] = alone
-    return bool((alone | other).all())
+def readable_symmetric(pattern: Pattern, colors: Indices) -> Marks:
+    """``[nnz]`` bools: entries that are alone in their row with the color of their column, so that a product shows them.
+
+    Args:
+        pattern: symmetric.
+        colors: ``[n]``; -1 for none.
+    """
+    return alone_in_rows(pattern, colors)
+
+
+def is_star(pattern: Pattern, colors: Indices) -> bool:
+    """Whether each entry or its mirror image can be read off.
+
+    Where every diagonal entry is stored these are the star colorings: Coleman and More 1984, theorem 3.1. Without some of them
+    neighbors may share a color, and unknowns may do without one.
+    """
+    here = readable_symmetric(pattern, colors)
+    return bool((here | here[pattern.by_column]).all())
+
+
+def without_needless_colors(pattern: Pattern, colors: Indices) -> Indices:
+    """Leave colors out as long as each entry can be read off without them; those that show the fewest entries first.
+
+    Only unknowns without a diagonal entry can do without a color. Gebremedhin, Tarafdar, Pothen and Walther, Efficient
+    computation of sparse Hessians using coloring and automatic differentiation, INFORMS J. Comput. 2009; Montoison, Dalle and
+    Gebremedhin, Revisiting sparse matrix coloring and bicoloring, 2025.
+    """
+    if np.count_nonzero(pattern.rows == pattern.indices) == pattern.shape[0]:
+        return colors
+    here, mirror = readable_symmetric(pattern, colors), pattern.by_column
+    ways = here.astype(np.int64) + here[mirror]
+    shown = np.where(here, colors[pattern.indices], -1)
+    diagonal = pattern.rows == pattern.indices
+    order = np.argsort(shown, kind="stable")
+    ends = np.searchsorted(shown[order], np.arange(int(colors.max(initial=-1)) + 2))
+    dropped = np.zeros(len(ends), bool)  # the last one stands for unknowns without color
+    for color in np.argsort(np.diff(ends), kind="stable").tolist():
+        own = order[ends[color] : ends[color + 1]]
+        twice = shown[mirror[own]] == color
+        if not diagonal[own].any() and (ways[own] - twice > 1).all():
+            ways[own] -= 1
+            ways[mirror[own]] -= 1
+            dropped[color] = True
+    numbers = np.where(dropped, -1, np.cumsum(~dropped) - 1)
+    numbers[-1] = -1
+    return numbers[colors]
