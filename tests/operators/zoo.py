@@ -22,6 +22,7 @@ from hesse.operators import (
     Kronecker,
     LinearOperator,
     LowRank,
+    Sparse,
     Tag,
 )
 
@@ -124,6 +125,28 @@ def _outer(left: Tensor, weights: Tensor, right: Tensor) -> Tensor:
     return sum(w * torch.outer(left[:, k], right[:, k]) for k, w in enumerate(weights))  # pyright: ignore
 
 
+def _sparse_cases(t: Random) -> Iterator[tuple[str, Case]]:
+    places = {
+        "in rows": [(0, 1), (0, 4), (2, 0), (2, 1), (2, 5)],
+        "in columns": [(2, 0), (0, 1), (2, 1), (0, 4), (2, 5)],
+        "in no order, some twice": [(2, 5), (0, 1), (2, 0), (0, 1), (1, 3), (2, 5)],
+    }
+    for name, entries in places.items():
+        values, M = t(len(entries)), torch.zeros(4, 6, dtype=t().dtype)
+        for (i, j), value in zip(entries, values, strict=True):
+            M[i, j] += value
+        yield f"Sparse {name}", (Sparse(torch.tensor(entries).T, values, 6, 4), M)
+    in_space, out_space = Space.of({"b": t(2, 2), "a": t(2)}), Space.of((t(1), t(3)))
+    yield "Sparse on trees", (Sparse(torch.tensor(entries).T, values, in_space, out_space), M)
+    yield "Sparse of nothing", (Sparse(torch.zeros(2, 0, dtype=torch.int64), t(0), 3, 2), 0 * t(2, 3))
+    band = torch.tensor([(0, 0), (0, 1), (1, 0), (1, 1), (2, 2)]).T
+    diagonal, side = t(3), t(1)
+    S = torch.diag(diagonal)
+    S[0, 1] = S[1, 0] = side[0]
+    entries = torch.cat([diagonal[:1], side, side, diagonal[1:]])
+    yield "Sparse symmetric", (Sparse(band, entries, 3, 3, frozenset({Tag.SYMMETRIC})), S)
+
+
 def _function_cases(t: Random) -> Iterator[tuple[str, Case]]:
     def running(v: Tensor) -> Tensor:
         return v.cumsum(0)
@@ -201,5 +224,5 @@ def _algebra_cases(t: Random) -> Iterator[tuple[str, Case]]:
 def operators(dtype: torch.dtype) -> dict[str, Case]:
     """Name to (operator, its matrix ``[out, in]`` in the order of the trees' leaves)."""
     t = drawing(dtype)
-    parts = (_dense_cases, _structured_cases, _function_cases, _algebra_cases)
+    parts = (_dense_cases, _structured_cases, _sparse_cases, _function_cases, _algebra_cases)
     return {name: case for part in parts for name, case in part(t)}

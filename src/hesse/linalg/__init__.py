@@ -5,7 +5,7 @@ generic function over operator types with a correct general fallback. A new oper
 from its two methods, and registers a rule only where it knows better: ``@trace_rule.register(MyOperator)``.
 """
 
-from hesse.linalg import restriction_rules
+from hesse.linalg import restriction_rules, sparse_rules
 from hesse.linalg.answer import Answer
 from hesse.linalg.condition import condition, condition_rule
 from hesse.linalg.dense import dense, dense_rule
@@ -28,6 +28,7 @@ from hesse.linalg.preconditioner import Deflation, deflation, jacobi, nystrom
 from hesse.linalg.solution import Solution
 from hesse.linalg.solve import solve
 from hesse.linalg.solve_rules import solve_rule
+from hesse.linalg.sparse_entries import entries_rule
 from hesse.linalg.spectrum import spectrum
 from hesse.linalg.squared_norm import squared_norm
 from hesse.linalg.sum_rules import shift_rule
@@ -59,6 +60,7 @@ __all__ = [
     "eigenvalues_rule",
     "eigsh",
     "eigsh_rule",
+    "entries_rule",
     "function_trace",
     "gram_rule",
     "jacobi",
@@ -74,6 +76,7 @@ __all__ = [
     "shift_rule",
     "solve",
     "solve_rule",
+    "sparse_rules",
     "spectrum",
     "squared_norm",
     "svd",

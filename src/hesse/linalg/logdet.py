@@ -34,7 +34,7 @@ def logdet(
         A: an operator tagged SYMMETRIC (real), HERMITIAN or PSD, all of whose eigenvalues are above 0.
         method: ``"exact"``: by the structure, or the Cholesky factor of the dense matrix; ``"lanczos"``: stochastic Lanczos
             quadrature (Ubaru, Chen and Saad 2017) with full re-orthogonalization; ``"auto"``: exact where the structure
-            knows it (diagonal, Kronecker, block-diagonal, diagonal plus low rank, any of them plus a multiple of the
+            knows it (diagonal, Kronecker, block-diagonal, sparse, diagonal plus low rank, any of them plus a multiple of the
             identity), where dim is at most 512, or where (up to dim 2000) the quadrature would take more products than the
             matrix; else the quadrature.
         rtol, atol: the quadrature stops once its standard error and its truncation together are below

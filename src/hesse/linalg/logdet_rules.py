@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import singledispatch
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +13,8 @@ from hesse.core.errors import SymmetryError
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.eigenvalues import Eigenvalues, eigenvalues_rule, matrix_eigenvalues
 from hesse.linalg.products import work_dtype
+from hesse.linalg.sparse_direct import sparse_pivots
+from hesse.linalg.sparse_entries import entries_rule
 from hesse.operators import BlockDiagonal, Dense, Kronecker, LinearOperator, LowRank, Scaled, Sum, Tag
 
 
@@ -65,7 +68,25 @@ def logdet_rule(A: LinearOperator) -> float | None:
         SymmetryError: the operator is not positive definite.
     """
     known = eigenvalues_rule(A)
-    return None if known is None else _of(known)
+    return _of_entries(A) if known is None else _of(known)
+
+
+def _of_entries(A: LinearOperator) -> float | None:
+    """By the pivots of the few entries of a Hermitian matrix, scaled to a diagonal of ones; None where no rule has them."""
+    matrix = entries_rule(A)
+    if matrix is None:
+        return None
+    if not A.shape[0]:
+        return 0.0
+    sizes = matrix.diagonal().real
+    if not float(sizes.min()) > 0:
+        raise not_definite(f"an entry of {float(sizes.min()):.6g} on the diagonal")
+    scale = 1 / np.sqrt(sizes)
+    pivots = sparse_pivots(matrix.multiply(scale[:, None]).multiply(scale))
+    if pivots is None or not float(pivots.min()) > len(sizes) * np.finfo(pivots.dtype).eps:
+        found = "none on the diagonal" if pivots is None else f"{float(pivots.min()):.6g}"
+        raise not_definite(f"a smallest pivot of {found} (after scaling it to a diagonal of ones)")
+    return float(np.log(pivots, dtype=np.float64).sum() + np.log(sizes, dtype=np.float64).sum())
 
 
 @logdet_rule.register(Dense)
@@ -106,7 +127,10 @@ def _blocks(A: BlockDiagonal) -> float | None:
 @logdet_rule.register(Sum)
 def _sum(A: Sum) -> float | None:
     known = eigenvalues_rule(A)
-    return _diagonal_and_low_rank(A) if known is None else _of(known)
+    if known is not None:
+        return _of(known)
+    by_determinant = _diagonal_and_low_rank(A)
+    return _of_entries(A) if by_determinant is None else by_determinant
 
 
 def _diagonal_and_low_rank(A: Sum) -> float | None:

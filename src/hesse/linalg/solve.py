@@ -57,8 +57,9 @@ def solve(
             indefinite ones too. ``"lsmr"``: for any. ``"woodbury"``: ``c I + J^H H J`` by a system of the size of the rows of
             J. ``"dense"``: LU of the matrix; ``"cholesky"``: its Cholesky factor (positive definite). ``"auto"``: by the
             structure (diagonal, dense, Kronecker, block-diagonal, scaled; sums of a diagonal with low ranks, blocks, a matrix;
-            Kronecker plus ``c I``) where there is one; else Woodbury where that pays; else dense up to dimension 1000; else
-            conjugate gradients if tagged Hermitian, and MINRES once they meet negative curvature; else LSMR.
+            Kronecker plus ``c I``; sparse operators, their sums and products by LU factors) where there is one; else Woodbury
+            where that pays; else dense up to dimension 1000; else conjugate gradients if tagged Hermitian, and MINRES once
+            they meet negative curvature; else LSMR.
         rtol: largest ``|b - A x| / |b|``; by default 1e-8, or the root of the rounding unit of the coarsest
             leaf dtype where that is larger (3.5e-4 in float32).
         max_iterations: of an iterative method; by default ``10 dim``, at most 10000.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hesse.linalg.answer import Answer, solve_matrix
 from hesse.linalg.diagonal import diagonal_rule
+from hesse.linalg.sparse_direct import solve_sparse
 from hesse.operators import (
     BlockDiagonal,
     Conjugate,
@@ -38,7 +39,7 @@ def solve_rule(A: LinearOperator, B: Tensor, inner: Inner) -> Answer | None:
         inner: solves systems with the parts of `A`, by whatever suits them.
     """
     entries = diagonal_rule(A) if Tag.DIAGONAL in A.tags else None
-    return None if entries is None else solve_diagonal(entries, B)
+    return solve_sparse(A, B) if entries is None else solve_diagonal(entries, B)
 
 
 def solve_diagonal(entries: Tensor, B: Tensor) -> Answer:

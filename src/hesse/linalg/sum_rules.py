@@ -1,4 +1,4 @@
-"""Sums whose structure solves them: diagonal plus low rank, and Kronecker products, blocks or matrices plus a diagonal."""
+"""Sums whose structure solves them: a diagonal plus low rank, Kronecker products, blocks, matrices; sums of sparse ones."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from hesse.linalg.dense import dense
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.products import work_dtype
 from hesse.linalg.solve_rules import Inner, solve_diagonal, solve_rule
+from hesse.linalg.sparse_direct import solve_sparse
 from hesse.operators import (
     BlockDiagonal,
     Dense,
@@ -51,7 +52,9 @@ def _sum(A: Sum, B: Tensor, inner: Inner) -> Answer | None:
         if found is not None:
             return found
     known = all(isinstance(term, (Dense, LowRank, Kronecker)) for _, term in others)
-    return solve_matrix(dense(A), B) if known and any(isinstance(term, Dense) for _, term in others) else None
+    if known and any(isinstance(term, Dense) for _, term in others):
+        return solve_matrix(dense(A), B)
+    return solve_sparse(A, B)
 
 
 def _split(A: Sum, dtype: torch.dtype) -> tuple[Tensor, Terms]:

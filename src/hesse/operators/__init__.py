@@ -11,6 +11,7 @@ from hesse.operators.identity import Identity, identity
 from hesse.operators.kronecker import Kronecker
 from hesse.operators.low_rank import LowRank
 from hesse.operators.restriction import DiagonalBlocks, Restriction, block_diagonal, restrict
+from hesse.operators.sparse import Sparse
 from hesse.operators.storage import load, save, storable
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "LowRank",
     "Restriction",
     "Scaled",
+    "Sparse",
     "Sum",
     "Tag",
     "average",

@@ -24,6 +24,7 @@ from hesse.operators.identity import Identity
 from hesse.operators.kronecker import Kronecker
 from hesse.operators.low_rank import LowRank
 from hesse.operators.restriction import DiagonalBlocks, Restriction
+from hesse.operators.sparse import Sparse
 
 _KIND = "operator"
 
@@ -158,6 +159,11 @@ def _low_rank(A: LowRank) -> dict[str, Any]:
 @storable.register(Diagonal)
 def _diagonal(A: Diagonal) -> dict[str, Any]:
     return {"entries": Vector(A.in_space, tree.leaves(A.entries)), "tags": A.tags}
+
+
+@storable.register(Sparse)
+def _sparse(A: Sparse) -> dict[str, Any]:
+    return {"indices": A.indices, "values": A.values, **_spaces(A), "tags": A.tags}
 
 
 @storable.register(Identity)
