@@ -199,4 +199,4 @@ def test_refusals() -> None:
     with pytest.raises(HolomorphyError):
         hessian(torch.abs, 1j * x, structure="batched")
     with pytest.raises(StructureError, match="layout is one of"):
-        hessian(lambda t: t.sum(), x, layout="sparse")
+        hessian(lambda t: t.sum(), x, layout="csr")

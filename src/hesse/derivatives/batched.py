@@ -16,7 +16,7 @@ from hesse.derivatives.forward import Mode, Table, by_forward_mode
 def row_jacobians(recording: Recording, mode: Mode, memory: Budget | None, asked: str) -> Table:
     """``[n, *m, *d]`` for every pair of an output leaf ``[n, *m]`` and an input leaf ``[n, *d]``, after proving independence.
 
-    Cost: min(m, d) passes, and about log2(n) backward passes for the proof.
+    Cost: min(m, d) passes, and for the proof about log2(n) backward passes, or one run where these hold much.
     """
     size = batch_size(recording, asked)
     m, d = recording.out_space.dim // size, recording.in_space.dim // size
@@ -83,3 +83,20 @@ def spread(block: Tensor, out_ndim: int) -> Tensor:
     moved = result.movedim(out_ndim, 1)
     moved[index, index] = block
     return result
+
+
+def spread_sparse(block: Tensor, out_ndim: int) -> Tensor:
+    """As `spread`, as a sparse tensor (COO) that holds the blocks alone."""
+    every = unraveled(torch.arange(block.numel(), device=block.device), block.shape)
+    places = torch.stack([*every[:out_ndim], every[0], *every[out_ndim:]])
+    shape = (*block.shape[:out_ndim], block.shape[0], *block.shape[out_ndim:])
+    return torch.sparse_coo_tensor(places, block.flatten(), shape, is_coalesced=True, check_invariants=False)
+
+
+def unraveled(places: Tensor, shape: torch.Size) -> list[Tensor]:
+    """Flat places in a tensor as an index along each axis (`torch.unravel_index` imports the compiler, a second)."""
+    indices = []
+    for size in reversed(shape):
+        indices.append(places % size)
+        places = places // size
+    return indices[::-1]

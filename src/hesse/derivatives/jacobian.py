@@ -13,8 +13,9 @@ from hesse.autodiff.recording import Function, Recording, record
 from hesse.core.errors import StructureError
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree, map_tree
-from hesse.derivatives.batched import row_jacobians, spread
+from hesse.derivatives.batched import row_jacobians, spread, spread_sparse
 from hesse.derivatives.forward import Mode, Table, by_forward_mode
+from hesse.derivatives.structure import sparse_matrix
 
 _ASKED = "jacobian(f, x) differentiates a function of floating-point tensors."
 
@@ -35,8 +36,8 @@ def jacobian(
     f: Function,
     x: Any,
     *,
-    structure: Literal["auto", "dense", "batched"] = "auto",
-    layout: Literal["dense", "batched", "operator"] | None = None,
+    structure: Literal["auto", "dense", "batched", "sparse"] = "auto",
+    layout: Literal["dense", "batched", "sparse", "operator"] | None = None,
     mode: Mode = "auto",
     memory: Budget | None = None,
 ) -> JacobianResult:
@@ -46,11 +47,17 @@ def jacobian(
         f: takes the tree x and returns a tree of tensors.
         x: a tensor, a Python float, or any nesting of dicts, lists, tuples, named tuples and dataclasses of them.
         structure: how it is computed. "batched": f treats the rows (leading axes) of x independently, which is proved
-            before it is used. "dense" and "auto": no structure is used.
+            before it is used. "sparse": the places where entries can be are followed through f at x, and columns (rows) that
+            share none share a product, which a random product checks. "dense": no structure is used. "auto": as "sparse"
+            where 200 passes or more would be needed and a few rows are nearly empty, else as "dense"; never an error, and
+            never a trace of a second run of f other than what Python does in it.
         layout: what comes back. "dense" (the default): a tensor of shape ``value.shape + x.shape`` for every pair of
             leaves, as a tree like the value of trees like x. "batched" (the default for structure="batched"): ``[n, m, d]``,
-            the Jacobian of each row (m and d stand for all axes after the first). "operator": a `LinearOperator`.
-        mode: "reverse" (a pass a row), "forward" (a pass a column) or whichever needs fewer passes.
+            the Jacobian of each row (m and d stand for all axes after the first). "sparse": as "dense", in sparse tensors
+            (coalesced COO), whose `to_dense()` is that. "operator": a `LinearOperator`; for structure="sparse" one that knows
+            its entries, so that `solve` and others are direct.
+        mode: "reverse" (a pass a row, or a color of rows), "forward" (a pass a column, or a color of columns) or whichever
+            needs fewer passes.
         memory: budget in bytes, as a fraction of what is free, or as text ("2GiB").
 
     Returns:
@@ -59,29 +66,35 @@ def jacobian(
         value of a real x gives a complex Jacobian.
 
     Raises:
-        MixedSamplesError: structure="batched" and the rows are not independent. LeafError, DeviceError, NonFiniteError,
+        MixedSamplesError: structure="batched" and the rows are not independent. UnsupportedError: structure="sparse" of
+        complex numbers, inside `torch.func`, or of an op that cannot be followed. LeafError, DeviceError, NonFiniteError,
         DetachedError, HolomorphyError, MemoryBudgetError: as the names say, with the leaf.
 
-    Cost: one forward pass and min(in, out) passes that share the graph; batched: min(m, d) passes, and log2(n) for the proof.
+    Cost: one forward pass and min(in, out) passes that share the graph; batched: min(m, d) passes, and log2(n) for the proof;
+    sparse: a pass a color and one more, and a second run of f in which an op takes some 50 microseconds more.
     """
-    one_of("structure", structure, ("auto", "dense", "batched"))
+    one_of("structure", structure, ("auto", "dense", "batched", "sparse"))
     one_of("mode", mode, ("auto", "forward", "reverse"))
     layout = layout or ("batched" if structure == "batched" else "dense")
-    one_of("layout", layout, ("dense", "batched", "operator"))
+    one_of("layout", layout, ("dense", "batched", "sparse", "operator"))
     recording = record(f, x, _ASKED)
     require_connected(recording, _ASKED)
-    if layout != "operator" and _is_complex_of_real(recording):
+    if structure == "sparse":
+        found = _sparse(recording, layout, mode, memory)
+    elif layout == "operator":
+        require_one_field(recording, _ASKED)
+        found = JacobianOperator(recording)
+    elif _is_complex_of_real(recording):
         parts = record(lambda point: map_tree(torch.view_as_real, f(point)), x, _ASKED)
-        table = _table(parts, structure, layout, mode, memory)
-        axes = [y.ndim for y in recording.outputs]
-        table = [[torch.complex(*b.unbind(axis)) for b in row] for row, axis in zip(table, axes, strict=True)]
+        found = _tree(recording, _from_parts(parts, structure, layout, mode, memory))
     else:
         require_one_field(recording, _ASKED)
-        if layout == "operator":
-            return JacobianResult(recording.value, JacobianOperator(recording))
-        table = _table(recording, structure, layout, mode, memory)
-    rows = [recording.in_space.rebuild(row) for row in table]
-    return JacobianResult(recording.value, recording.out_space.rebuild(rows))
+        found = _tree(recording, _table(recording, structure, layout, mode, memory))
+    return JacobianResult(recording.value, found)
+
+
+def _tree(recording: Recording, table: Table) -> Tree:
+    return recording.out_space.rebuild([recording.in_space.rebuild(row) for row in table])
 
 
 def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
@@ -90,14 +103,36 @@ def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
         raise StructureError(f"{name} is one of {', '.join(map(repr, allowed))}.", repr(given), "pass one of these")
 
 
+def _sparse(recording: Recording, layout: str, mode: Mode, memory: Budget | None) -> Any:
+    if layout == "batched":
+        raise StructureError(_ASKED, "layout='batched' of structure='sparse'", "pass structure='batched', or another layout")
+    found = sparse_matrix(recording, recording, "sparse", mode, memory, _ASKED)
+    assert found is not None
+    return found.operator() if layout == "operator" else _tree(recording, found.table(layout, memory))
+
+
 def _table(recording: Recording, structure: str, layout: str, mode: Mode, memory: Budget | None) -> Table:
     """One tensor for each pair of an output leaf and an input leaf."""
-    if structure != "batched" and layout == "dense":
-        return _dense(recording, mode, memory)
+    if structure == "auto" and layout in ("dense", "sparse"):
+        entries = sparse_matrix(recording, recording, structure, mode, memory, _ASKED)
+        if entries is not None:
+            return entries.table(layout, memory)
+    if structure != "batched" and layout != "batched":
+        table = _dense(recording, mode, memory)
+        return table if layout == "dense" else [[block.to_sparse() for block in row] for row in table]
     blocks = row_jacobians(recording, mode, memory, _ASKED)
     if layout == "batched":
         return blocks
-    return [[spread(b, y.ndim) for b in row] for row, y in zip(blocks, recording.outputs, strict=True)]
+    put = spread if layout == "dense" else spread_sparse
+    return [[put(b, y.ndim) for b in row] for row, y in zip(blocks, recording.outputs, strict=True)]
+
+
+def _from_parts(parts: Recording, structure: str, layout: str, mode: Mode, memory: Budget | None) -> Table:
+    """The table of a complex function of real numbers, from its real and imaginary parts along the last axis of its value."""
+    table = _table(parts, structure, "batched" if layout == "batched" else "dense", mode, memory)
+    ends = zip(table, [y.ndim - 1 for y in parts.outputs], strict=True)
+    whole = [[torch.complex(*block.unbind(axis)) for block in row] for row, axis in ends]
+    return [[block.to_sparse() for block in row] for row in whole] if layout == "sparse" else whole
 
 
 def _dense(recording: Recording, mode: Mode, memory: Budget | None) -> Table:

@@ -1,0 +1,124 @@
+"""Jacobians and Hessians by colors: one product serves all columns, or rows, that share no entry."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hesse.autodiff.recording import Recording
+from hesse.core.memory import Budget, chunk_size, current_budget
+from hesse.core.space import Space
+from hesse.derivatives.batched import unraveled
+from hesse.derivatives.forward import Table
+from hesse.operators.base import LinearOperator, Tag
+from hesse.operators.sparse import Sparse
+from hesse.sparse.colored import ColoredPattern
+from hesse.sparse.entries import Entries
+from hesse.sparse.pattern import Pattern
+from hesse.sparse.verify import Check
+
+
+@dataclass(frozen=True, eq=False)
+class SparseMatrix:
+    """A matrix by its entries that may differ from zero.
+
+    Attributes:
+        pattern: their places.
+        values: ``[nnz]``, in its order.
+        in_space, out_space: of columns and rows.
+        tags: what is known of the matrix.
+    """
+
+    pattern: Pattern
+    values: Tensor
+    in_space: Space
+    out_space: Space
+    tags: frozenset[Tag] = frozenset()
+
+    def places(self) -> Tensor:
+        """``[2, nnz]``: rows and columns."""
+        return self.pattern.coordinates.to(self.values.device)
+
+    def operator(self) -> LinearOperator:
+        """The matrix as an operator."""
+        return Sparse(self.places(), self.values, self.in_space, self.out_space, self.tags)
+
+    def table(self, layout: str, memory: Budget | None) -> Table:
+        """For each pair of an output leaf and an input leaf a tensor ``out.shape + x.shape``.
+
+        Args:
+            layout: "dense", or "sparse" (COO).
+            memory: the budget.
+
+        Raises:
+            MemoryBudgetError: the dense result does not fit.
+        """
+        if layout == "dense":
+            result = 2 * self.out_space.dim * self.in_space.dim * self.values.dtype.itemsize
+            chunk_size(1, 0, result, current_budget(memory, self.in_space.device), "a dense result")
+        make = _dense if layout == "dense" else _sparse
+        (rows, columns), out, into = self.places(), self.out_space, self.in_space
+        if len(out.names) == len(into.names) == 1:
+            return [[make(rows, columns, self.values.to(into.dtype), out.shapes[0], into.shapes[0])]]
+        table, top = [], 0
+        for height, shape in zip(out.sizes, out.shapes, strict=True):
+            low, high = (int(self.pattern.indptr[end]) for end in (top, top + height))
+            line, left = [], 0
+            for width, other, dtype in zip(into.sizes, into.shapes, into.dtypes, strict=True):
+                own = (columns[low:high] >= left) & (columns[low:high] < left + width)
+                places = rows[low:high][own] - top, columns[low:high][own] - left
+                line.append(make(*places, self.values[low:high][own].to(dtype), shape, other))
+                left += width
+            table.append(line)
+            top += height
+        return table
+
+
+def _dense(rows: Tensor, columns: Tensor, values: Tensor, out: torch.Size, into: torch.Size) -> Tensor:
+    flat = values.new_zeros(out.numel() * into.numel())
+    return flat.index_put_((rows * into.numel() + columns,), values).reshape(out + into)
+
+
+def _sparse(rows: Tensor, columns: Tensor, values: Tensor, out: torch.Size, into: torch.Size) -> Tensor:
+    indices = [*unraveled(rows, out), *unraveled(columns, into)]
+    stacked = torch.stack(indices) if indices else rows.new_zeros(0, len(rows))
+    return torch.sparse_coo_tensor(stacked, values, out + into, is_coalesced=True, check_invariants=False)
+
+
+def values_by_colors(source: Recording, colored: ColoredPattern, memory: Budget | None) -> Tensor:
+    """The entries of a Jacobian from products with sums of its columns and of its rows, checked by a random product.
+
+    Args:
+        source: the function; its gradient for a Hessian.
+        colored: the pattern and its colors; symmetric ones for a gradient.
+        memory: the budget.
+
+    Returns:
+        ``[nnz]``, differentiable with respect to whatever upstream requires grad.
+
+    Raises:
+        StructureError: the pattern misses an entry. MemoryBudgetError: not even one product fits.
+
+    Cost: a product a color, batched, and one backward pass.
+    """
+    entries = Entries(colored, symmetric=colored.kind in ("star", "acyclic"), memory=memory)
+    check = Check(colored.pattern, source.in_space, source.out_space)
+    miss = None
+    for careful in (False, True):  # at the second time with a look at the way in which tangents are taken along
+        values = entries(source, careful=careful)
+        with torch.no_grad():
+            suspects = check.suspects(check.product(source), values)
+            miss = check.miss(source, values, suspects) if suspects else None
+        if miss is None or abs(miss.exact - miss.given) <= _rounding(values, miss.exact) < math.inf:
+            return values
+    assert miss is not None
+    raise check.error(miss)
+
+
+def _rounding(values: Tensor, exact: float) -> float:
+    """What terms that cancel within the function may leave: half of the digits of the largest entry."""
+    largest = float(values.detach().abs().max()) if len(values) else 0.0
+    return torch.finfo(values.dtype).eps ** 0.5 * max(abs(exact), largest)
