@@ -36,7 +36,7 @@ PEERS = {
     ),
     "backpack": Peer(_BACKPACK, ("unfoldNd", "packaging", "einops")),
     "opacus": Peer("opacus==1.6.0", ("opt_einsum",)),
-    "jax": Peer("jax==0.10.2", ("jaxlib==0.10.2", "ml_dtypes", "opt_einsum")),
+    "jax": Peer("jax==0.10.2", ("jaxlib==0.10.2", "ml_dtypes", "opt_einsum", "numba", "llvmlite", "asdex==0.5.1")),
     "hips": Peer("autograd==1.9.1", ()),
 }
 

@@ -4,6 +4,8 @@ Everything public stands here. Jacobians, Hessians, per-sample gradients, Fisher
 kind, a `LinearOperator` between spaces of named trees, of which one asks questions (`dense`, `trace`, `solve`, ...).
 """
 
+from typing import TYPE_CHECKING, Any
+
 from hesse import debug, nn, operators
 from hesse.autodiff import Linearization, compiling, custom_vjp, functional, hessian_operator, linearize
 from hesse.check import (
@@ -80,10 +82,25 @@ from hesse.operators import LinearOperator, Tag, average, block_diagonal, identi
 from hesse.parameters import ParameterJacobian, TangentKernel, ntk, parameter_jacobian
 from hesse.rules.losses import GaussianNLL
 
+if TYPE_CHECKING:
+    from hesse.sparse import (
+        ColoredPattern,
+        Pattern,
+        SparseDerivative,
+        SparseHessian,
+        SparseJacobian,
+        Sparsity,
+        coloring,
+        prepare_hessian,
+        prepare_jacobian,
+        sparsity,
+    )
+
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "CheckReport",
+    "ColoredPattern",
     "DiagonalEstimate",
     "DivergenceResult",
     "Eigen",
@@ -100,8 +117,13 @@ __all__ = [
     "LinearOperator",
     "Linearization",
     "ParameterJacobian",
+    "Pattern",
     "Solution",
     "Space",
+    "SparseDerivative",
+    "SparseHessian",
+    "SparseJacobian",
+    "Sparsity",
     "Spectrum",
     "Svd",
     "Tag",
@@ -116,6 +138,7 @@ __all__ = [
     "check_derivatives",
     "check_module",
     "check_operator",
+    "coloring",
     "compiling",
     "condition",
     "custom_vjp",
@@ -158,11 +181,14 @@ __all__ = [
     "optim",
     "output_hessian",
     "parameter_jacobian",
+    "prepare_hessian",
+    "prepare_jacobian",
     "progress",
     "propagated_diagonal",
     "restrict",
     "save",
     "solve",
+    "sparsity",
     "spectrum",
     "squared_norm",
     "svd",
@@ -170,3 +196,19 @@ __all__ = [
     "trace_graph",
     "watch_nonfinite",
 ]
+
+_SPARSE = frozenset(__all__) - frozenset(globals())
+
+
+def __getattr__(name: str) -> Any:
+    """Sparse derivatives bring SciPy, which takes longer to import than all of hesse: at their first use, then."""
+    if name not in _SPARSE:
+        raise AttributeError(f"module 'hesse' has no attribute '{name}'")
+    from hesse import sparse
+
+    return getattr(sparse, name)
+
+
+def __dir__() -> list[str]:
+    """Everything public."""
+    return sorted({*globals(), *__all__})

@@ -14,7 +14,7 @@ HEAVY = (
     "click",
     "jinja2",
     "sklearn",
-    "scipy.sparse.linalg",
+    "scipy",
     "torchvision",
     "safetensors",
 )

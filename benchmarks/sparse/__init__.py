@@ -1,0 +1,1 @@
+"""Sparse derivatives: detection, coloring and evaluation beside asdex and dense derivatives."""
