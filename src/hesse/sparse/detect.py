@@ -51,14 +51,13 @@ class Sparsity:
             lines.append("holds while constant factors keep their zeros, which count")
         lines += [f"branch on a value: {branch}" for branch in self.branches]
         if self.analyzed == "reverse":
-            lines.append("custom functions: their backward was followed, as autograd runs it")
+            lines.append("custom functions or hooks: the backward pass was followed, as autograd runs it")
         lines += [f"no rule for {name} ({count} call{'s' * (count > 1)}): all of its operands mixed"
                   for name, count in self.fallbacks.items()]  # fmt: skip
-        return "\n".join(lines)
+        return "\n".join(lines) or "holds at any point: every op has a rule, and no value is read"
 
     def __repr__(self) -> str:
-        notes = self.explain()
-        return f"{self.pattern!r}\n{notes}" if notes else repr(self.pattern)
+        return f"{self.pattern!r}\n{self.explain()}"
 
 
 def sparsity(
@@ -98,6 +97,6 @@ def sparsity(
     found = dependence(f, x, _ASKED, local=local, gradient=of == "hessian", values=constants == "values")
     pattern = Pattern.of(found.matrix)
     if of == "hessian":  # symmetric but for custom functions, whose backward may say what it likes
-        pattern = pattern & pattern.T if found.analyzed == "primal" else pattern | pattern.T
+        pattern = pattern | pattern.T if found.is_custom else pattern & pattern.T
     rest = found.branches, found.analyzed, constants, Guard(found.constants)
     return Sparsity(pattern, found.in_space, found.out_space, local, dict(found.fallbacks), *rest)

@@ -6,12 +6,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hesse.autodiff.dependence.function import dependence
 from hesse.core.errors import LeafError, NonScalarError, UnsupportedError
 from hesse.rules.sparsity.forms import sparsity_rules
+from hesse.sparse import sparsity
 
 REAL = torch.float64
 POINTS = 4
@@ -337,7 +339,8 @@ def branching(x: Tensor) -> Tensor:
 
 def test_a_branch_on_data_is_refused_or_followed() -> None:
     x = torch.tensor([1.0, 2.0, 3.0, 4.0])
-    with pytest.raises(UnsupportedError, match=r"(?s)_local_scalar_dense at .*test_function\.py:\d+ in branching.*local=True"):
+    place = r"(?s)a number \(if, item, an index\) at .*test_function\.py:\d+ in branching.*local=True"
+    with pytest.raises(UnsupportedError, match=place):
         dependence(branching, x, "a pattern")
     found = dependence(branching, x, "a pattern", local=True)
     assert found.matrix.toarray().tolist() == [[True, False, False, False], [False, True, False, False]]
@@ -402,3 +405,69 @@ def test_nothing_of_the_users_is_changed() -> None:
 def test_what_cannot_be_followed_is_refused(f, x, options, error) -> None:
     with pytest.raises(error):
         dependence(f, x, "a pattern", **options)
+
+
+SELECTED = {
+    "sort": lambda x: x.sort(1, descending=True).values,
+    "sorted by rows": lambda x: x.sort(0).values,
+    "topk": lambda x: x.topk(2, 1).values,
+    "max": lambda x: x.max(1).values,
+    "min": lambda x: x.min(0, keepdim=True).values,
+    "median": lambda x: x.median(1).values,
+    "kthvalue": lambda x: x.kthvalue(2, 1).values,
+    "cummax": lambda x: x.cummax(1).values,
+    "pooled": lambda x: F.max_pool1d(x.unsqueeze(0), 2, 1),
+    "pooled in channels": lambda x: F.max_pool2d(x.view(2, 3, 2), (2, 1)),
+    "shares": lambda x: F.adaptive_max_pool2d(x.view(2, 3, 2), (2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", SELECTED)
+def test_at_a_point_what_is_selected_is_one_element(name: str) -> None:
+    for seed in range(POINTS):
+        x = point((3, 4), seed)
+        found = torch.from_numpy(dependence(SELECTED[name], x, "a pattern", local=True).matrix.toarray())
+        assert torch.equal(found, jacobian(SELECTED[name], x) != 0)
+    anywhere = torch.from_numpy(dependence(SELECTED[name], point((3, 4), 0), "a pattern").matrix.toarray())
+    assert anywhere.sum() > found.sum()
+
+
+def checkpointed(x: Tensor) -> Tensor:
+    return torch.utils.checkpoint.checkpoint(lambda z: (z * z.roll(1)).sin(), x, use_reentrant=False).sum()
+
+
+def stored_detached(x: Tensor) -> Tensor:
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+        return (x * x.roll(1)).sin().sum()
+
+
+class Feedback(torch.autograd.Function):
+    """Squares, and pulls back by a neighbor, so that the gradient is one of nothing."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2
+
+    @staticmethod
+    def backward(ctx, g: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return g * x.roll(1)
+
+
+@pytest.mark.parametrize("f", [checkpointed, stored_detached, lambda x: Feedback.apply(x).sum()])
+def test_gradients_of_what_autograd_stores(f) -> None:
+    x = point((6,), 1)
+    exact = jacobian(lambda z: torch.autograd.grad(f(z), z, create_graph=True)[0], x) != 0
+    found = sparsity(f, x, of="hessian").pattern.to_dense()
+    assert exact.any()
+    assert not (exact & ~found).any()
+    assert found.sum() <= 18
+
+
+def test_control_flow_that_no_mode_sees_is_refused() -> None:
+    def either(x: Tensor) -> Tensor:
+        return torch.cond(x.sum() > 0, lambda z: z.sin(), lambda z: z.cos(), (x,))
+
+    with pytest.raises(UnsupportedError, match=r"operator 'cond'"):
+        dependence(either, point((3,), 0), "a pattern")

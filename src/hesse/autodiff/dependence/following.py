@@ -23,6 +23,8 @@ from hesse.rules.sparsity.forms import Call, Link, Same, everything, sparsity_ru
 
 __all__ = ["Following", "families"]
 
+_READ_AS = {"_local_scalar_dense": "a number (if, item, an index)", "index": "a boolean index", "is_nonzero": "a bool (if)"}
+
 
 class Following(LightMode):
     """Runs ops and keeps book of what their results depend on.
@@ -73,7 +75,7 @@ class Following(LightMode):
             return result
         name = name_of(func)
         if name in families.READS or families.is_dynamic(name, varying):
-            self.branches.append(self.place(name))
+            self.branches.append(self.place(_READ_AS.get(name, name)))
         new = _new(made, given)
         apart = {id(t) for t in (*new, *given)}
         if self.cuts is None or not self.cuts.passes(given, [t for t in made if id(t) not in apart], written):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ class Dependence:
             derivatives are whatever their backward says.
         constants: tensors from outside of the function whose values the sets rest on: indices, masks and what these were made
             of; with `values` also factors.
+        is_custom: whether there are custom functions or hooks, with which a gradient's Jacobian need not be symmetric.
     """
 
     matrix: Any
@@ -46,6 +48,7 @@ class Dependence:
     branches: tuple[str, ...]
     analyzed: Literal["primal", "reverse"]
     constants: tuple[Tensor, ...] = ()
+    is_custom: bool = False
 
 
 def dependence(
@@ -73,10 +76,10 @@ def dependence(
     """
     run = followed(f, x, asked, _own_numbers, local=local, gradient=gradient, values=values)
     following, matrix = run.following, run.sets.compressed()
-    matrix = _turned(matrix) if run.custom else matrix
-    analyzed = "reverse" if run.custom else "primal"
+    matrix = _turned(matrix) if run.reverse else matrix
+    analyzed = "reverse" if run.reverse else "primal"
     return Dependence(matrix, run.in_space, run.out_space, following.fallbacks, tuple(following.branches), analyzed,
-                      tuple(following.constants.used))  # fmt: skip
+                      tuple(following.constants.used), run.custom)  # fmt: skip
 
 
 def _own_numbers(tensors: Sequence[Tensor]) -> list[Sets]:
@@ -97,16 +100,18 @@ class Followed:
     """A run in which every element was followed.
 
     Attributes:
-        sets: of all elements of the outputs; of all elements of the inputs, as sets of outputs, if `custom`.
+        sets: of all elements of the outputs; of all elements of the inputs, as sets of outputs, if `reverse`.
         following: what was noted on the way.
         in_space, out_space: of the inputs, and of what was looked at.
-        custom: whether the function holds custom functions, so that the backward pass was followed.
+        reverse: whether that backward pass was followed, since there are custom functions or hooks in it.
+        custom: whether the function holds custom functions or hooks, whose gradient need not be one of anything.
     """
 
     sets: Sets
     following: Following
     in_space: Space
     out_space: Space
+    reverse: bool
     custom: bool
 
 
@@ -136,21 +141,39 @@ def followed(
         for t, sets in zip(inputs, labels, strict=True):
             memory.put(t, sets, varies=True)
         following = Following(memory, local=local, values=values)
-        with following, Reading(following):
+        if gradient:  # what is saved for the backward pass may be detached on the way, and has its tangents nonetheless
+            following.cuts = None
+        with following, Reading(following), _known_ops(asked):
             outputs, out_space = output_leaves(f(in_space.rebuild(inputs)), asked)
+            custom = following.hooked or _is_custom(outputs)
             if gradient:
                 outputs, out_space = _gradient(outputs, inputs, asked), in_space
         sets = sets_of(following, outputs, [y.numel() for y in outputs])
         _require_straight(following, asked)
-        custom = following.hooked or any(map(_is_custom, nodes([y.grad_fn for y in outputs if y.grad_fn is not None])))
-        if custom:
+        reverse = following.hooked or _is_custom(outputs)
+        if reverse:
             sets = _by_reverse(outputs, inputs, following, label)
-    return Followed(sets, following, in_space, out_space, custom)
+    return Followed(sets, following, in_space, out_space, reverse, custom or reverse)
 
 
-def _is_custom(node: Any) -> bool:
+@contextmanager
+def _known_ops(asked: str) -> Iterator[None]:
+    """Turn what PyTorch says of control flow that no mode can see into a refusal."""
+    try:
+        yield
+    except NotImplementedError as error:
+        if "HigherOrderOperator" not in str(error):
+            raise
+        name = str(error).partition("HigherOrderOperator ")[2].partition(" ")[0]
+        raise UnsupportedError(
+            asked, f"torch's operator '{name}', inside of which no op can be followed", "use torch.where, or pass the pattern"
+        ) from error
+
+
+def _is_custom(outputs: Sequence[Tensor]) -> bool:
     """Whether a node of the graph has a backward of its own, in Python or in C++."""
-    return hasattr(node, "_forward_cls") or "CppNode" in node.name()
+    graph = nodes([y.grad_fn for y in outputs if y.grad_fn is not None])
+    return any(hasattr(node, "_forward_cls") or "CppNode" in node.name() for node in graph)
 
 
 def _gradient(outputs: Sequence[Tensor], inputs: Sequence[Tensor], asked: str) -> list[Tensor]:
@@ -168,7 +191,8 @@ def _require_straight(following: Following, asked: str) -> None:
         raise UnsupportedError(
             asked,
             f"Python reads a value that depends on x: {following.branches[0]}",
-            "pass local=True for the pattern of the path that is taken at x, or write the branch as torch.where",
+            "pass local=True for the pattern of the path that is taken at x, or keep it in torch: a branch as torch.where, "
+            "an index as gather with a tensor of one axis",
         )
 
 

@@ -66,10 +66,10 @@ def sample_dependence(f: Function, x: Tree, asked: str) -> SampleDependence:
         return SampleDependence(False, str(error), {})
     following, sets = run.following, run.sets
     assert isinstance(sets, Spans)
-    batches = {shape[0] if shape else 0 for shape in (run.in_space if run.custom else run.out_space).shapes}
+    batches = {shape[0] if shape else 0 for shape in (run.in_space if run.reverse else run.out_space).shapes}
     if batches != sizes:
         return SampleDependence(False, "leaves without the same first axis", dict(following.fallbacks))
-    expected = _rows(run.in_space if run.custom else run.out_space, min(sizes))
+    expected = _rows(run.in_space if run.reverse else run.out_space, min(sizes))
     apart = (sets.high < 0) | ((sets.low == expected) & (sets.high == expected))
     if bool(apart.all()):
         return SampleDependence(True, "", dict(following.fallbacks))

@@ -9,6 +9,7 @@ from hesse.rules.sparsity.forms import (
     Call,
     Grouped,
     Link,
+    Moved,
     Pairs,
     Same,
     across,
@@ -23,6 +24,7 @@ _REDUCTIONS = (
     "softmax", "log_softmax", "sort", "topk", "argsort", "msort", "_fft_r2c", "_fft_c2c", "_fft_c2r", "linalg_cross", "renorm",
     "unique_consecutive", "_unique2", "unique_dim", "cummax", "cummin", "_cummax_helper", "_cummin_helper",
 )  # fmt: skip
+_SELECTIONS = ("sort", "topk", "max", "min", "median", "nanmedian", "kthvalue", "mode", "cummax", "cummin")
 _DIMS = ("dim", "dims", "self_dim")
 
 
@@ -37,7 +39,15 @@ def along(call: Call) -> list[Link]:
         dims = [axis for axis in range(x.ndim) if axis not in dims]
     if name in ("unique_consecutive", "_unique2", "unique_dim"):
         dims = list(range(x.ndim))
+    if len(dims) == 1 and name in _SELECTIONS and call.is_fixed(x) and len(call.outputs) > 1:
+        return _selected(x, call.outputs[0], call.outputs[1], dims[0])
     return [(index, t, across(t, y, dims)) for index, y in enumerate(call.outputs) for t in call.operands]
+
+
+def _selected(x: Tensor, y: Tensor, indices: Tensor, dim: int) -> list[Link]:
+    """Each result is the element that its index names, to which autograd gives all of its gradient."""
+    index = indices.cpu() if indices.ndim == x.ndim else indices.cpu().unsqueeze(dim)
+    return [(0, x, Moved(places(x).gather(dim, index).view(y.shape)))]
 
 
 @sparsity_rules.register("glu")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.rules.sparsity.forms import Call, Grouped, Link, Pairs, places, shared, sparsity_rules
+from hesse.rules.sparsity.forms import Call, Grouped, Link, Moved, Pairs, places, shared, sparsity_rules
 from hesse.rules.sparsity.windows import sizes_of, taps
 
 _WINDOWS = ("max_pool2d_with_indices", "max_pool3d_with_indices", "avg_pool1d", "avg_pool2d", "avg_pool3d")
@@ -31,8 +31,20 @@ def _windows(call: Call, image: Tensor, pooled: Tensor) -> _Windows:
 def pooling(call: Call) -> list[Link]:
     """A place on its window."""
     x, y = call["self"], call.outputs[0]
+    if (chosen := _chosen(call)) is not None:
+        return chosen
     ins, outs = _windows(call, x, y)
     return [(0, x, in_channels(x, y, _axes(call), ins, outs))]
+
+
+def _chosen(call: Call) -> list[Link] | None:
+    """The largest element of each window, where values are taken as they are."""
+    x, count = call["self"], _axes(call)
+    if len(call.outputs) < 2 or not call.is_fixed(x):
+        return None
+    y, index = call.outputs[:2]
+    planes = shared(y.shape, range(y.ndim - count))
+    return [(0, x, Moved(planes * x.shape[-count:].numel() + index.cpu()))]
 
 
 @sparsity_rules.register(*(f"{name}_backward" for name in _WINDOWS))
@@ -47,6 +59,8 @@ def pooling_backward(call: Call) -> list[Link]:
 def adaptive_pooling(call: Call) -> list[Link]:
     """A place on its share of the image."""
     x, y = call["self"], call.outputs[0]
+    if (chosen := _chosen(call)) is not None:
+        return chosen
     ins, outs = _all_shares(x, y, _axes(call))
     return [(0, x, in_channels(x, y, _axes(call), ins, outs))]
 
