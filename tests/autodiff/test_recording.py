@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hesse.autodiff.dependence.function import dependence
 from hesse.autodiff.recording import inside_functorch, inside_vmap, node_outputs, nodes, record
 from hesse.core.errors import DeviceError, HesseError, LeafError, NonFiniteError, StructureError, UnsupportedError
 
@@ -48,6 +49,17 @@ def test_a_function_that_changes_its_argument_is_refused() -> None:
     upstream = seeded(3).requires_grad_() * 1
     with pytest.raises(StructureError, match="changed 'x' in place"):
         record(lambda t: t.mul_(2).sin(), upstream, "")
+
+
+def test_writes_that_pytorch_refuses_are_named() -> None:
+    def writes(x: Tensor) -> Tensor:
+        x += x.roll(1)
+        return x * 2
+
+    x = torch.rand(3)
+    for ask in (lambda: record(writes, x, "a record"), lambda: dependence(writes, x, "a pattern")):
+        with pytest.raises(StructureError, match=r"writes to its input(.|\n)*x\.clone\(\)"):
+            ask()
 
 
 def test_inference_mode_is_refused_and_inference_tensors_are_taken() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -177,7 +178,8 @@ def record(f: Function, x: Tree, asked: str) -> Recording:
         inputs = [leaf.view_as(leaf) if link else _variable(leaf) for leaf, link in zip(tensors, linked, strict=True)]
         versions = [leaf._version for leaf in inputs]
         point = in_space.rebuild(inputs)
-        value = f(point)
+        with writes_refused(asked):
+            value = f(point)
     for name, leaf, version in zip(in_space.names, inputs, versions, strict=True):
         if leaf._version != version:
             raise StructureError(asked, f"the function changed '{name or 'x'}' in place", "let it work on a copy: x.clone()")
@@ -199,6 +201,22 @@ def record(f: Function, x: Tree, asked: str) -> Recording:
     if not attached:
         value = tree.map_tree(lambda y: y.detach() if isinstance(y, Tensor) else y, value)
     return Recording(f, point, inputs, outputs, value, in_space, out_space, attached, functorch=False)
+
+
+@contextmanager
+def writes_refused(asked: str) -> Iterator[None]:
+    """Say what to do where PyTorch refuses a write to a leaf that requires grad.
+
+    Raises:
+        StructureError: the function writes to its input, or to a parameter that it closes over.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "leaf Variable that requires grad" not in str(error):
+            raise
+        found = "the function writes to its input, or to a parameter that requires grad, in place"
+        raise StructureError(asked, found, "let it work on a copy: x.clone()") from error
 
 
 def dense(part: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from hesse.autodiff.dependence.sets.base import Sets
 from hesse.autodiff.dependence.sets.few import Few
 from hesse.autodiff.engine import pull_along
 from hesse.autodiff.fused import differentiable_attention, plain_recurrences
-from hesse.autodiff.recording import Function, as_variables, nodes, output_leaves
+from hesse.autodiff.recording import Function, as_variables, nodes, output_leaves, writes_refused
 from hesse.core.errors import NonScalarError, UnsupportedError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
@@ -143,7 +143,7 @@ def followed(
         following = Following(memory, local=local, values=values)
         if gradient:  # what is saved for the backward pass may be detached on the way, and has its tangents nonetheless
             following.cuts = None
-        with following, Reading(following), _known_ops(asked):
+        with following, Reading(following), _known_ops(asked), writes_refused(asked):
             outputs, out_space = output_leaves(f(in_space.rebuild(inputs)), asked)
             custom = following.hooked or _is_custom(outputs)
             if gradient:
