@@ -83,3 +83,17 @@ def test_no_algebra_system_is_imported() -> None:
         "sys.exit('sympy' in sys.modules or 'torch._dynamo' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0])
+def test_many_cotangents_of_distances(p: float) -> None:
+    """functorch's rule for their backward is wrong (torch 2.13)."""
+    x, others, _ = (v.detach() for v in graph()[1])
+    x.requires_grad_()
+    distances = torch.cdist(x, others[:2], p=p)
+    U = torch.randn(4, *distances.shape, dtype=REAL, generator=torch.Generator().manual_seed(1))
+    many = pull_along([distances], [x], [U], create_graph=False, batched=True)
+    for k in range(4):
+        exact = torch.autograd.grad((distances * U[k]).sum(), x, retain_graph=True)[0]
+        assert many[0] is not None
+        torch.testing.assert_close(many[0][k], exact)

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hesse.autodiff import linearize
-from hesse.core.errors import HolomorphyError
+from hesse.core.errors import HolomorphyError, UnsupportedError
 
+from . import one_way
 from .programs import REAL, LyingSquare, ReverseOnlySquare, by_loops, differences, seeded
 
 W = seeded(5, 3, seed=1)
@@ -288,3 +289,31 @@ def test_how_often_the_function_runs() -> None:
     A @ v
     A @ v
     assert runs == 2, "without forward mode: the recording and one attempt"
+
+
+@pytest.mark.parametrize("name", one_way.FUNCTIONS)
+@pytest.mark.parametrize("many", [False, True])
+def test_where_only_reverse_mode_is_right_a_forward_product_is_refused(name: str, many: bool) -> None:
+    own, x = one_way.FUNCTIONS[name], seeded(4)
+
+    def f(t: Tensor) -> Tensor:
+        return own(t)[1:] * t[:-1]
+
+    A = linearize(f, x).jacobian
+    with pytest.raises(UnsupportedError, match=rf"(?s)the backward of \S*{one_way.NAMES[name]}.*J\.T @ u"):
+        A @ (torch.eye(4, dtype=REAL) if many else seeded(4, seed=1))
+    torch.testing.assert_close(A.T @ torch.eye(3, dtype=REAL)[1], by_loops(f, x)[1])
+
+
+def test_infinite_derivatives_are_multiplied_as_before() -> None:
+    x = torch.tensor([0.0, 4.0], dtype=REAL)
+    product = linearize(lambda t: ReverseOnlySquare.apply(t.sqrt()) + t.sqrt(), x).jacobian @ torch.ones(2, dtype=REAL)
+    assert not product[0].isfinite()
+    assert float(product[1]) == 1.25
+
+
+def test_distances_without_a_second_derivative() -> None:
+    x, others = seeded(4, 3), seeded(2, 3, seed=1)
+    A = linearize(lambda t: torch.cdist(t, others), x).jacobian
+    with pytest.raises(UnsupportedError, match="the backward of CdistBackward0"):
+        A @ x

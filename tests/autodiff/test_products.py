@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from hesse.autodiff.products import pull_many, push_many
+from hesse.autodiff.push_rules import NoPushError
 from hesse.autodiff.recording import record
 
 REAL = torch.float64
@@ -67,3 +68,41 @@ def test_differentiable_where_something_upstream_is() -> None:
     torch.testing.assert_close(found, (V[:, 1:] * x[:-1] + x[1:] * V[:, :-1]).sum(0))
     (found,) = torch.autograd.grad(pull_many(recording, [torch.eye(5, dtype=REAL)])[0].sum(), weight)
     torch.testing.assert_close(found, x[1:] + x[:-1])
+
+
+def counted(f: Any) -> tuple[Any, list[int]]:
+    runs = [0]
+
+    def wrapped(x: Tensor) -> Tensor:
+        runs[0] += 1
+        return f(x)
+
+    return wrapped, runs
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_columns_do_not_run_the_function_again(attached: bool) -> None:
+    scale = torch.ones(3, dtype=REAL, requires_grad=attached)
+    batch = torch.nn.BatchNorm1d(3, dtype=REAL, affine=False)
+    f, runs = counted(lambda x: torch.fft.ifft(torch.fft.fft(batch(x.view(4, 3) * scale), dim=0) ** 2, dim=0).real.reshape(-1))
+    x, V = point(12), point(2, 12)
+    recording = record(f, x, "a test")
+    found = push_many(recording, [V])[0]
+    assert runs == [1]
+    assert found.requires_grad == attached
+    leaf = x.clone().requires_grad_()
+    exact = torch.stack([torch.autograd.grad(v, leaf, retain_graph=True)[0] for v in f(leaf)])
+    torch.testing.assert_close(found.detach(), V @ exact.T)
+
+
+def test_columns_that_are_differentiable_by_something_upstream_and_cannot_be_batched() -> None:
+    weight, x, V = point(6).requires_grad_(), point(6), point(3, 6)
+    recording = record(lambda t: OneAtATime.apply(t * weight) ** 2, x, "a test")
+    (found,) = torch.autograd.grad(push_many(recording, [V])[0].sum(), weight)
+    torch.testing.assert_close(found, (36 * weight * x * V).sum(0).detach())
+
+
+def test_columns_through_distances_are_refused() -> None:
+    recording = record(lambda x: torch.cdist(x, x[:2] + 1), point(5, 3), "a test")
+    with pytest.raises(NoPushError, match="_cdist_backward"):
+        push_many(recording, [point(2, 5, 3)])

@@ -14,6 +14,7 @@ from hesse.autodiff.recording import Recording
 from hesse.core.errors import MemoryBudgetError, StructureError, UnsupportedError
 from hesse.derivatives import structure as module
 from hesse.operators import Sparse
+from tests.autodiff import one_way
 
 D = torch.float64
 
@@ -479,3 +480,29 @@ def test_half_and_empty() -> None:
     empty = hesse.jacobian(lambda t: t**2, draw(0), structure="sparse").jacobian
     assert empty.shape == (0, 0)
     assert hesse.jacobian(lambda t: t[:0] * 2, draw(3), structure="sparse", layout="sparse").jacobian.shape == (0, 3)
+
+
+@pytest.mark.parametrize("name", one_way.FUNCTIONS)
+def test_functions_of_the_users_with_a_reverse_mode_only(name: str) -> None:
+    own, x = one_way.FUNCTIONS[name], draw(9)
+
+    def f(t: Tensor) -> Tensor:
+        return torch.cat([own(t)[1:] * t[:-1], t])
+
+    if name == "numpy":  # no element can be followed through that
+        torch.testing.assert_close(hesse.jacobian(f, x, mode="auto").jacobian, rows_of(f, x))
+        return
+    for mode in ("auto", "reverse"):
+        torch.testing.assert_close(hesse.jacobian(f, x, structure="sparse", mode=mode).jacobian, rows_of(f, x))
+    with pytest.raises(UnsupportedError, match=one_way.NAMES[name]):
+        hesse.jacobian(f, x, structure="sparse", mode="forward")
+
+
+def test_second_derivatives_that_a_backward_loses() -> None:
+    def f(t: Tensor) -> Tensor:
+        return (one_way.Once.apply(t) * t.roll(1) * t.roll(3)).sum()
+
+    x = draw(9)
+    torch.testing.assert_close(hesse.hessian(f, x).hessian, hessian_of(f, x))
+    with pytest.raises(UnsupportedError, match=r"(?s)not symmetric.*the backward of Once"):
+        hesse.hessian(f, x, structure="sparse")

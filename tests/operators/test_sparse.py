@@ -163,3 +163,14 @@ def test_repr() -> None:
 def test_bad_input(make: Any, text: str) -> None:
     with pytest.raises(StructureError, match=text):
         make()
+
+
+def test_indices_are_its_own() -> None:
+    places, values = PLACES.clone(), T(5)
+    A = Sparse(places, values, 6, 4)
+    v = T(6)
+    expected = matrix_of(values) @ v
+    places.zero_()
+    close(A @ v, expected)
+    A.T.indices.zero_()  # pyright: ignore[reportAttributeAccessIssue]
+    close(A @ v, expected)

@@ -268,6 +268,24 @@ def test_colors_that_users_get_wrong(columns, rows, found) -> None:
         ColoredPattern(Pattern.of([[1, 1, 0], [1, 1, 1]]), "column", np.array(columns), np.array(rows))
 
 
+def test_colors_that_are_missing() -> None:
+    with pytest.raises(StructureError, match=r"A color(.|\n)*row_colors of type NoneType"):
+        ColoredPattern(Pattern.of(np.eye(2)), "column", np.array([0, 1]), None)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(StructureError, match=r"A color(.|\n)*column_colors that NumPy"):
+        ColoredPattern(Pattern.of(np.eye(2)), "column", [[0], [1, 2]], np.full(2, -1))  # pyright: ignore[reportArgumentType]
+    assert ColoredPattern(torch.eye(2), "row", np.full(2, -1), np.array([0, 0])).pattern.nnz == 2  # pyright: ignore
+
+
+@pytest.mark.parametrize(("options", "found"), [
+    ({"seconds": "1"}, "seconds='1'"), ({"seconds": -1}, "seconds=-1"), ({"seconds": float("nan")}, "seconds=nan"),
+    ({"seconds": float("inf")}, "seconds=inf"), ({"seconds": None}, "seconds=None"), ({"seconds": True}, "seconds=True"),
+    ({"orders": "natural"}, "'natural'"), ({"orders": 3}, "3"), ({"generator": 7}, "generator=7"),
+])  # fmt: skip
+def test_options_of_another_type(options, found) -> None:
+    with pytest.raises(StructureError, match=rf"found: {found}(.|\n)*remedy"):
+        coloring(np.eye(3), **options)
+
+
 def test_an_unknown_kind_of_colors() -> None:
     with pytest.raises(StructureError, match="kind is one of"):
         ColoredPattern(Pattern.of(np.eye(2)), "best", np.array([0, 0]), np.array([-1, -1]))  # pyright: ignore[reportArgumentType]

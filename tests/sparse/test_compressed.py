@@ -12,7 +12,7 @@ import torch
 
 from hesse.core.errors import DataError, StructureError
 from hesse.core.storage import save_tensors
-from hesse.sparse import Pattern, coloring
+from hesse.sparse import ColoredPattern, Pattern, coloring
 
 from .matrices import entries, random_pattern, torus
 
@@ -129,9 +129,60 @@ def test_set_operations(seed: int) -> None:
             operation(b.T)
 
 
+def test_what_a_pattern_gives_out_is_not_the_pattern() -> None:
+    pattern = Pattern.of([[1, 0, 1], [0, 1, 0]])
+    kept = {(0, 0), (0, 2), (1, 1)}
+    pattern.coordinates[:] = 1
+    for matrix in (pattern.ones, pattern.T.ones):
+        for array in (matrix.data, matrix.indices, matrix.indptr):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 1
+        matrix.indices = matrix.indices[::-1]
+        matrix.data = matrix.data * 0
+    made = pattern.to_scipy()
+    made.indices[:] = 1
+    made.data[:] = 0
+    assert entries(pattern) == {(j, i) for i, j in entries(pattern.T)} == kept
+    assert pattern.covers(Pattern.of([[1, 0, 0], [0, 1, 0]]))
+    assert {tuple(place) for place in pattern.coordinates.T.tolist()} == kept
+
+
 def test_copies_and_pickles() -> None:
     pattern = Pattern.of(torus(3, 4))
-    assert copy.deepcopy(pattern) == pattern == pickle.loads(pickle.dumps(pattern))
+    colored = coloring(pattern)
+    for known in (pattern, colored):
+        _ = pattern.T, pattern.is_symmetric
+        again = pickle.loads(pickle.dumps(known))
+        assert again is not known
+        assert copy.deepcopy(known) == copy.copy(known) == known == again
+        assert hash(copy.deepcopy(known)) == hash(known) == hash(again)
+        for name in ("indptr", "indices", "column_colors", "row_colors"):
+            if hasattr(again, name):
+                with pytest.raises(ValueError, match="read-only"):
+                    getattr(again, name)[0] = 1
+    assert len({pattern, Pattern.of(torus(3, 4)), pattern.T, Pattern.of(torus(3, 5))}) == 2
+    assert pattern != 3
+
+
+def test_equal_colorings_are_equal() -> None:
+    pattern, none = Pattern.of(np.eye(3)), np.full(3, -1)
+    given = [0, 1, 1], [0, 1, 1], [0, 0, 1]
+    one, two, other = (ColoredPattern(pattern, "column", np.array(colors), none) for colors in given)
+    assert one == two != other
+    assert one != pattern
+    assert len({one, two, other}) == 2
+    assert one != ColoredPattern(pattern, "row", none, np.array([0, 1, 1]))
+
+
+def test_whatever_has_a_pattern_is_compared_with_one() -> None:
+    pattern = Pattern.of(np.eye(3))
+    assert pattern.missing(torch.ones(3, 3)).tolist() == [[0, 1], [0, 2], [1, 0], [1, 2], [2, 0], [2, 1]]
+    assert pattern.covers(sp.eye_array(3))
+    assert entries(pattern | torch.ones(3, 3)) == {(i, j) for i in range(3) for j in range(3)}
+    assert entries(pattern & np.tri(3)) == {(0, 0), (1, 1), (2, 2)}
+    for operation in (pattern.missing, pattern.covers, pattern.__or__, pattern.__and__):
+        with pytest.raises(StructureError, match="a str"):
+            operation("text")
 
 
 def test_files_that_hold_no_pattern(tmp_path) -> None:

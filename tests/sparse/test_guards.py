@@ -33,6 +33,26 @@ def test_layouts(layout: str) -> None:
     assert len(guard.changed()) == 1
 
 
+def test_watches_memory() -> None:
+    base, sparse = torch.arange(6), MATRIX.to_sparse()
+    guard = Guard([base[2:], sparse])
+    assert guard.watches(base.view(2, 3)) and guard.watches(sparse)
+    assert not guard.watches(base.clone()) and not guard.watches(MATRIX.to_sparse())
+    assert repr(guard) == "Guard(2 tensors)"
+
+
+def test_values_that_come_back_are_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from hesse.sparse import guards
+
+    t, hashed = torch.ones(3), []
+    guard, digest = Guard([t]), guards._digest
+    monkeypatch.setattr(guards, "_digest", lambda tensor: hashed.append(1) or digest(tensor))
+    t.mul_(1.0)
+    assert [guard.changed(), guard.changed(), len(hashed)] == [[], [], 1]
+    t.mul_(2.0)
+    assert [len(guard.changed()), len(guard.changed())] == [1, 1]
+
+
 def test_views_and_conjugates() -> None:
     base = torch.arange(6.0, dtype=torch.float64).view(2, 3) * 1j
     guard = Guard([base.t().conj(), base[:, 1]])

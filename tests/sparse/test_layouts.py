@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from hesse.core.errors import StructureError, UnsupportedError
+import hesse
+from hesse.core.errors import MemoryBudgetError, StructureError, UnsupportedError
 from hesse.core.space import Space
 from hesse.sparse import Pattern
 from hesse.sparse.blocks import found_block
@@ -133,6 +134,80 @@ def test_scipy_shares_values_and_keeps_the_pattern() -> None:
     with pytest.raises(UnsupportedError, match="require grad"):
         arranger.arrange(values.requires_grad_(), "scipy")
     assert arranger.arrange(torch.ones(len(values), dtype=torch.float16), "scipy").dtype == np.float32
+
+
+@pytest.mark.parametrize("change", [lambda J: J.t_(), lambda J: J.transpose_(0, 1), lambda J: J._indices().zero_(),
+                                    lambda J: J._indices().numpy().fill(1), lambda J: J.zero_()])  # fmt: skip
+def test_writing_to_coordinates_changes_no_other_result(change) -> None:
+    arranger, values, dense = made(4)
+    before = arranger.arrange(values.clone(), "coo")
+    change(arranger.arrange(values.clone(), "coo"))
+    for matrix in (before, *(arranger.arrange(values, layout) for layout in LAYOUTS)):
+        assert torch.equal(as_dense(matrix), dense)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_writing_to_indices_changes_no_other_result(layout) -> None:
+    arranger, values, dense = made(5)
+    before = arranger.arrange(values.clone(), layout)
+    changed = arranger.arrange(values.clone(), layout)
+    tensors = []
+    if layout == "blocks":
+        tensors = [part._indices() for row in changed for part in row.values()]
+    elif layout == "scipy":
+        tensors = [torch.from_numpy(array) for array in (changed.indices, changed.indptr)]
+    elif layout == "operator":
+        tensors = [changed.indices]
+    elif layout in ("csr", "bsr"):
+        tensors = [changed.crow_indices(), changed.col_indices()]
+    elif layout == "csc":
+        tensors = [changed.ccol_indices(), changed.row_indices()]
+    for tensor in tensors:
+        tensor.zero_()
+    for matrix in (before, *(arranger.arrange(values, layout) for layout in LAYOUTS)):
+        assert torch.equal(as_dense(matrix), dense)
+
+
+def test_dense_ones_beyond_the_budget() -> None:
+    n = 10**6
+    line_of = Pattern.from_coordinates(np.arange(n), np.arange(n), (n, n))
+    space, values = Space.of(torch.zeros(n)), torch.ones(n)
+    with pytest.raises(MemoryBudgetError, match=r"3\.6 TiB"):
+        Arranger(line_of, space, space).arrange(values, "dense")
+    with pytest.raises(MemoryBudgetError, match=r"37\.3 GiB"):
+        Arranger(line_of, space, space, block=(10**4, 10**4), memory="1GiB").arrange(values, "bsr")
+    small = Pattern.of(np.eye(1000))
+    arranger, ones = Arranger(small, Space.of(torch.zeros(1000)), Space.of(torch.zeros(1000))), torch.ones(1000)
+    assert torch.equal(arranger.arrange(ones, "dense"), torch.eye(1000))
+    with hesse.memory("2MiB"), pytest.raises(MemoryBudgetError, match=r"2\.0 MiB"):
+        arranger.arrange(ones, "dense")
+    with pytest.raises(MemoryBudgetError, match="dense pattern"):
+        line_of.to_dense()
+
+
+def test_operators_under_vmap() -> None:
+    arranger, values, dense = made(1)
+    v = torch.randn(9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    x = {"a": v[:4].view(2, 2), "b": v[4:4], "c": v[4:]}
+    factors = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    many = torch.func.vmap(lambda t: torch.hstack(arranger.arrange(t * values, "operator").mv(x)))(factors)
+    torch.testing.assert_close(many, factors[:, None] * (dense @ v))
+
+
+@pytest.mark.parametrize("layout", ["dense", "operator"])
+def test_hessians_under_vmap(layout) -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return (x**3 * x.roll(1)).sum() + (x[0] * x).exp().sum()
+
+    points = torch.randn(3, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    direction = torch.arange(1.0, 7, dtype=torch.float64)
+    prepared = hesse.prepare_hessian(f, points[0])
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        return prepared(x, layout=layout)[1] @ direction
+
+    expected = torch.stack([torch.autograd.functional.hessian(f, x) @ direction for x in points])  # pyright: ignore
+    torch.testing.assert_close(torch.func.vmap(product)(points), expected)
 
 
 def test_dense_under_vmap() -> None:

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 import torch
 
 from hesse.core.errors import DataError, StructureError
-from hesse.sparse import Pattern, coloring
+from hesse.sparse import ColoredPattern, Pattern, coloring
 
 from .matrices import arrow, entries, grid, random_pattern
 
@@ -79,9 +79,15 @@ def test_places_outside_are_refused(rows, columns, found) -> None:
         Pattern.from_coordinates(rows, columns, (3, 5))
 
 
-@pytest.mark.parametrize("matrix", [torch.ones(3), np.ones((2, 2, 2)), "text", 3.0, [[1, 2], [3]]], ids=str)
+NO_MATRICES = {
+    "flat": torch.ones(3), "three axes": np.ones((2, 2, 2)), "text": "text", "number": 3.0, "ragged": [[1, 2], [3]],
+    "meta": torch.ones(2, 2, device="meta"), "sparse with three axes": torch.ones(2, 2, 2).to_sparse(), "none": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("matrix", NO_MATRICES.values(), ids=NO_MATRICES)
 def test_what_is_no_matrix_is_refused(matrix) -> None:
-    with pytest.raises((StructureError, ValueError)):
+    with pytest.raises(StructureError, match=r"found(.|\n)*remedy: pass a matrix"):
         Pattern.of(matrix)
 
 
@@ -108,6 +114,22 @@ def test_figures() -> None:
     wide = Pattern.from_coordinates([4_999], [9_999], (5_000, 10_000)).plot(ax)
     assert wide is ax
     assert np.isfinite(np.asarray(ax.images[1].get_array(), float)).sum() == 1
+
+
+def test_pixels_of_several_colors_are_gray() -> None:
+    """Two colors alternate along a diagonal of 5 entries a pixel, and one has the lower half to itself."""
+    n = 1000
+    pattern = Pattern.of(sp.eye_array(n))
+    colors = np.where(np.arange(n) < n // 2, np.arange(n) % 2, 1)
+    ax = ColoredPattern(pattern, "column", colors, np.full(n, -1)).plot()
+    pixels = np.asarray(ax.images[0].get_array(), float)
+    assert np.diag(pixels).tolist() == [2.0] * 100 + [1.0] * 100
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["column 0", "column 1", "several"]
+    small = ColoredPattern(Pattern.of(np.eye(4)), "row", np.full(4, -1), np.array([0, 1, 0, 1])).plot().get_legend()
+    assert small is not None
+    assert [text.get_text() for text in small.get_texts()] == ["row 0", "row 1"]
 
 
 def test_save_and_load(tmp_path) -> None:

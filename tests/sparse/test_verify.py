@@ -13,6 +13,7 @@ from hesse.core.errors import StructureError
 from hesse.core.space import Space
 from hesse.sparse import Pattern, prepare_hessian, prepare_jacobian
 from hesse.sparse.verify import Check, place
+from tests.autodiff import one_way
 
 REAL = torch.float64
 
@@ -108,3 +109,52 @@ def test_places() -> None:
     space = Space.of({"a": torch.zeros(2, 3), "b": torch.zeros(()), "c": [torch.zeros(0), torch.zeros(4)]})
     assert [place(space, k, "x") for k in (0, 5, 6, 7, 10)] == ["a[0, 0]", "a[1, 2]", "b", "c.1[0]", "c.1[3]"]
     assert place(Space.of(torch.zeros(2, 2)), 3, "x") == "x[1, 1]"
+
+
+def test_a_missing_entry_comes_before_those_that_it_spoils() -> None:
+    f = lambda u: torch.stack([u[0] * u[1], 3 * u[1] + 1e-3 * u[2], u[2]])  # noqa: E731
+    x = point(3)
+    recording = record(f, x, "a check")
+    pattern = Pattern.of(torch.tensor([[1, 1, 0], [0, 1, 0], [0, 0, 1]]))
+    check = Check(pattern, recording.in_space, recording.out_space)
+    entries = torch.stack([x[1], x[0], torch.tensor(3.001, dtype=REAL), torch.tensor(1.0, dtype=REAL)])
+    miss = check.miss(recording, entries, check.suspects(check.product(recording), entries))
+    assert miss is not None
+    assert (miss.row, miss.column, miss.is_stored, miss.given) == (1, 2, False, 0.0)
+    assert miss.exact == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize("name", one_way.FUNCTIONS)
+def test_reverse_mode_says_what_is_right(name: str) -> None:
+    """Of functions whose forward products are something else, or nothing; a clipped gradient is not linear."""
+    own, x = one_way.FUNCTIONS[name], point(6)
+    leaf = x.clone().requires_grad_()
+    exact = torch.stack([torch.autograd.grad(v, leaf, retain_graph=True)[0] for v in own(leaf)])
+    recording = record(own, x, "a check")
+    check = Check(Pattern.of(torch.eye(6)), recording.in_space, recording.out_space)
+    entries = exact.diagonal().clone()
+    expected = check.product(recording)
+    assert check.miss(recording, entries, check.suspects(expected, entries)) is None
+    entries[2] = 3.5
+    miss = check.miss(recording, entries, check.suspects(expected, entries))
+    assert miss is not None
+    assert (miss.row, miss.column, miss.is_stored, miss.given) == (2, 2, True, 3.5)
+    assert miss.exact == pytest.approx(float(exact[2, 2]))
+
+
+def test_rounding_of_attention_is_no_miss() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0, dtype=REAL)
+    x = torch.rand(3, 4, 8, dtype=REAL, generator=torch.Generator().manual_seed(0))
+    for parameter in layer.parameters():
+        parameter.requires_grad_(False)
+    prepared = prepare_hessian(lambda t: (layer(t) ** 2).sum(), x)
+    for k in range(2):
+        assert prepared(x + k, layout="dense").hessian.isfinite().all()
+
+
+def test_the_remedy_is_the_last_line() -> None:
+    check, recording, expected, entries = checked(bidiagonal, point(5), {0: 7.0})
+    miss = check.miss(recording, entries, check.suspects(expected, entries))
+    assert miss is not None
+    assert str(check.error(miss, "prepare again")).endswith("remedy: prepare again")

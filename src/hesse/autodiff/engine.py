@@ -6,6 +6,7 @@ These have been made, or cannot fail; and the first of them imports sympy, which
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch._vmap_internals import _vmap
 from torch.autograd.graph import _engine_run_backward
 
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
+_WRONG_IN_BATCHES = {"CdistBackward0"}  # functorch's rule reads expanded distances as if they were contiguous (torch 2.13)
 
 
 def pull_along(
@@ -51,10 +53,25 @@ def pull_along(
 
     if not batched:
         return run(tuple(cotangents))
-    try:
-        return _batched(run, tuple(cotangents), len(leaves))
-    except RuntimeError:  # what functorch refuses: random numbers of a checkpoint, functions of the user's within a backward
-        return _vmap(run, 0, 0, allow_none_pass_through=True)(tuple(cotangents))
+    if not _has_one_of(roots, _WRONG_IN_BATCHES):
+        with suppress(RuntimeError):  # functorch refuses random numbers of a checkpoint, functions of the user's in a backward
+            return _batched(run, tuple(cotangents), len(leaves))
+    return _vmap(run, 0, 0, allow_none_pass_through=True)(tuple(cotangents))
+
+
+def _has_one_of(roots: Sequence[Tensor], names: set[str]) -> bool:
+    """Whether a graph has a node of one of some types."""
+    pending: list[Any] = [root.grad_fn for root in roots if root.grad_fn is not None]
+    seen = set(pending)
+    while pending:
+        node = pending.pop()
+        if type(node).__name__ in names:
+            return True
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                pending.append(parent)
+    return False
 
 
 def _batched(run: Callable[[Any], Any], cotangents: tuple[Tensor, ...], count: int) -> list[Tensor | None]:

@@ -17,7 +17,8 @@ from torch.autograd.graph import get_gradient_edge
 
 from hesse.autodiff.engine import pull_along
 from hesse.autodiff.push_rules import RULES, SYMMETRIC, NoPushError
-from hesse.autodiff.recording import Recording, node_outputs
+from hesse.autodiff.recording import Recording, node_outputs, nodes
+from hesse.core import random
 
 _Slot = tuple[Any, int]
 
@@ -87,6 +88,41 @@ class GraphPush:
             return tuple(self.push(list(parts)))
 
         return list(torch.func.vmap(one)(*tangents))
+
+
+def unlike_reverse(recording: Recording) -> str:
+    """The nodes whose backward has no derivative by its cotangent, or another one than it computes, in words; "" without any.
+
+    Args:
+        recording: of a function, made by plain autograd.
+
+    Cost: each node's backward three times.
+    """
+    found: dict[str, None] = {}
+    for node in nodes([y.grad_fn for y in recording.outputs if y.grad_fn is not None]):
+        if node.next_functions and not _is_transposed_right(node):
+            own = getattr(node, "_forward_cls", None)
+            found[f"the backward of {node.name() if own is None else own.__qualname__}"] = None
+    return ", ".join(found)
+
+
+def _is_transposed_right(node: Any) -> bool:
+    metas, generator = node_outputs(node), random.make_generator()
+    if any(meta.dtype.is_complex for meta in metas):
+        return True
+    u = [random.normal(meta.shape, meta.dtype, meta.device, generator) for meta in metas]
+    try:
+        with torch.no_grad():
+            pulled: Any = node(*u) if callable(node) else node.apply(*u)
+            pulled = pulled if isinstance(pulled, tuple) else (pulled,)
+            v = [None if g is None else random.normal(g.shape, g.dtype, g.device, generator) for g in pulled]
+            pushed = _transposed(node, v, metas)
+    except (RuntimeError, IndexError):
+        return False
+    left = sum(float((a * b).sum()) for a, b in zip(u, pushed, strict=True) if b is not None)
+    right = sum(float((a * b).sum()) for a, b in zip(pulled, v, strict=True) if b is not None)
+    size = sum(float((a * b).abs().sum()) for a, b in zip(pulled, v, strict=True) if b is not None)
+    return not abs(left - right) > 1e-2 * size
 
 
 def _slot(t: Tensor) -> _Slot:

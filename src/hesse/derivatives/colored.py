@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from hesse.autodiff.push_rules import NoPushError
 from hesse.autodiff.recording import Recording
 from hesse.core.memory import Budget, chunk_size, current_budget
 from hesse.core.space import Space
@@ -16,9 +18,10 @@ from hesse.derivatives.forward import Table
 from hesse.operators.base import LinearOperator, Tag
 from hesse.operators.sparse import Sparse
 from hesse.sparse.colored import ColoredPattern
+from hesse.sparse.coloring import coloring
 from hesse.sparse.entries import Entries
 from hesse.sparse.pattern import Pattern
-from hesse.sparse.verify import Check
+from hesse.sparse.verify import Check, Miss
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,34 +91,49 @@ def _sparse(rows: Tensor, columns: Tensor, values: Tensor, out: torch.Size, into
     return torch.sparse_coo_tensor(stacked, values, out + into, is_coalesced=True, check_invariants=False)
 
 
-def values_by_colors(source: Recording, colored: ColoredPattern, memory: Budget | None) -> Tensor:
+def values_by_colors(source: Recording, colored: ColoredPattern, memory: Budget | None, *, forced: bool = False) -> Tensor:
     """The entries of a Jacobian from products with sums of its columns and of its rows, checked by a random product.
 
     Args:
         source: the function; its gradient for a Hessian.
         colored: the pattern and its colors; symmetric ones for a gradient.
         memory: the budget.
+        forced: columns have to be computed, by running the function again where its graph is not enough. Otherwise rows are
+            taken where columns cannot be computed, or come out otherwise than in reverse mode.
 
     Returns:
         ``[nnz]``, differentiable with respect to whatever upstream requires grad.
 
     Raises:
-        StructureError: the pattern misses an entry. MemoryBudgetError: not even one product fits.
+        StructureError: the pattern misses an entry. UnsupportedError: with `forced`, columns cannot be computed.
+        MemoryBudgetError: not even one product fits.
 
     Cost: a product a color, batched, and one backward pass.
     """
-    entries = Entries(colored, symmetric=colored.kind in ("star", "acyclic"), memory=memory)
+    symmetric = colored.kind in ("star", "acyclic")
     check = Check(colored.pattern, source.in_space, source.out_space)
-    miss = None
-    for careful in (False, True):  # at the second time with a look at the way in which tangents are taken along
-        values = entries(source, careful=careful)
-        with torch.no_grad():
-            suspects = check.suspects(check.product(source), values)
-            miss = check.miss(source, values, suspects) if suspects else None
-        if miss is None or abs(miss.exact - miss.given) <= _rounding(values, miss.exact) < math.inf:
+    pushes = bool(colored.columns) and not symmetric
+    miss: Miss | None = None
+    with suppress(NoPushError):
+        values = Entries(colored, symmetric=symmetric, memory=memory)(source)
+        miss = _missed(check, source, values)
+        if miss is None:
+            return values
+    if pushes and (miss is None or miss.is_stored):
+        again = colored if forced else coloring(colored.pattern, kind="row")
+        values = Entries(again, symmetric=False, memory=memory)(source, careful=forced)
+        miss = _missed(check, source, values)
+        if miss is None:
             return values
     assert miss is not None
     raise check.error(miss)
+
+
+def _missed(check: Check, source: Recording, values: Tensor) -> Miss | None:
+    with torch.no_grad():
+        suspects = check.suspects(check.product(source), values)
+        miss = check.miss(source, values, suspects) if suspects else None
+    return None if miss is None or abs(miss.exact - miss.given) <= _rounding(values, miss.exact) < math.inf else miss
 
 
 def _rounding(values: Tensor, exact: float) -> float:

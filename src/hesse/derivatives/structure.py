@@ -10,7 +10,7 @@ from torch._C import _len_torch_dispatch_stack
 from hesse.autodiff.recording import Recording, nodes
 from hesse.autodiff.second_run import without_trace
 from hesse.core import random
-from hesse.core.errors import UnsupportedError
+from hesse.core.errors import StructureError, UnsupportedError
 from hesse.core.memory import Budget
 from hesse.operators.base import Tag
 
@@ -52,6 +52,7 @@ def sparse_matrix(
     elif not (_may_look(recording, source) and _can_be_sparse(source)):
         return None
     from hesse.derivatives.colored import SparseMatrix, values_by_colors  # they bring SciPy
+    from hesse.sparse.evaluate import lost_second_derivatives
 
     hessian = source is not recording
     try:
@@ -61,11 +62,13 @@ def sparse_matrix(
         colored = _colored(found.pattern, "star" if hessian else _KINDS[mode])
         if not required and 2 * colored.colors > min(source.in_space.dim, source.out_space.dim):
             return None
-        values = values_by_colors(source, colored, memory)
-    except Exception:  # of whatever kind: the dense way knows better, or says it in its own words
-        if required:
-            raise
-        return None
+        values = values_by_colors(source, colored, memory, forced=mode == "forward" and not hessian)
+    except Exception as error:  # of whatever kind: the dense way knows better, or says it in its own words
+        if not required:
+            return None
+        if hessian and isinstance(error, StructureError):
+            raise lost_second_derivatives(recording, asked) or error from error
+        raise
     tags = frozenset({Tag.SYMMETRIC, Tag.HERMITIAN}) if hessian else frozenset()
     return SparseMatrix(found.pattern, values, source.in_space, source.out_space, tags)
 

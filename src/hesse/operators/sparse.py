@@ -20,7 +20,7 @@ _NUMPY = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 _FEW = 2000  # entries, up to which `index_add` takes no longer than SciPy
 
 
-def _is_dual(tensor: Tensor) -> bool:
+def is_dual(tensor: Tensor) -> bool:
     """Whether a tensor carries a tangent of forward mode."""
     return torch._VF._unpack_dual(tensor, level=0)[1] is not None  # pyright: ignore
 
@@ -29,7 +29,8 @@ class Sparse(LinearOperator):
     """The operator with given entries; differentiable by them, and usable under `vmap`, as `torch.sparse` is not.
 
     Args:
-        indices: ``[2, nnz]``, integers: row and column of each entry, in any order; entries at one place add up.
+        indices: ``[2, nnz]``, integers: row and column of each entry, in any order; entries at one place add up. They are
+            copied.
         values: ``[nnz]``. They are not copied: the operator follows what is written into them.
         in_space, out_space: spaces, or numbers of columns and rows for bare vectors.
         tags: what is known of it; not checked.
@@ -68,7 +69,7 @@ class Sparse(LinearOperator):
                         f"{name}s from {low} to {high}, of {size}",
                         "pass the spaces that they belong to",
                     )
-        self.indices, self.values, self.tags = indices.long(), values, tags
+        self.indices, self.values, self.tags = indices.to(torch.int64, copy=True), values, tags
 
     def mv(self, v: Tree) -> Tree:
         return self.out_space.unravel(self._times(self.in_space.ravel(v)))
@@ -99,7 +100,7 @@ class Sparse(LinearOperator):
             and type(flat) is Tensor
             and type(self.values) in (Tensor, torch.nn.Parameter)
             and not (peek_interpreter_stack() or _len_torch_dispatch_stack() or torch.compiler.is_compiling())
-            and not (_is_dual(flat) or _is_dual(self.values))
+            and not (is_dual(flat) or is_dual(self.values))
         )
 
     def transpose(self) -> LinearOperator:

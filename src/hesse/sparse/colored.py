@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Kind = Literal["column", "row", "bidirectional", "star", "acyclic"]
 KINDS: tuple[Kind, ...] = ("column", "row", "bidirectional", "star", "acyclic")
 _KIND = "colored pattern"
+_ASKED = "A coloring has a color for each row and column, or -1."
 _REMEDY = "color this pattern by hesse.coloring(pattern)"
 
 
@@ -33,7 +34,7 @@ class ColoredPattern:
     """A pattern and a coloring of it, valid for certain. Immutable: the arrays are copied and read-only.
 
     Args:
-        pattern: of the matrix.
+        pattern: of the matrix, or what has one (see `Pattern.of`).
         kind: "column" and "row": no two columns (rows) of one color have an entry in the same row (column). "bidirectional":
             every entry is alone in its row with the color of its column, or in its column with the color of its row. "star":
             of the unknowns of a symmetric matrix: every entry or its mirror image is alone in its row with the color of its
@@ -56,14 +57,15 @@ class ColoredPattern:
     found_by: str = "given"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "pattern", Pattern.of(self.pattern))
         if self.kind not in KINDS:
             raise StructureError(f"kind is one of {', '.join(map(repr, KINDS))}.", repr(self.kind), "pass one of these")
         for name in ("column_colors", "row_colors"):
-            object.__setattr__(self, name, _numbered(integers(getattr(self, name), name), name))
+            object.__setattr__(self, name, _numbered(integers(getattr(self, name), name, _ASKED), name))
         sizes = len(self.row_colors), len(self.column_colors)
         if sizes != self.pattern.shape:
             found = f"{sizes[0]} and {sizes[1]} colors for a pattern of shape {self.pattern.shape}"
-            raise StructureError("A coloring has a color for each row and column, or -1.", found, _REMEDY)
+            raise StructureError(_ASKED, found, _REMEDY)
         spare = {"row": self.columns, "bidirectional": 0}.get(self.kind, self.rows)
         if spare:
             raise StructureError(f"A coloring of kind '{self.kind}' has colors on one side only.",
@@ -117,6 +119,26 @@ class ColoredPattern:
         return (
             f"the entry at ({pattern.rows[place]}, {pattern.indices[place]}) shares every product that it is in, or is in none"
         )
+
+    def _known(self) -> tuple[Any, ...]:
+        return self.pattern, self.kind, self.column_colors.tobytes(), self.row_colors.tobytes(), self.found_by
+
+    def __eq__(self, other: object) -> bool:
+        return self._known() == other._known() if isinstance(other, ColoredPattern) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._known())
+
+    def __copy__(self) -> ColoredPattern:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ColoredPattern:
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        for array in (self.column_colors, self.row_colors):
+            array.flags.writeable = False
 
     def __repr__(self) -> str:
         parts = [f"{n} {side} color{'s' * (n != 1)}" for n, side in ((self.columns, "column"), (self.rows, "row")) if n]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -50,16 +50,15 @@ def coloring(
         The colors, with the pattern.
 
     Raises:
-        StructureError: an unknown kind or order, a symmetric coloring of a pattern that is not symmetric.
+        StructureError: an unknown kind or order, seconds that are no number from 0 on, a symmetric coloring of a pattern that
+            is not symmetric.
 
     Cost: no gradients. The first coloring takes about 0.1 microseconds an entry.
     """
     pattern = Pattern.of(pattern)
     if kind not in (*KINDS, "auto"):
         raise StructureError(f"kind is one of {', '.join(map(repr, (*KINDS, 'auto')))}.", repr(kind), "pass one of these")
-    for order in orders:
-        if order not in ORDERS:
-            raise StructureError(f"Orders are {', '.join(map(repr, ORDERS))}.", repr(order), "pass some of these")
+    _check_options(orders, seconds, generator)
     tries = Tries(tuple(orders), seconds, generator)
     if kind in ("star", "acyclic") and not pattern.is_symmetric:
         raise StructureError(f"Colorings of kind '{kind}' are of symmetric patterns.", asymmetry(pattern),
@@ -68,6 +67,20 @@ def coloring(
     none = [np.full(size, -1, np.int64) for size in pattern.shape]
     columns, rows = (none[1], best.colors) if kind == "row" else (best.colors, none[0])
     return ColoredPattern(pattern, kind, columns, best.row_colors if kind == "bidirectional" else rows, best.name)
+
+
+def _check_options(orders: Sequence[Order], seconds: float, generator: torch.Generator | None) -> None:
+    listed = not isinstance(orders, str) and isinstance(orders, Iterable)
+    for order in orders if listed else [orders]:
+        if not listed or order not in ORDERS:
+            found, remedy = repr(order), f"pass orders={ORDERS!r} or some of these"
+            raise StructureError(f"Orders are {', '.join(map(repr, ORDERS))}.", found, remedy)
+    number = isinstance(seconds, (int, float, np.number)) and not isinstance(seconds, bool)
+    if not number or not 0 <= seconds < float("inf"):
+        raise StructureError("A search takes a number of seconds from 0 on.", f"seconds={seconds!r}", "pass seconds=0.03")
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise StructureError("Random orders are drawn by a torch.Generator.", f"generator={generator!r}",
+                             "pass torch.Generator(), or None")  # fmt: skip
 
 
 def _search(pattern: Pattern, kind: Kind, tries: Tries) -> Search:

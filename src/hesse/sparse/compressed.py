@@ -31,19 +31,26 @@ def checked_shape(shape: Sequence[int]) -> tuple[int, int]:
     return int(sizes[0]), int(sizes[1])
 
 
-def integers(values: ArrayLike, name: str) -> Indices:
+def integers(values: ArrayLike, name: str, asked: str = _ASKED) -> Indices:
     """A flat int64 array; one without elements may have any dtype.
 
     Args:
         values: of an integer dtype.
         name: what they are, for the error.
+        asked: what they are for, likewise.
 
     Raises:
-        StructureError: floats, booleans or objects, which NumPy would round or convert in silence.
+        StructureError: not an array; floats, booleans or objects, which NumPy would round or convert in silence.
     """
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists; tensors on other devices, and sparse ones
+        found = f"{name} that NumPy makes no array of ({error})"
+        raise StructureError(asked, found, "pass a flat array of integers") from error
+    if array.dtype == object:
+        raise StructureError(asked, f"{name} of type {type(values).__name__}", "pass a flat array of integers")
     if array.size and array.dtype.kind not in "iu":
-        raise StructureError(_ASKED, f"{name} of dtype {array.dtype}", "pass integers")
+        raise StructureError(asked, f"{name} of dtype {array.dtype}", "pass integers")
     return array.astype(np.int64, copy=False).ravel()
 
 
@@ -97,6 +104,13 @@ def ones(shape: tuple[int, int], indptr: NDArray[Any], indices: NDArray[Any]) ->
     return scipy.sparse.csr_array(
         (data, indices.astype(kind, copy=False), indptr.astype(kind, copy=False)), shape=shape, copy=False
     )
+
+
+def read_only(matrix: Any) -> Any:
+    """A SciPy matrix whose arrays nobody can write to."""
+    for array in (matrix.data, matrix.indices, matrix.indptr):
+        array.flags.writeable = False
+    return matrix
 
 
 def canonical(matrix: Any) -> tuple[Indices, Indices]:

@@ -59,7 +59,7 @@ class Entries:
             grad.
 
         Raises:
-            MemoryBudgetError: not even one product fits.
+            MemoryBudgetError: not even one product fits. NoPushError: columns cannot be computed without another run.
 
         Cost: a product a color, batched.
         """

@@ -9,13 +9,13 @@ from hesse.sparse.detect import Sparsity
 _SECONDS = 0.05  # for each other way to color
 
 
-def explanation(colored: ColoredPattern, found: Sparsity | None, running: str, checks: int, *, hessian: bool) -> str:
+def explanation(colored: ColoredPattern, found: Sparsity | None, running: list[str], checks: int, *, hessian: bool) -> str:
     """Lines about size, colors, origin, way of running and checks.
 
     Args:
         colored: the pattern and its colors.
         found: how the pattern was found.
-        running: how it is evaluated.
+        running: how it is evaluated, and notes on it.
         checks: how many runs were checked.
         hessian: whether it is a Hessian.
     """
@@ -26,9 +26,10 @@ def explanation(colored: ColoredPattern, found: Sparsity | None, running: str, c
     lines.append(f"products: {colored.colors}, colors of kind '{colored.kind}' ({colored.found_by})")
     lines.append(f"  otherwise: {_others(colored, hessian)}")
     lines.append("pattern: given" if found is None else f"pattern: found by one run ({found.analyzed})")
-    if found is not None and (notes := found.explain()):
-        lines += [f"  {note}" for note in notes.splitlines()]
-    lines.append(f"evaluation: {running}")
+    if found is not None:
+        lines += [f"  {note}" for note in found.explain().splitlines()]
+    lines.append(f"evaluation: {running[0]}")
+    lines += [f"  {note}" for note in running[1:]]
     lines.append(f"check: {f'{checks} run{_s(checks)} agreed with a random product' if checks else 'none yet'}")
     return "\n".join(lines)
 

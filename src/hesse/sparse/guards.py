@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Watched:
     tensor: Tensor
     version: int
@@ -21,7 +21,7 @@ class Guard:
     """Tells whether tensors have changed since a pattern made use of their values.
 
     Their version counters are read first, their contents where these have moved. What leaves no trace in a counter (writes
-    through ``.data``, another tensor in the place of one) is for the random check of each evaluation to find.
+    through ``.data``, another tensor in the place of one) is for those to find who have the tensors at hand.
 
     Args:
         tensors: constants from outside of the function, of any layout.
@@ -31,6 +31,13 @@ class Guard:
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._watched = [_Watched(_held(t), t._version, _digest(t)) for t in tensors if not t.is_inference()]
+
+    def __repr__(self) -> str:
+        return f"Guard({len(self)} tensor{'s' * (len(self) != 1)})"
+
+    def watches(self, tensor: Tensor) -> bool:
+        """Whether a tensor lies in the memory of one that is watched."""
+        return any(_key(w.tensor) == _key(tensor) for w in self._watched)
 
     def __len__(self) -> int:
         return len(self._watched)
@@ -44,7 +51,18 @@ class Guard:
         Cost: nothing where no version counter has moved, else a hash of the tensors whose have.
         """
         moved = [w for w in self._watched if w.tensor._version != w.version]
-        return [f"{w.tensor.dtype} of shape {tuple(w.tensor.shape)}" for w in moved if _digest(w.tensor) != w.digest]
+        found = []
+        for w in moved:
+            version = w.tensor._version
+            if _digest(w.tensor) == w.digest:
+                w.version = version
+            else:
+                found.append(f"{w.tensor.dtype} of shape {tuple(w.tensor.shape)}")
+        return found
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata if tensor.layout is torch.strided else -id(tensor)
 
 
 def _held(tensor: Tensor) -> Tensor:

@@ -12,24 +12,31 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import StructureError, UnsupportedError
+from hesse.core.memory import Budget, chunk_size, current_budget
 from hesse.core.space import Space
 from hesse.operators.base import Tag
 from hesse.operators.sparse import Sparse
+from hesse.sparse.assembled import compressed_matrix, coo_matrix
 from hesse.sparse.blocks import block_places, found_block, leaf_blocks
 from hesse.sparse.pattern import Pattern
 
 Layout = Literal["coo", "csr", "csc", "bsr", "scipy", "dense", "blocks", "operator"]
 LAYOUTS: tuple[Layout, ...] = ("coo", "csr", "csc", "bsr", "scipy", "dense", "blocks", "operator")
+_SMALL = 2**20  # bytes that no budget is asked for, which takes 80 microseconds
 
 
 class Arranger:
-    """Puts entries into matrices. Index tensors are made once for each device, and shared by the results.
+    """Puts entries into matrices.
+
+    Index tensors are made once for each device; a result has copies of its own, since torch writes to them (transposing in
+    place swaps the rows of a matrix's coordinates).
 
     Args:
         pattern: of the matrix.
         in_space, out_space: of its columns and rows.
         tags: of operators.
         block: sides of the blocks of "bsr"; without, the largest ones that the pattern fills completely.
+        memory: budget of dense matrices, and of blocks that the pattern does not fill.
 
     Raises:
         StructureError: blocks whose sides do not divide the matrix.
@@ -42,8 +49,10 @@ class Arranger:
         out_space: Space,
         tags: frozenset[Tag] = frozenset(),
         block: tuple[int, int] | None = None,
+        memory: Budget | None = None,
     ) -> None:
         self.pattern, self.in_space, self.out_space, self.tags = pattern, in_space, out_space, tags
+        self.memory = memory
         if block is not None and (min(block) < 1 or any(size % side for size, side in zip(pattern.shape, block, strict=True))):
             raise StructureError("Sides of blocks divide those of the matrix.", f"blocks {block} in {pattern.shape}",
                                  "pass divisors, or block=None")  # fmt: skip
@@ -61,27 +70,29 @@ class Arranger:
                 trees like x; "operator".
 
         Returns:
-            The matrix, whose values are shared with `values` where the layout keeps their order.
+            The matrix, whose values are shared with `values` where the layout keeps their order. It is differentiable by them:
+            "csr", "csc" and "bsr" once, "coo" and "blocks" twice, "dense" and "operator" in every way.
 
         Raises:
-            StructureError: an unknown layout. UnsupportedError: "scipy" for values that require grad.
+            StructureError: an unknown layout. MemoryBudgetError: a dense matrix, or its blocks, beyond the budget.
+            UnsupportedError: "scipy" for values that require grad; forward mode or transforms that torch.sparse does not have;
+            at the backward, one derivative more than the layout allows.
 
-        Cost: no gradients; a pass over the entries where the layout orders them anew.
+        Cost: no gradients; a copy of the indices, and a pass over the entries where the layout orders them anew.
         """
         shape, device = self.pattern.shape, values.device
         if layout == "coo":
-            places = self._once("coo", device, lambda: [self.pattern.coordinates])[0]
-            return torch.sparse_coo_tensor(places, values, shape, is_coalesced=True, check_invariants=False)
+            return coo_matrix(values, self._coordinates(device), shape)
         if layout in ("csr", "csc", "bsr"):
             return self._compressed(values, layout)
         if layout == "scipy":
             return self._scipy(values)
         if layout == "dense":
+            self._require_room(shape[0] * shape[1], values)
             flat = self._once("dense", device, lambda: [torch.from_numpy(self.pattern.rows * shape[1] + self.pattern.indices)])
             return values.new_zeros(shape[0] * shape[1]).index_copy(0, flat[0], values).view(shape)
         if layout == "operator":
-            places = self._once("coo", device, lambda: [self.pattern.coordinates])[0]
-            return Sparse(places, values, self.in_space, self.out_space, self.tags)
+            return Sparse(self._coordinates(device), values, self.in_space, self.out_space, self.tags)
         if layout == "blocks":
             return self._blocks(values)
         raise StructureError(f"layout is one of {', '.join(map(repr, LAYOUTS))}.", repr(layout), "pass one of these")
@@ -94,21 +105,35 @@ class Arranger:
                 found = self._made.setdefault((name, device), [tensor.to(device) for tensor in make()])
         return found
 
+    def _coordinates(self, device: torch.device) -> Tensor:
+        """``[2, nnz]``, not to be given away."""
+        return self._once("coo", device, lambda: [self.pattern.coordinates])[0]
+
+    def _require_room(self, count: int, values: Tensor) -> None:
+        size = count * values.dtype.itemsize
+        if size > _SMALL:
+            chunk_size(1, 0, size, current_budget(self.memory, values.device), "a dense result")
+
     def _compressed(self, values: Tensor, layout: str) -> Tensor:
+        return compressed_matrix(values, self._coordinates(values.device), lambda part: self._rows(part, layout), layout)
+
+    def _rows(self, values: Tensor, layout: str) -> Tensor:
+        """Compressed rows, columns, or rows of blocks."""
         pattern, shape, device = self.pattern, self.pattern.shape, values.device
         if layout == "csr":
-            ends, places = self._once("csr", device, lambda: [torch.tensor(pattern.indptr), pattern.coordinates[1]])
-            return _quietly(torch.sparse_csr_tensor, ends, places, values, shape)
+            ends, places = self._once("csr", device, lambda: [torch.tensor(pattern.indptr), torch.tensor(pattern.indices)])
+            return _quietly(torch.sparse_csr_tensor, ends.clone(), places.clone(), values, shape)
         if layout == "csc":
             ends, places, order = self._once("csc", device, lambda: [
                 torch.tensor(array) for array in (pattern.T.indptr, pattern.T.indices, pattern.by_column)])  # fmt: skip
-            return _quietly(torch.sparse_csc_tensor, ends, places, values.index_select(0, order), shape)
+            return _quietly(torch.sparse_csc_tensor, ends.clone(), places.clone(), values.index_select(0, order), shape)
         if self._block is None:
             self._block = found_block(pattern)
         height, width = self._block
         ends, places, targets = self._once("bsr", device, lambda: block_places(pattern, height, width))
+        self._require_room(len(places) * height * width, values)
         filled = values.new_zeros(len(places) * height * width).index_copy(0, targets, values)
-        return _quietly(torch.sparse_bsr_tensor, ends, places, filled.view(-1, height, width), shape)
+        return _quietly(torch.sparse_bsr_tensor, ends.clone(), places.clone(), filled.view(-1, height, width), shape)
 
     def _scipy(self, values: Tensor) -> Any:
         if values.requires_grad:
@@ -126,8 +151,7 @@ class Arranger:
         order, counts, places = self._leaves
         order, places = self._once("blocks", values.device, lambda: [order, places])
         parts = zip(values.index_select(0, order).split(counts), places.split(counts, 1), strict=True)
-        table = [self.in_space.rebuild([torch.sparse_coo_tensor(where, part, (height, width), is_coalesced=True,
-                                                                check_invariants=False)
+        table = [self.in_space.rebuild([coo_matrix(part, where, (height, width))
                                         for width, (part, where) in zip(widths, parts, strict=False)])
                  for height in heights]  # fmt: skip
         return self.out_space.rebuild(table)

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from hesse.core.errors import DataError, StructureError
+from hesse.core.memory import chunk_size, current_budget
 from hesse.core.storage import load_tensors, save_tensors
 from hesse.sparse.braille import braille
 from hesse.sparse.compressed import (
@@ -26,13 +27,16 @@ from hesse.sparse.compressed import (
     frozen,
     integers,
     ones,
+    read_only,
 )
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _KIND = "sparsity pattern"
+_SMALL = 2**20  # bytes that no budget is asked for
 _ASKED = "A sparsity pattern is made of index arrays, a SciPy or torch matrix, or an array."
+_REMEDY = "pass a matrix, or build it by Pattern.from_coordinates(rows, columns, shape)"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,10 +120,14 @@ class Pattern:
         if scipy.sparse.issparse(matrix) and matrix.ndim == 2:
             compressed: Any = scipy.sparse.csr_array(matrix)  # shares the arrays of what is one already
             return Pattern.trusted(checked_shape(compressed.shape), *canonical(compressed))
-        array = np.asarray(matrix)
+        try:
+            array = np.asarray(matrix)
+        except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, sparse tensors with other axes
+            found = f"a {type(matrix).__name__} that NumPy makes no array of ({error})"
+            raise StructureError(_ASKED, found, _REMEDY) from error
         if array.ndim != 2 or array.dtype.kind not in "biufc":
             found = f"a {type(matrix).__name__} with {array.ndim} axes of dtype {array.dtype}"
-            raise StructureError(_ASKED, found, "pass a matrix, or build it by Pattern.from_coordinates(rows, columns, shape)")
+            raise StructureError(_ASKED, found, _REMEDY)
         rows, columns = array.nonzero()
         return Pattern.from_coordinates(rows, columns, (array.shape[0], array.shape[1]))
 
@@ -138,9 +146,9 @@ class Pattern:
         """``[nnz]``: the row of each entry, beside its column in `indices`."""
         return frozen(np.repeat(np.arange(self.shape[0]), np.diff(self.indptr)), own=True)
 
-    @cached_property
+    @property
     def coordinates(self) -> Tensor:
-        """``[2, nnz]``, int64: rows and columns, as `torch.sparse` takes them; shared, not to be written to."""
+        """``[2, nnz]``, int64: rows and columns, as `torch.sparse` takes them; a new tensor each time."""
         return torch.from_numpy(np.stack([self.rows, self.indices]))
 
     @cached_property
@@ -148,7 +156,7 @@ class Pattern:
         """Of the transpose."""
         csc: Any = self.ones.tocsc()
         other = Pattern.trusted((self.shape[1], self.shape[0]), csc.indptr.astype(np.int64), csc.indices.astype(np.int64))
-        other.__dict__.update(T=self, ones=csc.T)
+        other.__dict__.update(T=self, _ones=read_only(csc.T))
         return other
 
     @cached_property
@@ -156,50 +164,76 @@ class Pattern:
         """``[nnz]``: the places of entries in the order of columns; those of mirror images if the pattern is symmetric."""
         return frozen(by_column(self.ones), own=True)
 
-    @cached_property
+    @property
     def ones(self) -> Any:
-        """A SciPy matrix of ones (int8), for SciPy's loops; shared, not to be written to."""
-        return ones(self.shape, self.indptr, self.indices)
+        """A SciPy matrix of ones (int8), for SciPy's loops; its arrays are read-only, and `to_scipy` has others."""
+        known = self._ones
+        return scipy.sparse.csr_array((known.data, known.indices, known.indptr), shape=self.shape, copy=False)
+
+    @cached_property
+    def _ones(self) -> Any:
+        return read_only(ones(self.shape, self.indptr, self.indices))
 
     @cached_property
     def is_symmetric(self) -> bool:
         """Whether the pattern is its own transpose."""
         return self.shape[0] == self.shape[1] and self == self.T
 
-    def covers(self, other: Pattern) -> bool:
-        """Whether every entry of another pattern of the same shape is one of this."""
+    def covers(self, other: Any) -> bool:
+        """Whether every entry of another pattern (or what has one, see `of`) of the same shape is one of this."""
+        other = Pattern.of(other)
         return self.shape == other.shape and not (other.ones > self.ones).nnz
 
-    def missing(self, other: Pattern) -> Indices:
-        """``[k, 2]``: the places of another pattern of the same shape that this one does not have.
+    def missing(self, other: Any) -> Indices:
+        """``[k, 2]``: the places of another pattern (or of what has one, see `of`) of the same shape that are not in this one.
 
         Raises:
-            StructureError: patterns of two shapes.
+            StructureError: patterns of two shapes, or what is none.
         """
-        self._check_shape(other)
+        other = self._alike(other)
         coo = (other.ones > self.ones).tocoo()
         return np.stack([coo.row, coo.col], -1).astype(np.int64)
 
-    def __or__(self, other: Pattern) -> Pattern:
+    def __or__(self, other: Any) -> Pattern:
         """Entries of either one."""
-        self._check_shape(other)
-        return Pattern.trusted(self.shape, *canonical(self.ones + other.ones))
+        return Pattern.trusted(self.shape, *canonical(self.ones + self._alike(other).ones))
 
-    def __and__(self, other: Pattern) -> Pattern:
+    def __and__(self, other: Any) -> Pattern:
         """Entries of both."""
-        self._check_shape(other)
-        return Pattern.trusted(self.shape, *canonical(self.ones.multiply(other.ones).tocsr()))
+        return Pattern.trusted(self.shape, *canonical(self.ones.multiply(self._alike(other).ones).tocsr()))
 
-    def _check_shape(self, other: Pattern) -> None:
+    def _alike(self, other: Any) -> Pattern:
+        """A pattern of this one's shape."""
+        other = Pattern.of(other)
         if self.shape != other.shape:
             raise StructureError("Patterns of one shape are compared and joined.", f"{self.shape} and {other.shape}",
                                  "pass equal shapes")  # fmt: skip
+        return other
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pattern):
             return NotImplemented
         same = self.shape == other.shape and np.array_equal(self.indptr, other.indptr)
         return same and np.array_equal(self.indices, other.indices)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.shape, self.indptr.tobytes(), self.indices.tobytes()))
+
+    def __copy__(self) -> Pattern:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pattern:
+        return self
+
+    def __getstate__(self) -> tuple[tuple[int, int], Indices, Indices]:
+        return self.shape, self.indptr, self.indices
+
+    def __setstate__(self, state: tuple[tuple[int, int], Indices, Indices]) -> None:
+        self._set(state[0], *(frozen(array, own=True) for array in state[1:]))
 
     def __repr__(self) -> str:
         rows, columns = self.shape
@@ -211,7 +245,14 @@ class Pattern:
         return scipy.sparse.csr_array(self.ones, dtype=np.float64, copy=True)
 
     def to_dense(self) -> Tensor:
-        """A bool tensor."""
+        """A bool tensor.
+
+        Raises:
+            MemoryBudgetError: one that is larger than the budget.
+        """
+        size = self.shape[0] * self.shape[1]
+        if size > _SMALL:
+            chunk_size(1, 0, size, current_budget(None), "a dense pattern")
         dense = np.zeros(self.shape, bool)
         dense[self.rows, self.indices] = True
         return torch.from_numpy(dense)
@@ -266,6 +307,8 @@ def pattern_of(tensors: dict[str, Tensor], header: Any) -> Pattern:
 
 def _of_tensor(matrix: Tensor) -> Pattern:
     stored, shape = matrix.detach(), (matrix.shape[0], matrix.shape[1])
+    if stored.is_meta:
+        raise StructureError(_ASKED, "a tensor on the meta device, which has no values", _REMEDY)
     if stored.layout is torch.strided:
         rows, columns = (stored != 0).cpu().numpy().nonzero()
         return Pattern.from_coordinates(rows, columns, shape)

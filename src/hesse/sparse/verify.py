@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hesse.autodiff.linearize import JacobianOperator
 from hesse.autodiff.recording import Recording
 from hesse.core import random
 from hesse.core.errors import StructureError
 from hesse.core.space import Space
 from hesse.sparse.pattern import Pattern
 
+REMEDY = "pass no pattern, or one with this entry; a pattern of local=True holds where its branches are taken"
 _SUSPECTS = 4  # columns that are looked at one by one, where the products differ
 
 
@@ -26,14 +26,16 @@ class Miss:
 
     Attributes:
         row, column: its place.
-        exact: from a product with the unit vector of its column.
+        exact: from a backward pass with the unit vector of its row.
         given: what the sparse matrix holds there.
+        is_stored: whether the pattern has it.
     """
 
     row: int
     column: int
     exact: float
     given: float
+    is_stored: bool
 
 
 class Check:
@@ -73,7 +75,7 @@ class Check:
             At most four columns.
         """
         with torch.no_grad():
-            u = self.out_space.ravel(self.out_space.rebuild(self.cotangent)).to(entries.device, torch.float64)
+            u = self._flat_cotangent().to(entries.device)
             terms = entries.detach().to(torch.float64) * u.index_select(0, self._rows.to(entries.device))
             expected, dtype = expected.to(torch.float64), entries.dtype
             found, sizes = self._sums(terms), self._sums(terms.abs())
@@ -103,45 +105,84 @@ class Check:
             columns: from `suspects`.
             floor: what is below it is rounding.
 
-        Cost: a product with the derivative for each column.
+        Reverse mode says what is right: the row is looked for with the part of u in one half of the rows, in a half of that,
+        and so on; then the entry is computed with a unit vector.
+
+        Cost: two backward passes for each halving of the rows, for each column.
         """
         power = 0.5 if _is_of_gradient(recording) else 0.75  # a second derivative has lost more digits
-        for column in columns:
-            exact, given = self._exact(recording, column), self._given(entries, column)
-            differs = torch.where(exact.isfinite() & given.isfinite(), (exact - given).abs(), 0.0)
-            differs = torch.where(exact.isfinite() == given.isfinite(), differs, math.inf)
-            row = int(differs.argmax())
-            finite = torch.where(exact.isfinite(), exact, 0.0).abs()
-            if bool(differs[row] > torch.finfo(entries.dtype).eps ** power * finite.max() + floor):
-                return Miss(row, column, float(exact[row]), float(given[row]))
-        return None
+        found = None
+        with torch.no_grad():
+            for column in columns:
+                miss, scale = self._entry(recording, entries, column)
+                bar = torch.finfo(entries.dtype).eps ** power * scale + floor
+                if miss is not None and _difference(miss.exact, miss.given) > bar:
+                    if not miss.is_stored:  # the reason of others
+                        return miss
+                    found = found or miss
+        return found
 
-    def _exact(self, recording: Recording, column: int) -> Tensor:
-        unit = torch.zeros(self.in_space.dim, dtype=self.in_space.dtype, device=self.in_space.device)
-        unit[column] = 1
-        if _is_of_gradient(recording):
-            pulled = recording.pull(recording.in_space.check(recording.in_space.unravel(unit), "unit vector"))
-            return recording.in_space.ravel(recording.in_space.rebuild(pulled)).detach()
-        product = JacobianOperator(recording) @ recording.in_space.unravel(unit)
-        return recording.out_space.ravel(product).detach()
+    def _entry(self, recording: Recording, entries: Tensor, column: int) -> tuple[Miss | None, float]:
+        """The entry of a column that differs most, and the size of that column; None where reverse mode says nothing.
 
-    def _given(self, entries: Tensor, column: int) -> Tensor:
-        mine = self._columns == column
-        known = torch.zeros(self.out_space.dim, dtype=entries.dtype, device=entries.device)
-        known[self._rows[mine].to(entries.device)] = entries.detach()[mine.to(entries.device)]
-        return known
+        An infinite derivative makes each product NaN in its column, whatever the vector.
+        """
+        mine = (self._columns == column).to(entries.device)
+        values, rows = entries.detach()[mine].to(torch.float64).cpu(), self._rows[mine.to(self._rows.device)].cpu()
+        u = self._flat_cotangent().cpu()
 
-    def error(self, miss: Miss) -> StructureError:
-        """What to tell of a wrong entry."""
+        def pulled(weights: Tensor, low: int, high: int) -> float:
+            part = torch.zeros_like(weights)
+            part[low:high] = weights[low:high]
+            return float(self._pulled(recording, part)[column])
+
+        def excess(low: int, high: int) -> float:
+            inside = (rows >= low) & (rows < high)
+            terms, exact = values[inside] * u[rows[inside]], pulled(u, low, high)
+            differs = _difference(exact, float(terms.sum()))
+            return differs / (float(terms.abs().sum()) + abs(exact) + 1e-300) if 0 < differs < math.inf else differs
+
+        low, high = 0, self.out_space.dim
+        if not math.isfinite(pulled(u, 0, 0)):
+            return None, 0.0
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if excess(low, middle) >= excess(middle, high) else (middle, high)
+        exact, stored = pulled(torch.ones_like(u), low, high), rows == low
+        finite = [abs(v) for v in (exact, *values.tolist()) if math.isfinite(v)]
+        is_stored = bool(stored.any())
+        return Miss(low, column, exact, float(values[stored].sum()), is_stored), max(finite, default=0.0)
+
+    def _flat_cotangent(self) -> Tensor:
+        return self.out_space.ravel(self.out_space.rebuild(self.cotangent)).to(torch.float64)
+
+    def _pulled(self, recording: Recording, u: Tensor) -> Tensor:
+        """``J^T u``, flat."""
+        parts = zip(u.split(recording.out_space.sizes), recording.outputs, strict=True)
+        pulled = recording.pull([part.to(y.device, y.dtype).reshape(y.shape) for part, y in parts])
+        return recording.in_space.ravel(recording.in_space.rebuild(pulled)).detach()
+
+    def error(self, miss: Miss, remedy: str = REMEDY) -> StructureError:
+        """What to tell of a wrong entry, and what can be done about it."""
         named = f" ({place(self.out_space, miss.row, 'value')} by {place(self.in_space, miss.column, 'x')})"
         if self.in_space.names == self.out_space.names == ("",) and max(len(s) for s in (
             *self.in_space.shapes, *self.out_space.shapes)) <= 1:  # fmt: skip
             named = ""
+        exact, given = f"{miss.exact:.6g}", f"{miss.given:.6g}"
+        if exact == given:
+            exact, given = repr(miss.exact), repr(miss.given)
         return StructureError(
             "The pattern of a sparse derivative holds every entry that is not zero.",
-            f"{miss.exact:.6g} at row {miss.row}, column {miss.column}{named}, where the pattern gives {miss.given:.6g}",
-            "pass no pattern, or one with this entry; a pattern of local=True holds where its branches are taken",
+            f"{exact} at row {miss.row}, column {miss.column}{named}, where the pattern gives {given}",
+            remedy,
         )
+
+
+def _difference(a: float, b: float) -> float:
+    """Of two numbers; infinite where only one is finite."""
+    if math.isfinite(a) and math.isfinite(b):
+        return abs(a - b)
+    return 0.0 if math.isfinite(a) == math.isfinite(b) else math.inf
 
 
 def _is_of_gradient(recording: Recording) -> bool:

@@ -471,3 +471,11 @@ def test_control_flow_that_no_mode_sees_is_refused() -> None:
 
     with pytest.raises(UnsupportedError, match=r"operator 'cond'"):
         dependence(either, point((3,), 0), "a pattern")
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (2, 0, 0)])
+def test_empty_operands_have_no_entries(shape: tuple[int, ...]) -> None:
+    right = torch.ones(*shape[:-1], 3, dtype=REAL)
+    matrix, two = torch.ones(shape, dtype=REAL), torch.zeros(2, dtype=REAL)
+    found = dependence(lambda a: torch.linalg.solve(a, right).sum() + two, matrix, "a pattern")
+    assert found.matrix.shape == (2, 0)

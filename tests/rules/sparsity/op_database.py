@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree
 
 REAL = torch.float64
-LARGEST = 80  # elements of all inputs, and of all outputs, of a sample
+LARGEST = 80  # elements of all inputs, and of all outputs, up to which all rows of a Jacobian are looked at
+ROWS = 24  # that are looked at beyond
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,11 @@ def _function(op: Any, processed: Any, leaves: list[Any], spec: Any, moved: list
     return f
 
 
-def small(sample: Sample) -> bool:
-    """Whether a sample is one of those that are looked at."""
-    return 0 < sum(x.numel() for x in sample.inputs) <= LARGEST
+def chosen(sample: Sample, results: int) -> Tensor:
+    """The rows of a Jacobian that are looked at: all of a small one, some of a large one, the same for every point."""
+    if results <= LARGEST and sum(x.numel() for x in sample.inputs) <= LARGEST:
+        return torch.arange(results)
+    return torch.randperm(results, generator=torch.Generator().manual_seed(sample.number))[:ROWS].sort().values
 
 
 def points(sample: Sample) -> list[list[Tensor]]:
@@ -91,14 +94,17 @@ def points(sample: Sample) -> list[list[Tensor]]:
     return [sample.inputs, [beside(x) for x in sample.inputs], [shuffled(x) for x in sample.inputs]]
 
 
-def jacobian(f: Callable[[Sequence[Tensor]], list[Tensor]], inputs: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
-    """``[outputs, inputs]`` with the shapes of the outputs; what autograd gives no derivative is zero."""
+def jacobian(sample: Sample, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor, list[torch.Size]]:
+    """Rows of the Jacobian, ``[k, inputs]``, their numbers, and the shapes of the outputs; what autograd gives no derivative is
+    zero."""
     xs = [x.detach().clone().requires_grad_() for x in inputs]
-    ys, rows = f(xs), list[Tensor]()
-    for element in (e for y in ys for e in y.reshape(-1)):
-        nothing = [None] * len(xs)
+    ys, rows = sample.f(xs), list[Tensor]()
+    elements = [e for y in ys for e in y.reshape(-1)]
+    numbers = chosen(sample, len(elements))
+    for number in numbers.tolist():
+        element, nothing = elements[number], [None] * len(xs)
         grads = torch.autograd.grad(element, xs, retain_graph=True, allow_unused=True) if element.requires_grad else nothing
         rows.append(torch.cat([(torch.zeros_like(x) if g is None else g.to_dense()).reshape(-1)
                                for x, g in zip(xs, grads, strict=True)]))  # fmt: skip
     total = sum(x.numel() for x in xs)
-    return torch.stack(rows) if rows else torch.zeros(0, total, dtype=REAL), [y.shape for y in ys]
+    return torch.stack(rows) if rows else torch.zeros(0, total, dtype=REAL), numbers, [y.shape for y in ys]

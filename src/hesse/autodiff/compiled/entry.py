@@ -240,7 +240,7 @@ def tensor_check(value: Tensor, name: str, keep: Callable[[Any], str]) -> str:
     parts = [
         f"{name}.shape == {keep(value.shape)}",
         f"{name}.dtype is {keep(value.dtype)}",
-        f"{name}.stride() == {tuple(value.stride())}",
+        _layout_check(value, name, keep),
         f"{name}.device == {keep(value.device)}",
         f"{name}.requires_grad is {value.requires_grad}",
         f"{name}.is_neg() is {value.is_neg()}",
@@ -248,3 +248,12 @@ def tensor_check(value: Tensor, name: str, keep: Callable[[Any], str]) -> str:
         f"type({name}) is {keep(type(value))}",
     ]
     return " and ".join(part for part in parts if part)
+
+
+def _layout_check(value: Tensor, name: str, keep: Callable[[Any], str]) -> str:
+    if value.layout is torch.strided:
+        return f"{name}.layout is {keep(torch.strided)} and {name}.stride() == {tuple(value.stride())}"
+    check = f"{name}.layout is {keep(value.layout)} and {name}._nnz() == {value._nnz()}"
+    if value.layout is torch.sparse_coo:
+        return f"{check} and {name}.is_coalesced() is {value.is_coalesced()}"
+    return f"{check} and {name}.values().shape == {keep(value.values().shape)}"

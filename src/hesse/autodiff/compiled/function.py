@@ -15,6 +15,7 @@ from torch.utils._device import DeviceContext
 from hesse.autodiff.compiled.entry import Entry, mode_key
 from hesse.autodiff.compiled.mode import CompileNotice
 from hesse.autodiff.compiled.path import Build, Path, make_path
+from hesse.autodiff.compiled.pins import Pins
 from hesse.autodiff.compiled.profile import Profile
 from hesse.autodiff.compiled.rebuild import separate
 from hesse.autodiff.compiled.replay import Deviation
@@ -64,6 +65,9 @@ class CompiledFunction:
     Attributes:
         fixed: tensors that `run` closes over and that never change, by their `id`; what follows from them alone is computed
             once. None: there are none.
+        watches: which of the tensors that the function closes over a path holds for with the values of its recording only (set
+            it before the first call). None: it holds for any values, as long as what Python reads of them is the same.
+        moved: told dtypes and shapes where other values are found in such tensors; what is recorded next takes its course.
         notice: told once why something does not run as it was asked to; by default a `CompileNotice` says it.
     """
 
@@ -75,6 +79,8 @@ class CompiledFunction:
         self._variables, self._signature = tuple(variables), signature
         self.profile = Profile("off") if profile is None else profile
         self.fixed: Mapping[int, Tensor] | None = None
+        self.watches: Callable[[Tensor], bool] | None = None
+        self.moved: Callable[[list[str]], None] | None = None
         self.notice: Callable[[str], None] = self._warn
         self._kinds: list[_Kind] = []
         self._lock = threading.RLock()
@@ -140,6 +146,10 @@ class CompiledFunction:
         for path in kind.paths:
             captured = path.captured(inputs)
             if captured is None or any(path.contradicts(other, deviation) for other, deviation in left):
+                continue
+            if path.pins is not None and (moved := path.pins.changed(captured)):
+                if self.moved is not None:
+                    self.moved(moved)
                 continue
             everything = [*inputs, *captured]
             if not path.shares_memory_alike(everything):
@@ -213,7 +223,10 @@ class CompiledFunction:
                 if kind.refusals < _ATTEMPTS:  # modules that are imported, attributes that are set, once
                     return
                 raise
-            self._keep(kind, make_path(trace, state, result, random, self._build))
+            pins = None if self.watches is None else Pins(trace.captured, self.watches)
+            path = make_path(trace, state, result, random, self._build)
+            path.pins = pins if pins else None
+            self._keep(kind, path)
         except Unrecordable as error:
             kind.direct = error.reason
             kind.paths.clear()

@@ -27,14 +27,19 @@ def default_mode() -> Mode:
     return _state.mode
 
 
-def require_mode(mode: str, asked: str) -> None:
+def require_mode(mode: str, asked: str, *, option: str = "compile") -> None:
     """Refuse what is no mode.
+
+    Args:
+        mode: what was given.
+        asked: of hesse, as errors begin.
+        option: what the caller calls it.
 
     Raises:
         StructureError: naming the modes.
     """
     if mode not in get_args(Mode):
-        raise StructureError(asked, f"{mode!r}", f"choose one of {', '.join(repr(m) for m in get_args(Mode))}")
+        raise StructureError(asked, f"{option}={mode!r}", f"choose one of {', '.join(repr(m) for m in get_args(Mode))}")
 
 
 class compiling:  # noqa: N801 - called like a function, as torch.set_grad_enabled
@@ -51,7 +56,7 @@ class compiling:  # noqa: N801 - called like a function, as torch.set_grad_enabl
     """
 
     def __init__(self, mode: Mode) -> None:
-        require_mode(mode, "compiling(mode) sets how gradient functions run.")
+        require_mode(mode, "compiling(mode) sets how gradient functions run.", option="mode")
         self._mode: Mode = mode
         self._before: list[Mode] = [default_mode()]
         self._fresh = True

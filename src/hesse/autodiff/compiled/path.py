@@ -14,6 +14,7 @@ from torch import Tensor
 from hesse.autodiff.compiled.entry import tensor_check
 from hesse.autodiff.compiled.native import NativeUnavailable, compile_native
 from hesse.autodiff.compiled.optimize import optimize
+from hesse.autodiff.compiled.pins import Pins
 from hesse.autodiff.compiled.rebuild import rebuilder
 from hesse.autodiff.compiled.replay import Deviation, Replay, Runner
 from hesse.autodiff.compiled.state import PythonState
@@ -32,7 +33,10 @@ class Path:
         code: what runs, as text.
         input_names: what people call the inputs and the closed-over tensors.
         may_leave: whether a run may find out, after it changed something outside, that it is on the wrong path.
+        pins: closed-over tensors whose values it holds for; None: for any.
     """
+
+    pins: Pins | None = None
 
     def __init__(self, trace: Trace, state: PythonState, runner: Runner, code: str) -> None:
         self.trace, self.runner, self.code = trace, runner, code
@@ -205,7 +209,10 @@ def _largest(tensor: Tensor) -> float:
     """The largest finite magnitude among floating numbers."""
     if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
         return 0.0
-    sizes = tensor.detach().abs()
+    own = tensor.detach()
+    if own.layout is not torch.strided:
+        own = own._values() if own.layout is torch.sparse_coo else own.values()
+    sizes = own.abs()
     largest = float(sizes.max()) if sizes.numel() else 0.0
     if math.isfinite(largest):
         return largest

@@ -91,7 +91,8 @@ class Following(LightMode):
 
     def _note(self, func: Any, args: Any, kwargs: Any, outputs: list[Tensor], old: dict[int, Sets | None], name: str) -> None:
         found: list[Sets | None] = [None] * len(outputs)
-        if outputs and name not in families.FLAT and any(sets is not None for sets in old.values()):
+        carries = any(sets is not None and sets.count for sets in old.values())
+        if carries and any(y.numel() for y in outputs) and name not in families.FLAT:
             zeros = self.constants.zeros_in(self.memory, outputs)
             call = Call(func, _bound(func, args, kwargs), outputs, self._is_fixed, zeros)
             for index, operand, form in self._links(call, name):
