@@ -25,6 +25,7 @@ from benchmarks.sparse.reference import TOLERANCE, read
 from benchmarks.sparse.ways import way
 
 WARM_UP = 40  # unknowns of the derivative that pays what a process pays once
+_WARM_UP, _WARM_SECONDS = 7, 2.0  # calls that are not counted, and when there have been enough of them
 
 
 class TooLongError(Exception):
@@ -139,8 +140,12 @@ class Worker:
 
 
 def timed(run: Callable[[], Any], seconds: float) -> dict[str, Any]:
-    """Times of single calls, at least three, for so long."""
-    run()
+    """Times of single calls, at least three, for so long, after a few in which records and checks are made."""
+    start = time.perf_counter()
+    for _ in range(_WARM_UP):
+        run()
+        if time.perf_counter() - start > _WARM_SECONDS:
+            break
     gc.collect()
     times: list[float] = []
     while len(times) < 3 or sum(times) < seconds:

@@ -479,3 +479,8 @@ def test_empty_operands_have_no_entries(shape: tuple[int, ...]) -> None:
     matrix, two = torch.ones(shape, dtype=REAL), torch.zeros(2, dtype=REAL)
     found = dependence(lambda a: torch.linalg.solve(a, right).sum() + two, matrix, "a pattern")
     assert found.matrix.shape == (2, 0)
+
+
+def test_inside_of_a_transform_nothing_can_be_followed() -> None:
+    with pytest.raises(UnsupportedError, match="call it outside"):
+        torch.func.vmap(lambda x: dependence(torch.sin, x, "a pattern"))(torch.ones(2, 3))

@@ -19,7 +19,7 @@ from hesse.autodiff.dependence.sets.base import Sets
 from hesse.autodiff.dependence.sets.few import Few
 from hesse.autodiff.engine import pull_along
 from hesse.autodiff.fused import differentiable_attention, plain_recurrences
-from hesse.autodiff.recording import Function, as_variables, nodes, output_leaves, writes_refused
+from hesse.autodiff.recording import Function, as_variables, inside_functorch, nodes, output_leaves, writes_refused
 from hesse.core.errors import NonScalarError, UnsupportedError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
@@ -131,6 +131,8 @@ def followed(
         f, x, asked, local, gradient, values: see there.
         label: gives the sets of the elements of inputs (of outputs, if the backward pass is followed).
     """
+    if inside_functorch():
+        raise UnsupportedError(asked, "a torch.func transform around it, whose tensors cannot be followed", "call it outside")
     tensors, in_space = as_variables(x, asked)
     if any(t.is_complex() for t in tensors):
         raise UnsupportedError(asked, "complex numbers in x", "pass real and imaginary parts as two leaves")

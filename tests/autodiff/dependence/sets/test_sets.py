@@ -203,6 +203,20 @@ def test_full_rows_become_bits() -> None:
     assert plain(sets) == [set(range(500))] * 500
 
 
+def test_one_full_element_among_many_stays_small() -> None:
+    """The gradient by a parameter of all terms, beside those by their own unknowns."""
+    size = 40_000
+    total = Few.identity(size, size).grouped(torch.zeros(size, dtype=torch.int64), 1)
+    assert isinstance(total, Bits)
+    spread = total.take(torch.where(torch.arange(size) == 7, 0, -1))
+    after = Few.identity(size, size).then(total)
+    both = merged(Few.identity(size, size), spread)
+    assert both is not None
+    for sets, entries in ((spread, size), (after, 2 * size), (both, 2 * size - 1)):
+        assert isinstance(sets, Entries)
+        assert sets.compressed().nnz == entries
+
+
 def test_what_does_not_fit_is_refused() -> None:
     sets = Few.identity(300_000, 300_000).grouped(torch.zeros(300_000, dtype=torch.int64), 1)
     with pytest.raises(MemoryBudgetError, match="GiB in the middle"):

@@ -12,6 +12,8 @@ from torch import Tensor
 from hesse.core.errors import MemoryBudgetError
 
 LARGEST = 2 << 30  # bytes
+ENTRY = 5  # bytes of an entry: a column and a bool
+_SMALL = 20_000  # entries, with which nothing takes long
 
 
 class Sets(ABC):
@@ -85,6 +87,11 @@ def merged(a: Sets | None, b: Sets | None) -> Sets | None:
     if a is None or b is None or a is b:
         return b if a is None else a
     return a.union(b) if a.rank >= b.rank else b.union(a)
+
+
+def is_full(total: float, count: int, inputs: int) -> bool:
+    """Whether so many entries take more memory than a bit for each of `inputs`."""
+    return total > _SMALL and total * ENTRY * 8 > count * inputs
 
 
 def require_room(size: float, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from hesse.autodiff.dependence.sets.base import Sets, require_room
+from hesse.autodiff.dependence.sets.base import Sets, is_full, require_room
 
 _AT_ONCE = 1 << 22  # bits that are unpacked at a time
 
@@ -45,6 +46,8 @@ class Bits(Sets):
 
     def take(self, numbers: Tensor) -> Sets:
         chosen = numbers.numpy()
+        if self.count and not is_full(int(np.append(self.counts, 0)[chosen].sum()), len(chosen), self.inputs):
+            return self.entries().take(numbers)
         require_room(self.words.itemsize * self.words.shape[1] * len(chosen), len(chosen))
         if not self.count:
             return self.empty(len(chosen))
@@ -77,7 +80,23 @@ class Bits(Sets):
             start, done = stop, int(ends[stop - 1])
         return Bits(words, self.inputs)
 
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """``[elements]``: how many inputs each of them has."""
+        step = max(1, _AT_ONCE // max(1, self.inputs))
+        parts = [np.unpackbits(self.words[start : start + step].view(np.uint8), axis=1).sum(1, np.int64)
+                 for start in range(0, self.count, step)]  # fmt: skip
+        return np.concatenate([np.zeros(0, np.int64), *parts])
+
+    def entries(self) -> Sets:
+        """As compressed rows."""
+        from hesse.autodiff.dependence.sets.entries import Entries  # which become bits in their turn
+
+        return Entries(self.compressed())
+
     def then(self, other: Sets) -> Sets:
+        if not is_full(int(self.counts.sum()), self.count + other.count, self.inputs):
+            return self.entries().then(other)
         return Bits(np.concatenate([self.words, _as_bits(other).words]), self.inputs)
 
     def empty(self, count: int) -> Sets:

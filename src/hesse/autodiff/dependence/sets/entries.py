@@ -9,11 +9,8 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from hesse.autodiff.dependence.sets.base import Sets, require_room
+from hesse.autodiff.dependence.sets.base import ENTRY, Sets, is_full, require_room
 from hesse.autodiff.dependence.sets.bits import Bits
-
-_ENTRY = 5  # bytes: a column and a bool
-_SMALL = 20_000  # entries, with which nothing takes long
 
 
 class Entries(Sets):
@@ -32,15 +29,15 @@ class Entries(Sets):
     @staticmethod
     def of(matrix: Any) -> Sets:
         """In whichever of rows and bits is smaller."""
-        return Bits.of(matrix) if _is_full(matrix.nnz, *matrix.shape) else Entries(matrix)
+        return Bits.of(matrix) if is_full(matrix.nnz, *matrix.shape) else Entries(matrix)
 
     def take(self, numbers: Tensor) -> Sets:
         chosen, matrix = numbers.numpy(), self.matrix
         lengths = np.append(np.diff(matrix.indptr), 0)[chosen]
         total = int(lengths.sum())
-        if _is_full(total, len(chosen), self.inputs):
+        if is_full(total, len(chosen), self.inputs):
             return Bits.of(matrix).take(numbers)
-        require_room(total * _ENTRY, len(chosen))
+        require_room(total * ENTRY, len(chosen))
         ends = np.zeros(len(chosen) + 1, matrix.indptr.dtype if total < 2**31 else np.int64)
         np.cumsum(lengths, out=ends[1:])
         starts = np.append(matrix.indptr[:-1], 0)[chosen]
@@ -60,14 +57,16 @@ class Entries(Sets):
 
     def _product(self, groups: Any, members: Any, size: int) -> Sets:
         total = int(np.diff(self.matrix.indptr)[members].sum())
-        if _is_full(total / 4, size, self.inputs) and _is_full(total, self.count, self.inputs):
+        if is_full(total / 4, size, self.inputs) and is_full(total, self.count, self.inputs):
             return Bits.of(self.matrix).paired(_tensor(members), _tensor(groups), size)
-        require_room(total * _ENTRY, size)
+        require_room(total * ENTRY, size)
         chosen = scipy.sparse.csr_array((np.ones(len(groups), bool), (groups, members)), shape=(size, self.count))
         return Entries.of(chosen @ self.matrix)
 
     def then(self, other: Sets) -> Sets:
-        if isinstance(other, Bits):
+        if isinstance(other, Bits) and is_full(
+            self.matrix.nnz + int(other.counts.sum()), self.count + other.count, self.inputs
+        ):
             return Bits.of(self.matrix).then(other)
         a, b = self.matrix, _as_matrix(other)
         ends = np.concatenate([a.indptr, b.indptr[1:].astype(np.int64) + a.nnz])
@@ -82,11 +81,6 @@ class Entries(Sets):
             matrix = matrix.copy()
             matrix.sum_duplicates()
         return matrix
-
-
-def _is_full(total: float, count: int, inputs: int) -> bool:
-    """Whether bits are smaller than entries."""
-    return total > _SMALL and total * _ENTRY * 8 > count * inputs
 
 
 def _matrix(columns: Any, ends: Any, shape: tuple[int, int]) -> Any:
