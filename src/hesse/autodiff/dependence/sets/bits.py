@@ -95,7 +95,8 @@ class Bits(Sets):
         return Entries(self.compressed())
 
     def then(self, other: Sets) -> Sets:
-        if not is_full(int(self.counts.sum()), self.count + other.count, self.inputs):
+        added = int(other.counts.sum()) if isinstance(other, Bits) else other.compressed().nnz
+        if not is_full(int(self.counts.sum()) + added, self.count + other.count, self.inputs):
             return self.entries().then(other)
         return Bits(np.concatenate([self.words, _as_bits(other).words]), self.inputs)
 
