@@ -100,8 +100,10 @@ def reduced(pool: list[Tensor], i: int, j: int, k: int) -> Tensor | None:
     if not t.ndim:
         return t.sum()
     dim = j % t.ndim
+    correction = int(t.shape[dim] > 1)  # the deviation of a single number would be 0 / 0, and PyTorch warns
     ways = [lambda: t.sum(dim), lambda: t.amax(dim), lambda: t.softmax(dim), lambda: t.cumsum(dim), lambda: t.logsumexp(dim),
-            lambda: t.sort(dim).values, lambda: t.prod(dim), lambda: t.flip(dim), lambda: t.roll(1, dim), lambda: t.std(dim),
+            lambda: t.sort(dim).values, lambda: t.prod(dim), lambda: t.flip(dim), lambda: t.roll(1, dim),
+            lambda: t.std(dim, correction=correction),
             lambda: t.mean(dim, keepdim=True), lambda: t.min(dim).values, lambda: t.cumprod(dim)]  # fmt: skip
     return ways[k % len(ways)]()
 
