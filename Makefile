@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench bench-functional bench-checks bench-nonfinite bench-sparse clean FORCE
+.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench bench-functional bench-checks bench-nonfinite bench-sparse bench-convolutions clean FORCE
 
 help:  ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -23,7 +23,7 @@ help:  ## list the commands
 demo: $(STAMP)-demo  ## train a LeNet on real digits and write its derivative report
 	$(BIN)/hesse report examples/digits.py:lenet
 
-EXAMPLES := natural_gradient influence_functions laplace_marginal_likelihood score_test boosting logistic mlp cnn tied_autoencoder character_model by_hand debugging implicit_brusselator sparse_least_squares
+EXAMPLES := natural_gradient influence_functions laplace_marginal_likelihood score_test boosting logistic mlp cnn tied_autoencoder character_model by_hand debugging implicit_brusselator sparse_least_squares deblurring invertible_flow resnet_stem_inverse
 
 examples: $(STAMP)-demo  ## run every example: a table each, and a figure in build/examples
 	@for name in $(EXAMPLES); do echo "==> $$name"; $(BIN)/python examples/$$name.py build/examples/$$name.png || exit 1; done
@@ -63,6 +63,9 @@ bench-nonfinite: $(STAMP)-demo  ## planted faults: whose line of the first NaN i
 
 bench-sparse: $(STAMP)-demo  ## time sparse derivatives beside asdex and dense ones
 	$(BIN)/python -m benchmarks.sparse.run
+
+bench-convolutions: $(STAMP)-demo  ## time inverse convolutions beside Fourier division, SciPy and deepinv
+	$(BIN)/python -m benchmarks.convolutions.run
 
 clean:  ## remove what the other commands made
 	rm -rf $(VENV) .venv-*/ site build hesse-*/ .pytest_cache .ruff_cache .hypothesis

@@ -38,6 +38,14 @@ PEERS = {
     "opacus": Peer("opacus==1.6.0", ("opt_einsum",)),
     "jax": Peer("jax==0.10.2", ("jaxlib==0.10.2", "ml_dtypes", "opt_einsum", "numba", "llvmlite", "asdex==0.5.1")),
     "hips": Peer("autograd==1.9.1", ()),
+    "deepinv": Peer(
+        "deepinv==0.5.0",
+        (
+            *("torchvision==0.28.0", "pillow", "einops", "tqdm", "natsort", "h5py", "torchmetrics", "lightning_utilities"),
+            *("packaging", "requests", "urllib3", "idna", "charset_normalizer", "certifi", "matplotlib", "contourpy", "cycler"),
+            *("fonttools", "kiwisolver", "pyparsing", "python-dateutil", "six"),
+        ),
+    ),
 }
 
 

@@ -178,8 +178,8 @@ entries too many come from.
 
 All {entries} entries of PyTorch's own database of ops that have derivatives in float64: {samples} samples with at most {bound}
 elements of input and of output were compared ({larger} others, larger or past the 40th of an entry, were left out here;
-`make test-all` compares every one, 24 rows of the Jacobian where it is larger). The Jacobian is that of plain autograd, row by row, at three points. No
-sample had an entry outside of its pattern.
+`make test-all` compares every one, 24 rows of the Jacobian where it is larger). The Jacobian is that of plain autograd, row
+by row, at three points. No sample had an entry outside of its pattern.
 """
 
 

@@ -13,7 +13,7 @@ FLOORS = {
     "core": 0,
     "operators": 1,
     "rules": 2, "linalg": 2,
-    "autodiff": 3, "convolution": 3,
+    "autodiff": 3, "convolutions": 3,
     "sparse": 4, "parameters": 4,
     "derivatives": 5, "curvature": 5,
     "nn": 6, "check": 6, "debug": 6, "distributed": 6,

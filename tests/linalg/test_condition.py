@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
 from hesse.core.errors import NotConvergedError, StructureError
 from hesse.linalg.condition import condition, condition_rule
+from hesse.linalg.svd import svd
 from hesse.operators import BlockDiagonal, Dense, Diagonal, Identity, Kronecker
 from tests.operators.zoo import operators
 
@@ -108,3 +110,17 @@ def test_limits_and_refusals() -> None:
     assert float(found) == pytest.approx(1e6, rel=1e-6) and found.products == N == sum(small.blocks)
     with pytest.raises(StructureError, match="'exact', 'lanczos'"):
         condition(A, method="svd")
+
+
+class Insoluble(Counted):
+    """Whose product needs the solution of a system, which fails."""
+
+    def mm(self, V: Tensor) -> Tensor:
+        raise NotConvergedError("solve did not reach its tolerance.", "a residual of 1", "use float64", "no Eigen")
+
+
+def test_a_product_that_fails_says_so_itself() -> None:
+    A = Insoluble(random_matrix(600, 600))
+    for ask in (lambda: condition(A, method="lanczos"), lambda: svd(A, 2, method="lanczos")):
+        with pytest.raises(NotConvergedError, match="solve did not reach"):
+            ask()

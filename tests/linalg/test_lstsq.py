@@ -187,3 +187,32 @@ def test_refusals() -> None:
     with pytest.raises(NonFiniteError, match="lstsq needs a finite right-hand side"):
         lstsq(A, b * torch.nan)
     assert Space.of(lstsq(A, b)) == A.in_space
+
+
+class Shifted(Counted):
+    """Solved by a rule whose solutions are off by a vector."""
+
+    def __init__(self, matrix: Tensor, off: Tensor) -> None:
+        super().__init__(matrix)
+        self.off = off
+
+
+@lstsq_rule.register(Shifted)
+def _shifted(A: Shifted, B: Tensor, damping: float, inner: Any) -> Answer:
+    return Answer(B @ torch.linalg.pinv(A.matrix).mT + A.off)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-7, 1e-4])
+def test_gradients_that_are_rounding_are_accepted(size: float) -> None:
+    """A long x that nearly solves an ill-conditioned problem: its residual is rounding, or too small for a clean gradient."""
+    U, V = (torch.linalg.qr(random_matrix(n, 12, seed=n)).Q for n in (30, 12))
+    M = (U * torch.logspace(0, -10, 12, dtype=torch.float64)) @ V.mT
+    across = torch.linalg.qr(torch.cat([U, random_matrix(30, 1, seed=6)], 1)).Q[:, -1]
+    b = U[:, -1] + size * across  # mostly along the smallest singular value: |A| |x| = 1e10 |b|
+    for A in (Dense(M), Counted(M)):
+        found = lstsq(A, b, full=True)
+        assert found.residual > 1e-8 < found.normal_residual  # neither of the other two criteria
+        right = torch.linalg.pinv(M) @ b
+        assert float((found.value - right).norm() / right.norm()) < 1e-4
+    with pytest.raises(NotConvergedError, match="structure"):
+        lstsq(Shifted(M, 1e-3 * V[:, 0]), b)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hesse.convolutions import convolution
 from hesse.core.space import Space
 from hesse.operators import (
     Average,
@@ -25,6 +26,8 @@ from hesse.operators import (
     Sparse,
     Tag,
 )
+
+from ..convolutions.torch_oracle import named
 
 Random = Callable[..., Tensor]
 Case = tuple[LinearOperator, Tensor]
@@ -170,6 +173,14 @@ def _function_cases(t: Random) -> Iterator[tuple[str, Case]]:
     yield "Function between trees", (pick, M)
 
 
+def _convolution_cases(t: Random) -> Iterator[tuple[str, Case]]:
+    for name, drawn in named(t().dtype):
+        A, M = convolution(drawn.weight, drawn.shape, **drawn.options), drawn.matrix()
+        yield f"Convolution, {name}", (A, M)
+        yield f"TransposedConvolution, {name}", (A.T, M.mT)
+    yield "Convolutions composed", (A.T @ A - 2 * Identity(A.in_space), M.mT @ M - 2 * torch.eye(M.shape[1], dtype=M.dtype))
+
+
 def _massive(M: Tensor, mass: float) -> Dense:
     A = Dense(M)
     A.mass = mass
@@ -224,5 +235,5 @@ def _algebra_cases(t: Random) -> Iterator[tuple[str, Case]]:
 def operators(dtype: torch.dtype) -> dict[str, Case]:
     """Name to (operator, its matrix ``[out, in]`` in the order of the trees' leaves)."""
     t = drawing(dtype)
-    parts = (_dense_cases, _structured_cases, _sparse_cases, _function_cases, _algebra_cases)
+    parts = (_dense_cases, _structured_cases, _sparse_cases, _function_cases, _convolution_cases, _algebra_cases)
     return {name: case for part in parts for name, case in part(t)}

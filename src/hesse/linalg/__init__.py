@@ -5,7 +5,7 @@ generic function over operator types with a correct general fallback. A new oper
 from its two methods, and registers a rule only where it knows better: ``@trace_rule.register(MyOperator)``.
 """
 
-from hesse.linalg import restriction_rules, sparse_rules
+from hesse.linalg import factor_matrix, factor_parts, factor_questions, factor_rules, restriction_rules, sparse_rules
 from hesse.linalg.answer import Answer
 from hesse.linalg.condition import condition, condition_rule
 from hesse.linalg.dense import dense, dense_rule
@@ -16,6 +16,7 @@ from hesse.linalg.effective_dimension import effective_dimension
 from hesse.linalg.eigen import Eigen, eigsh, eigsh_rule
 from hesse.linalg.eigenvalues import Eigenvalues, eigenvalues_rule
 from hesse.linalg.estimate import Estimate
+from hesse.linalg.factor import Factorization, factor, factor_rule
 from hesse.linalg.function_trace import function_trace
 from hesse.linalg.logdet import logdet
 from hesse.linalg.logdet_rules import logdet_rule
@@ -24,8 +25,16 @@ from hesse.linalg.lstsq import lstsq
 from hesse.linalg.lstsq_rules import lstsq_rule
 from hesse.linalg.norm import norm
 from hesse.linalg.norm_rules import norm_rule
+from hesse.linalg.null_space import null_space
+from hesse.linalg.null_space_rules import null_space_rule
+from hesse.linalg.pinv import pinv
+from hesse.linalg.pinv_rules import pinv_rule
 from hesse.linalg.preconditioner import Deflation, deflation, jacobi, nystrom
-from hesse.linalg.solution import Solution
+from hesse.linalg.rank import rank
+from hesse.linalg.rank_rules import Rank, rank_rule, values_rule
+from hesse.linalg.slogdet import slogdet
+from hesse.linalg.slogdet_rules import SignLog, slogdet_rule
+from hesse.linalg.solution import Solution, error_bound
 from hesse.linalg.solve import solve
 from hesse.linalg.solve_rules import solve_rule
 from hesse.linalg.sparse_entries import entries_rule
@@ -45,6 +54,9 @@ __all__ = [
     "Eigen",
     "Eigenvalues",
     "Estimate",
+    "Factorization",
+    "Rank",
+    "SignLog",
     "Solution",
     "Spectrum",
     "Svd",
@@ -61,6 +73,13 @@ __all__ = [
     "eigsh",
     "eigsh_rule",
     "entries_rule",
+    "error_bound",
+    "factor",
+    "factor_matrix",
+    "factor_parts",
+    "factor_questions",
+    "factor_rule",
+    "factor_rules",
     "function_trace",
     "gram_rule",
     "jacobi",
@@ -71,9 +90,17 @@ __all__ = [
     "lstsq_rule",
     "norm",
     "norm_rule",
+    "null_space",
+    "null_space_rule",
     "nystrom",
+    "pinv",
+    "pinv_rule",
+    "rank",
+    "rank_rule",
     "restriction_rules",
     "shift_rule",
+    "slogdet",
+    "slogdet_rule",
     "solve",
     "solve_rule",
     "sparse_rules",
@@ -83,4 +110,5 @@ __all__ = [
     "svd_rule",
     "trace",
     "trace_rule",
+    "values_rule",
 ]

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.core.errors import SymmetryError
 from hesse.linalg.products import work_dtype
+
+SINGULAR = "the matrix is singular to working precision"
 
 
 @dataclass(frozen=True)
@@ -17,19 +21,91 @@ class Answer:
 
     Attributes:
         value: ``[k, in]``, a solution in each row.
-        condition: an estimate of the condition number, where the method has one.
+        condition: an estimate of the condition number, where the method has one: a number, or a function without arguments
+            that finds it once somebody asks.
         iterations: steps of an iterative method.
         trouble: what stopped the method early; empty if nothing did.
         norm: for least squares, the 2-norm of the (damped) operator or a close lower bound, where the method has one.
         residual: ``|b - A x| / |b|`` with the true operator, the largest of the rows, where `solve` has just looked at it.
+        truncated: how many of the ``min(out, in)`` singular values were dropped (those that are zero too); None if nobody
+            counted.
+        method: what `Solution.method` says; by default the method that `solve` or `lstsq` chose.
+        inverse_norm: the 2-norm of the (pseudo-)inverse, or an upper bound: a number, or a function that finds it. By default
+            the condition number over the norm.
+        forward_error: finds a bound of ``|x - x_true| / |x|``, the largest of the rows; by default that of `error_bound`.
     """
 
     value: Tensor
-    condition: float | None = None
+    condition: Any = None
     iterations: int = 0
     trouble: str = ""
     norm: float | None = None
     residual: float | None = None
+    truncated: int | None = None
+    method: str = ""
+    inverse_norm: float | Callable[[], float] | None = None
+    forward_error: Callable[[], float] | None = None
+
+
+def evaluated(late: Any) -> float | None:
+    """A number that may have to be found first, by a function without arguments."""
+    found: Any = late() if callable(late) else late
+    return found
+
+
+def rescaled(found: Answer, factor: complex) -> Answer:
+    """The answer for ``factor * A`` from that for A: all but the sizes stays."""
+    number = factor if found.value.is_complex() else complex(factor).real
+    size, inverse = abs(factor), found.inverse_norm
+    return replace(
+        found,
+        value=found.value / number,
+        norm=None if found.norm is None else size * found.norm,
+        inverse_norm=None if inverse is None else lambda: (evaluated(inverse) or 0.0) / size,
+    )
+
+
+def conjugated(found: Answer) -> Answer:
+    """The complex conjugate of an answer."""
+    return replace(found, value=found.value.conj().resolve_conj())
+
+
+def side_by_side(answers: list[Answer], B: Tensor) -> Answer:
+    """The answer for a block-diagonal operator from those for its blocks.
+
+    Args:
+        answers: one for each block.
+        B: right-hand sides, which are the solution where there are no blocks.
+    """
+    norms = [found.norm for found in answers if found.norm is not None]
+    truncated = [found.truncated for found in answers if found.truncated is not None]
+    methods = {found.method for found in answers}
+    return Answer(
+        torch.cat([found.value for found in answers], dim=-1) if answers else B,
+        None,
+        max((found.iterations for found in answers), default=0),
+        next((found.trouble for found in answers if found.trouble), ""),
+        max(norms) if norms and len(norms) == len(answers) else None,
+        truncated=sum(truncated) if len(truncated) == len(answers) else None,
+        method="" if "" in methods else ", ".join(sorted(methods)),
+        inverse_norm=_largest([_inverse_norm(found) for found in answers]),
+        forward_error=_largest([found.forward_error for found in answers]),
+    )
+
+
+def _inverse_norm(found: Answer) -> Any:
+    """As it was given, or by the condition number of a direct method; those of iterative methods are too small."""
+    condition, norm = found.condition, found.norm
+    if found.inverse_norm is not None or not norm or condition is None or found.iterations:
+        return found.inverse_norm
+    return lambda: (evaluated(condition) or 0.0) / norm
+
+
+def _largest(parts: list[Any]) -> Callable[[], float] | None:
+    """Finds the largest of numbers that may have to be found first; None if one is not known."""
+    if not parts or any(part is None for part in parts):
+        return None
+    return lambda: max(float(evaluated(part) or 0.0) for part in parts)
 
 
 def solve_matrix(matrix: Tensor, B: Tensor) -> Answer:
@@ -42,14 +118,15 @@ def solve_matrix(matrix: Tensor, B: Tensor) -> Answer:
     if not len(matrix):
         return Answer(B, 1.0)
     LU, pivots, info = torch.linalg.lu_factor_ex(matrix)
-    condition = float("inf")
+    condition, size = float("inf"), float("inf")
     if int(info) == 0:
         inverse = torch.linalg.lu_solve(LU, pivots, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
         condition = float(torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(inverse, 1))
+        size = float(torch.linalg.matrix_norm(inverse))
     if not condition * torch.finfo(matrix.dtype).eps < 1:
-        solution = (torch.linalg.pinv(matrix) @ B.mT).mT
-        return Answer(solution, float("inf"), 0, "the matrix is singular to working precision")
-    return Answer(torch.linalg.lu_solve(LU, pivots, B.mT).mT, condition)
+        found = lstsq_matrix(matrix, B)
+        return replace(found, condition=float("inf"), trouble=SINGULAR)
+    return Answer(torch.linalg.lu_solve(LU, pivots, B.mT).mT, condition, truncated=0, inverse_norm=size)
 
 
 def solve_cholesky(matrix: Tensor, B: Tensor) -> Answer:
@@ -78,7 +155,8 @@ def solve_cholesky(matrix: Tensor, B: Tensor) -> Answer:
         )
     inverse = torch.cholesky_inverse(L)
     condition = float(torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(inverse, 1))
-    return Answer(torch.cholesky_solve(B.mT, L).mT, condition)
+    size = float(torch.linalg.matrix_norm(inverse))
+    return Answer(torch.cholesky_solve(B.mT, L).mT, condition, truncated=0, inverse_norm=size)
 
 
 def lstsq_matrix(matrix: Tensor, B: Tensor, damping: float = 0.0) -> Answer:
@@ -90,7 +168,8 @@ def lstsq_matrix(matrix: Tensor, B: Tensor, damping: float = 0.0) -> Answer:
     matrix, B = _working(matrix, B)
     U, s, Vh = torch.linalg.svd(matrix, full_matrices=False)
     filtered, condition, norm = filter_factors(s, damping, max(matrix.shape))
-    return Answer((B @ U.conj() * filtered) @ Vh.conj(), condition, 0, "", norm)
+    dropped = int((filtered == 0).sum()) if not damping else 0
+    return Answer((B @ U.conj() * filtered) @ Vh.conj(), condition, 0, "", norm, truncated=dropped)
 
 
 def filter_factors(s: Tensor, damping: float, dim: int) -> tuple[Tensor, float, float]:

@@ -86,6 +86,24 @@ def condition(
     return result
 
 
+def inverse_from(A: LinearOperator, known: float | None, norm: float) -> float:
+    """The 2-norm of the (pseudo-)inverse from the condition number, which is found if need be; infinite where it cannot be.
+
+    Args:
+        A: the operator.
+        known: its condition number, if somebody knows it.
+        norm: its 2-norm, or a little less.
+    """
+    if not norm:
+        return 0.0
+    if known is None:
+        try:
+            known = float(condition(A))
+        except NotConvergedError:
+            known = math.inf
+    return known / norm
+
+
 def _ratio(largest: float, smallest: float, noise: float) -> float:
     return math.inf if smallest <= noise else largest / smallest
 
@@ -187,4 +205,6 @@ def _quiet_eigsh(H: LinearOperator, which: str, rtol: float, budget: int, genera
     try:
         return eigsh(H, 1, which=which, method="lanczos", rtol=rtol, max_products=budget, generator=generator)
     except NotConvergedError as error:
+        if not isinstance(error.partial, Eigen):  # of a product, which needs a solution itself
+            raise
         return error.partial

@@ -49,7 +49,8 @@ def logdet(
         known (a PSD operator plus a multiple of the identity): there the Gauss and Gauss-Radau rules enclose the truth.
 
     Raises:
-        SymmetryError: the operator is not tagged Hermitian, or not positive definite to working precision.
+        SymmetryError: the operator is not tagged Hermitian (`slogdet` takes any), or not positive definite to working
+            precision.
         StructureError: no such method, or no tolerance.
         NotConvergedError: the tolerance was not reached; carries the estimate.
         MemoryBudgetError: not even the basis of one probe fits.
@@ -57,7 +58,7 @@ def logdet(
     Cost: exact: dim products, or none where the structure is known. Quadrature: steps like those of conjugate gradients
     for each of at least 16 and about ``2 |log A|_F^2 / (rtol logdet A)^2`` probes.
     """
-    require_hermitian(A, "logdet", "for other square operators take half of that of A.H @ A, which gives log |det A|")
+    require_hermitian(A, "logdet", "for any other square operator use hesse.slogdet, which gives sign and log |det A|")
     options = checked("logdet", method, (rtol, atol), max_products, generator, on_failure, memory)
     floor, noise = floor_rule(A) or 0.0, 8 * rounding(A) * A.shape[0]
     rule = by_bounds(torch.log, floor, noise) if floor > 0 else by_convergence(torch.log, False, noise)

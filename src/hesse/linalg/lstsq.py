@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.core import random
 from hesse.core.errors import NotConvergedError, StructureError
 from hesse.core.tree import Tree
-from hesse.linalg.answer import Answer, lstsq_matrix
+from hesse.linalg.answer import Answer, evaluated, lstsq_matrix
+from hesse.linalg.condition import inverse_from
 from hesse.linalg.dense import dense
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.lstsq_rules import lstsq_rule
-from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude
-from hesse.linalg.products import apply, normal_vectors, row_norms
-from hesse.linalg.solution import Solution, default_rtol, largest_ratio, right_hand_sides
+from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude, rounding
+from hesse.linalg.products import apply, row_norms
+from hesse.linalg.solution import (
+    Sizes,
+    Solution,
+    default_rtol,
+    error_bound,
+    largest_ratio,
+    norm_from_below,
+    right_hand_sides,
+)
 from hesse.operators import LinearOperator
 
 _METHODS = ("auto", "dense", "lsmr")
 _DENSE_DIM, _DENSE_SIZE = 1000, 2**23
-_POWER_STEPS = 4
+_NOISE = 32  # units of rounding, relative to |A| (|A| |x| + |b|), below which the gradient is nothing but rounding
+_UNSURE = 4.0  # units of rounding that a product may be off
 
 
 def lstsq(
@@ -47,7 +57,8 @@ def lstsq(
         damping: of Tikhonov (ridge), not negative: x solves ``(A^H A + damping I) x = A^H b``.
         rtol: x is accepted if ``|r| <= rtol |b|``, or if ``|A^H r| <= rtol |A| |r|``, where r is the residual; with
             damping, r and A have the further rows ``sqrt(damping)`` (see `Solution.normal_residual`). By default 1e-8,
-            or the root of the rounding unit of the coarsest leaf dtype where that is larger.
+            or the root of the rounding unit of the coarsest leaf dtype where that is larger. Without damping also if ``A^H r``
+            is nothing but rounding: at most 32 units of it times ``|A| (|A| |x| + |b|)``, for large x that nearly solve.
         max_iterations: of LSMR; by default ``10 min(out, in)``, at least 100 and at most 10000.
         on_failure: ``"raise"``, or ``"return"`` what was reached, with a warning.
         full: return a `Solution` instead of its value.
@@ -71,11 +82,39 @@ def lstsq(
     B, batch = right_hand_sides(A, b, "lstsq")
     used, answer = _answer(A, B, method, damping, (rtol, steps))
     result, is_good = _certified(A, B, answer, (damping, rtol))
+    if not is_good and answer.trouble and used == "structure":  # the rule has said itself that it did not get there
+        used, answer = _answer(A, B, _general_method(A), damping, (rtol, steps))
+        result, is_good = _certified(A, B, answer, (damping, rtol))
     value = A.in_space.unravel(answer.value.reshape(*batch, A.shape[1]))
-    result = Solution(value, result[0], answer.iterations, answer.condition, used, result[1])
+    result = Solution(
+        value, result[0], answer.iterations, answer.method or used, result[1], answer.truncated, answer.condition,
+        answer.forward_error or (lambda: _error(A, B, answer, used, (damping, rtol, steps))),
+    )  # fmt: skip
     if not is_good:
         conclude(_failure(result, rtol, answer), on_failure)
     return result if full else value
+
+
+def _error(A: LinearOperator, B: Tensor, answer: Answer, method: str, options: tuple[float, float, int]) -> float:
+    """A bound of the relative error.
+
+    Its part outside of the range of ``A^H`` is at most as long as what is left of x by any vector ``A^H w``.
+    """
+    damping, rtol, steps = options
+    X = answer.value
+    norm = norm_from_below(A, damping) if answer.norm is None else answer.norm
+    inverse = evaluated(answer.inverse_norm)
+    if inverse is None and damping and method == "lsmr":
+        inverse = damping**-0.5
+    if inverse is None:
+        inverse = inverse_from(A, None if method == "lsmr" else evaluated(answer.condition), norm)
+    away = torch.zeros(len(X), dtype=torch.float64, device=X.device)
+    has_trivial_null_space = A.shape[1] <= A.shape[0] and (answer.truncated == 0 or (method == "lsmr" and inverse < inf))
+    if not (damping or has_trivial_null_space) and X.numel():
+        W = _answer(A.H, X, "auto", 0.0, (rtol, steps))[1].value
+        unsure = _UNSURE * rounding(A) * (row_norms(X) + norm * row_norms(W))
+        away = (row_norms(X - apply(A.H, W)) + unsure).double()
+    return error_bound(A, B, X, Sizes(norm, inverse, away), damping=damping)
 
 
 def _answer(A: LinearOperator, B: Tensor, method: str, damping: float, limits: tuple[float, int]) -> tuple[str, Answer]:
@@ -83,11 +122,15 @@ def _answer(A: LinearOperator, B: Tensor, method: str, damping: float, limits: t
         found = lstsq_rule(A, B, damping, lambda part, rows, c: _answer(part, rows, "auto", c, limits)[1])
         if found is not None:
             return "structure", found
-        out, into = A.shape
-        method = "dense" if min(out, into) <= _DENSE_DIM and out * into <= _DENSE_SIZE else "lsmr"
+        method = _general_method(A)
     if method == "dense":
         return method, lstsq_matrix(dense(A), B, damping)
     return method, lsmr(A, B, limits[0], limits[1], damping=damping)
+
+
+def _general_method(A: LinearOperator) -> str:
+    out, into = A.shape
+    return "dense" if min(out, into) <= _DENSE_DIM and out * into <= _DENSE_SIZE else "lsmr"
 
 
 def _certified(A: LinearOperator, B: Tensor, answer: Answer, options: tuple[float, float]) -> tuple[tuple[float, float], bool]:
@@ -102,31 +145,18 @@ def _certified(A: LinearOperator, B: Tensor, answer: Answer, options: tuple[floa
     # of rows of norm one, so that squares of tiny ones do not underflow
     unit = torch.where(whole > 0, whole, torch.ones_like(whole))[:, None]
     gradient = row_norms(apply(A.H, missing / unit) - damping * X / unit)
-    norm = _norm(A, damping) if answer.norm is None else answer.norm
+    norm = norm_from_below(A, damping) if answer.norm is None else answer.norm
     normal = torch.where(gradient == 0, gradient, gradient / norm)
-    is_good = bool(((whole <= rtol * size) | (normal <= rtol)).all())
+    noise = 0.0 if damping else _NOISE * rounding(A) * (norm * row_norms(X) + size)
+    is_good = bool(((whole <= rtol * size) | (normal <= rtol) | (normal * missed <= noise)).all())
     return (largest_ratio(missed, size), float(normal.max())), is_good
-
-
-def _norm(A: LinearOperator, damping: float) -> float:
-    """A lower bound of ``|A|`` with the damping rows, by a few steps of the power method."""
-    v = normal_vectors(A.in_space, 1, random.make_generator())
-    norm = torch.zeros(())
-    for _ in range(_POWER_STEPS):
-        size = row_norms(v)
-        if not float(size):
-            break
-        image = apply(A, v / size[:, None])
-        norm = row_norms(image)[0]
-        v = apply(A.H, image)
-    return float(torch.hypot(norm.double(), torch.tensor(damping**0.5, dtype=torch.float64, device=norm.device)))
 
 
 def _failure(partial: Solution, rtol: float, answer: Answer) -> NotConvergedError:
     found = f"a normal residual of {partial.normal_residual:.2g} after {partial.iterations} iterations"
     if answer.trouble:
         found += f"; {answer.trouble}"
-    if answer.condition is not None:
+    if isinstance(answer.condition, float):
         found += f"; condition number about {answer.condition:.1g}"
     remedy = "add damping=, which lowers the condition number"
     if partial.method == "lsmr":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import singledispatch
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from hesse.linalg.answer import Answer, filter_factors, lstsq_matrix
+from hesse.linalg.answer import Answer, conjugated, filter_factors, lstsq_matrix, rescaled, side_by_side
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.products import work_dtype
 from hesse.operators import BlockDiagonal, Conjugate, Dense, Kronecker, LinearOperator, LowRank, Scaled, Tag
@@ -35,7 +36,8 @@ def lstsq_rule(A: LinearOperator, B: Tensor, damping: float, inner: Inner) -> An
     entries = entries.detach().to(torch.promote_types(work_dtype(entries.dtype), B.dtype))
     filtered, condition, norm = filter_factors(entries.abs(), damping, 0)
     phase = torch.where(entries == 0, entries, entries.conj() / entries.abs())
-    return Answer(B * filtered * phase, condition, 0, "", norm)
+    dropped = 0 if damping else int((filtered == 0).sum())
+    return Answer(B * filtered * phase, condition, 0, "", norm, truncated=dropped)
 
 
 @lstsq_rule.register(Dense)
@@ -47,31 +49,25 @@ def _dense(A: Dense, B: Tensor, damping: float, inner: Inner) -> Answer:
 def _scaled(A: Scaled, B: Tensor, damping: float, inner: Inner) -> Answer:
     factor = complex(A.factor)
     if factor == 0:
-        return Answer(B.new_zeros(len(B), A.shape[1]), 1.0, 0, "", damping**0.5)
+        dropped = 0 if damping else min(A.shape)
+        return Answer(B.new_zeros(len(B), A.shape[1]), 1.0, 0, "", damping**0.5, truncated=dropped)
     # |b - f A x|^2 + c |x|^2 = |f|^2 (|b / f - A x|^2 + c / |f|^2 |x|^2)
-    found = inner(A.operator, B / (factor if B.is_complex() else factor.real), damping / abs(factor) ** 2)
-    norm = None if found.norm is None else abs(factor) * found.norm
-    return Answer(found.value, found.condition, found.iterations, found.trouble, norm)
+    return rescaled(inner(A.operator, B, damping / abs(factor) ** 2), factor)
 
 
 @lstsq_rule.register(Conjugate)
 def _conjugate(A: Conjugate, B: Tensor, damping: float, inner: Inner) -> Answer:
-    found = inner(A.operator, B.conj().resolve_conj(), damping)
-    return Answer(found.value.conj().resolve_conj(), found.condition, found.iterations, found.trouble, found.norm)
+    return conjugated(inner(A.operator, B.conj().resolve_conj(), damping))
 
 
 @lstsq_rule.register(BlockDiagonal)
 def _blocks(A: BlockDiagonal, B: Tensor, damping: float, inner: Inner) -> Answer:
     blocks = list(A.blocks.values())
     answers = [inner(block, b, damping) for block, b in zip(blocks, B.split([b.shape[0] for b in blocks], dim=-1), strict=True)]
-    norms = [answer.norm for answer in answers if answer.norm is not None]
-    return Answer(
-        torch.cat([answer.value for answer in answers], dim=-1) if answers else B,
-        None,
-        max((answer.iterations for answer in answers), default=0),
-        next((answer.trouble for answer in answers if answer.trouble), ""),
-        max(norms) if norms and len(norms) == len(answers) else None,
-    )
+    found = side_by_side(answers, B)
+    missing = min(A.shape) - sum(min(block.shape) for block in blocks)  # rectangular blocks may leave a null space
+    known = damping == 0 and found.truncated is not None
+    return replace(found, truncated=(found.truncated or 0) + missing) if known else found
 
 
 @lstsq_rule.register(Kronecker)
@@ -81,7 +77,8 @@ def _kronecker(A: Kronecker, B: Tensor, damping: float, inner: Inner) -> Answer:
     U, t, Vh = torch.linalg.svd(A.right.detach().to(dtype), full_matrices=False)
     rotated = P.mH @ B.to(dtype).reshape(len(B), len(A.left), len(A.right)) @ U.conj()
     filtered, condition, norm = filter_factors(torch.outer(s, t), damping, max(A.shape))
-    return Answer((Qh.mH @ (rotated * filtered) @ Vh.conj()).flatten(1), condition, 0, "", norm)
+    dropped = 0 if damping else min(A.shape) - int((filtered != 0).sum())
+    return Answer((Qh.mH @ (rotated * filtered) @ Vh.conj()).flatten(1), condition, 0, "", norm, truncated=dropped)
 
 
 @lstsq_rule.register(LowRank)
@@ -93,4 +90,5 @@ def _low_rank(A: LowRank, B: Tensor, damping: float, inner: Inner) -> Answer | N
     (Q, R), (P, S) = torch.linalg.qr(left), torch.linalg.qr(right.conj())  # A = Q (R s S^H) P^H
     middle = (R * A.weights.detach().to(R.dtype)) @ S.mH
     found = lstsq_matrix(middle, B @ Q.conj(), damping)
-    return Answer(found.value @ P.mT, found.condition, 0, "", found.norm)
+    dropped = 0 if damping else (found.truncated or 0) + min(A.shape) - len(middle)
+    return replace(found, value=found.value @ P.mT, truncated=dropped)

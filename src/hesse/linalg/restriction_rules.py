@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from hesse.linalg.answer import Answer
 from hesse.linalg.diagonal_rules import column_squares_rule, diagonal_rule
 from hesse.linalg.eigenvalues import Eigenvalues, eigenvalues_rule, floor_rule
 from hesse.linalg.logdet_rules import logdet_rule
+from hesse.linalg.lstsq_rules import Inner as Least
+from hesse.linalg.lstsq_rules import lstsq_rule
 from hesse.linalg.norm_rules import Order, norm_rule
 from hesse.linalg.solve_rules import Inner, solve_rule
 from hesse.linalg.trace_rules import trace_rule
@@ -82,5 +85,15 @@ def _solve(A: Restriction, B: Tensor, inner: Inner) -> Answer | None:
         return None
     back = [A.inputs.index(place) for place in range(len(A.inputs))]
     found = inner(A.operator, _picked(B, A.in_space, back))
-    value = _picked(found.value, A.operator.in_space, A.inputs)
-    return Answer(value, found.condition, found.iterations, found.trouble)
+    return replace(found, value=_picked(found.value, A.operator.in_space, A.inputs))
+
+
+@lstsq_rule.register(Restriction)
+def _lstsq(A: Restriction, B: Tensor, damping: float, inner: Least) -> Answer | None:
+    """Of one that only puts the leaves into another order."""
+    whole = A.operator
+    if len(A.inputs) != len(whole.in_space.names) or len(A.outputs) != len(whole.out_space.names):
+        return None
+    back = [A.outputs.index(place) for place in range(len(A.outputs))]
+    found = inner(whole, _picked(B, A.out_space, back), damping)
+    return replace(found, value=_picked(found.value, whole.in_space, A.inputs))

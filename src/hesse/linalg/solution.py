@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from hesse.core import random
 from hesse.core.errors import NonFiniteError
 from hesse.core.tree import Tree
+from hesse.linalg.answer import evaluated
 from hesse.linalg.options import rounding
-from hesse.linalg.products import apply, row_norms, work_dtype
+from hesse.linalg.products import apply, normal_vectors, row_norms, work_dtype
 from hesse.operators import LinearOperator
+
+Late: TypeAlias = float | Callable[[], float] | None
+_ROUNDINGS = 4.0  # units of rounding that a product, taken relative to |A| |x|, may be off
+_POWER_STEPS = 4
+
+
+class Sizes(NamedTuple):
+    """Norms for `error_bound`.
+
+    Attributes:
+        norm: of the (damped) operator, or close from below.
+        inverse: the 2-norm of its (pseudo-)inverse.
+        away: ``[k]``, for least squares: at least the distance of each solution from the range of ``A^H``. None for `solve`.
+    """
+
+    norm: float
+    inverse: float
+    away: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,22 +45,102 @@ class Solution:
         value: the solution, a tree of `A.in_space` (batch axes of b in front).
         residual: ``|b - A x| / |b|`` with the true operator, the largest over the batch.
         iterations: steps of the iterative method; 0 for a direct one.
-        condition: an estimate of the condition number (matrices: in the 1-norm, least squares in the 2-norm of
-            what was not cut off; iterative methods: a lower bound or estimate of that in the 2-norm, of the
-            preconditioned or damped operator), or None.
-        method: ``"structure"``, ``"dense"``, ``"cholesky"``, ``"woodbury"``, ``"cg"``, ``"minres"`` or ``"lsmr"``.
+        method: ``"structure"`` or what the rule of the operator calls its way, ``"dense"``, ``"cholesky"``, ``"woodbury"``,
+            ``"cg"``, ``"minres"`` or ``"lsmr"``.
         normal_residual: of `lstsq`: ``|A^H (b - A x) - c x| / (|A'| |r'|)`` with damping c, where A' and r' are the
             operator and the residual with the damping rows ``sqrt(c)``; the largest over the batch. Zero at
             the solution; as large as the smallest relative change of the operator for which x is exact (Stewart
             1977). None for `solve`.
+        truncated: how many of the ``min(out, in)`` singular values were dropped; None where the method does not count them.
+        known_condition, known_error: what `condition` and `forward_error` hand out: numbers, or functions that find them.
     """
 
     value: Tree
     residual: float
     iterations: int
-    condition: float | None
     method: str
     normal_residual: float | None = None
+    truncated: int | None = None
+    known_condition: Late = field(default=None, repr=False)
+    known_error: Late = field(default=None, repr=False)
+
+    @cached_property
+    def condition(self) -> float | None:
+        """An estimate of the condition number, or None; found at the first access where it is costly.
+
+        Matrices: in the 1-norm, least squares in the 2-norm of what was not cut off; iterative methods: a lower bound or
+        estimate of that in the 2-norm, of the preconditioned or damped operator.
+        """
+        return evaluated(self.known_condition)
+
+    @cached_property
+    def forward_error(self) -> float | None:
+        """A bound of ``|x - x_true| / |x|``, the largest over the batch, found at the first access (see `error_bound`).
+
+        Here ``x_true`` is the exact solution for b and A as they are (of `lstsq` that of least norm), not what b was made from.
+        Infinite where nothing can be said.
+
+        Cost: a product or two where the method knows the norm of the inverse; else a condition number. For least squares with
+        a null space one more problem, with ``A.H``.
+        """
+        return evaluated(self.known_error)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything that is known by now; what would have to be found with the operator is left out."""
+        late = {name: getattr(self, name) for name in ("known_condition", "known_error")}
+        found = {"known_condition": vars(self).get("condition"), "known_error": vars(self).get("forward_error")}
+        return {**vars(self), **{name: found[name] if callable(value) else value for name, value in late.items()}}
+
+
+def error_bound(A: LinearOperator, B: Tensor, X: Tensor, sizes: Sizes, *, damping: float = 0.0) -> float:
+    """A bound of ``|x - x_true| / |x|`` for computed solutions x, the largest of the rows.
+
+    With the true residual r (and its damping rows), ``x_true - x = A^+ r`` up to the part of x outside of the range of
+    ``A^H``, and ``A^+ r = A^+ A^{+H} A^H r``, so that ``|x_true - x| <= |A^+| min(|r|, |A^+| |A^H r|) + |away|``. This is
+    sharper than Wedin's bound (1973; Higham 2002, theorem 20.1) at the backward error ``|A^H r| / (|A| |r|)`` of Stewart, and
+    holds for any rank. What rounding may hide of the residuals is added: a few units times ``|A| |x| + |b|``.
+
+    Args:
+        A: the operator.
+        B: right-hand sides ``[k, out]``.
+        X: solutions ``[k, in]``.
+        sizes: norms of A and its (pseudo-)inverse, and how far the rows are away from the range of ``A^H``.
+        damping: of least squares.
+
+    Cost: a product with A, for least squares one with its adjoint.
+    """
+    if not X.numel():
+        return 0.0
+    unit, inverse, norm = _ROUNDINGS * rounding(A), sizes.inverse, sizes.norm
+    R = B - apply(A, X)
+    x, b = row_norms(X).double(), row_norms(B).double()
+    missed = torch.hypot(row_norms(R).double(), damping**0.5 * x)
+    unsure = unit * (norm * x + b)
+    miss, away = missed + unsure, torch.zeros_like(x)
+    if sizes.away is not None:
+        gradient = row_norms(apply(A.H, R) - damping * X).double()
+        miss = torch.minimum(miss, _times(inverse, gradient + norm * (unsure + unit * missed)))
+        away = sizes.away.double()
+    off = _times(inverse, miss) + away
+    return float(torch.where(off == 0, off, off / x + unit).max())
+
+
+def _times(factor: float, sizes: Tensor) -> Tensor:
+    return torch.where(sizes == 0, sizes, factor * sizes)  # infinity times zero is zero here
+
+
+def norm_from_below(A: LinearOperator, damping: float = 0.0) -> float:
+    """A lower bound of ``|A|`` with the damping rows, by a few steps of the power method."""
+    v = normal_vectors(A.in_space, 1, random.make_generator())
+    norm = torch.zeros(())
+    for _ in range(_POWER_STEPS):
+        size = row_norms(v)
+        if not float(size):
+            break
+        image = apply(A, v / size[:, None])
+        norm = row_norms(image)[0]
+        v = apply(A.H, image)
+    return float(torch.hypot(norm.double(), torch.tensor(damping**0.5, dtype=torch.float64, device=norm.device)))
 
 
 def default_rtol(A: LinearOperator) -> float:

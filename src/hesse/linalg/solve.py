@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 from typing import Any
 
 from torch import Tensor
 
 from hesse.core.errors import NotConvergedError, StructureError
 from hesse.core.tree import Tree
-from hesse.linalg.answer import Answer, solve_cholesky, solve_matrix
+from hesse.linalg.answer import Answer, evaluated, solve_cholesky, solve_matrix
 from hesse.linalg.cg import NegativeCurvatureError, conjugate_gradients
+from hesse.linalg.condition import inverse_from
 from hesse.linalg.dense import dense
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.minres import minimal_residual
@@ -25,7 +27,15 @@ from hesse.linalg.options import (
     require_square,
 )
 from hesse.linalg.products import apply
-from hesse.linalg.solution import Solution, default_rtol, relative_residual, right_hand_sides
+from hesse.linalg.solution import (
+    Sizes,
+    Solution,
+    default_rtol,
+    error_bound,
+    norm_from_below,
+    relative_residual,
+    right_hand_sides,
+)
 from hesse.linalg.solve_rules import solve_rule
 from hesse.linalg.woodbury import woodbury
 from hesse.operators import LinearOperator
@@ -33,6 +43,7 @@ from hesse.operators.algebra import compose
 
 _METHODS = ("auto", "cg", "cholesky", "dense", "lsmr", "minres", "woodbury")
 _NAMES = {"cg": "conjugate gradients", "minres": "MINRES", "cholesky": "its Cholesky factor"}
+_ITERATIVE = ("cg", "lsmr", "minres")
 _DENSE_DIM = 1000
 _REFINEMENTS = 2
 
@@ -89,10 +100,23 @@ def solve(
     used, answer = _answer(A, B, method, _Options(rtol, steps, preconditioner))
     residual = relative_residual(A, B, answer.value) if answer.residual is None else answer.residual
     value = A.in_space.unravel(answer.value.reshape(*batch, A.shape[1]))
-    result = Solution(value, residual, answer.iterations, answer.condition, used)
+    result = Solution(
+        value, residual, answer.iterations, answer.method or used, None, answer.truncated, answer.condition,
+        answer.forward_error or (lambda: _error(A, B, answer, used)),
+    )  # fmt: skip
     if answer.trouble or not residual <= rtol:
-        conclude(_failure(A, result, rtol, answer), on_failure)
+        conclude(_failure(result, rtol, answer), on_failure)
     return result if full else value
+
+
+def _error(A: LinearOperator, B: Tensor, answer: Answer, method: str) -> float:
+    """A bound of the relative error; the condition numbers of iterative methods are too small for it."""
+    norm = norm_from_below(A) if answer.norm is None else answer.norm
+    inverse = evaluated(answer.inverse_norm)
+    if inverse is None:
+        known = None if method in _ITERATIVE else evaluated(answer.condition)
+        inverse = inverse_from(A, known, norm)
+    return error_bound(A, B, answer.value, Sizes(norm, inverse, None))
 
 
 @dataclass(frozen=True)
@@ -183,17 +207,21 @@ def _refined(A: LinearOperator, B: Tensor, rtol: float, direct: Callable[[Tensor
         if not reached < residual:
             break
         value, residual = better, reached
-    return Answer(value, found.condition, found.iterations, found.trouble, residual=residual)
+    return replace(found, value=value, residual=residual)
 
 
-def _failure(A: LinearOperator, partial: Solution, rtol: float, answer: Answer) -> NotConvergedError:
+def _failure(partial: Solution, rtol: float, answer: Answer) -> NotConvergedError:
     found = f"a relative residual of {partial.residual:.2g} after {partial.iterations} iterations"
     if answer.trouble:
         found += f"; {answer.trouble}"
-    if answer.condition is not None:
+    if answer.truncated:
+        found += f"; a null space of dimension {answer.truncated}"
+    if isinstance(answer.condition, float):
         found += f"; condition number about {answer.condition:.1g}"
     remedy = "add damping (A + c * hesse.identity(A.in_space)), which makes a singular operator regular"
-    if partial.method in ("cg", "minres", "lsmr"):
+    if answer.truncated or (isinstance(answer.condition, float) and answer.condition == inf):
+        remedy = f"use hesse.pinv(A) @ b or hesse.lstsq(A, b) for the shortest x of least squares; {remedy}"
+    if partial.method in _ITERATIVE:
         remedy += ", a preconditioner or more max_iterations"
     if partial.method == "lsmr":
         remedy += ", use method='dense'"

@@ -9,7 +9,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from hesse.linalg.answer import Answer, solve_matrix
+from hesse.linalg.answer import Answer, conjugated, evaluated, rescaled, side_by_side, solve_matrix
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.sparse_direct import solve_sparse
 from hesse.operators import (
@@ -51,13 +51,15 @@ def solve_diagonal(entries: Tensor, B: Tensor) -> Answer:
     is_zero = size == 0
     if bool(is_zero.any()):
         safe = torch.where(is_zero, torch.ones_like(entries), entries)
-        return Answer(torch.where(is_zero, torch.zeros_like(B), B / safe), float("inf"), 0, _SINGULAR)
-    return Answer(B / entries, float(size.max()) / float(size.min()))
+        value, missing = torch.where(is_zero, torch.zeros_like(B), B / safe), int(is_zero.sum())
+        return Answer(value, float("inf"), 0, _SINGULAR, truncated=missing)
+    least = float(size.min())
+    return Answer(B / entries, float(size.max()) / least, truncated=0, inverse_norm=1 / least)
 
 
 @solve_rule.register(Identity)
 def _identity(A: Identity, B: Tensor, inner: Inner) -> Answer:
-    return Answer(B.clone(), 1.0)
+    return Answer(B.clone(), 1.0, truncated=0, inverse_norm=1.0)
 
 
 @solve_rule.register(Dense)
@@ -69,16 +71,13 @@ def _dense(A: Dense, B: Tensor, inner: Inner) -> Answer:
 def _scaled(A: Scaled, B: Tensor, inner: Inner) -> Answer | None:
     factor = complex(A.factor)
     if factor == 0:
-        return Answer(torch.zeros_like(B), float("inf"), 0, "the factor of the operator is zero")
-    found = inner(A.operator, B)
-    value = found.value / (factor if B.is_complex() else factor.real)
-    return Answer(value, found.condition, found.iterations, found.trouble)
+        return Answer(torch.zeros_like(B), float("inf"), 0, "the factor of the operator is zero", truncated=A.shape[0])
+    return rescaled(inner(A.operator, B), factor)
 
 
 @solve_rule.register(Conjugate)
 def _conjugate(A: Conjugate, B: Tensor, inner: Inner) -> Answer:
-    found = inner(A.operator, B.conj().resolve_conj())
-    return Answer(found.value.conj().resolve_conj(), found.condition, found.iterations, found.trouble)
+    return conjugated(inner(A.operator, B.conj().resolve_conj()))
 
 
 @solve_rule.register(Kronecker)
@@ -91,7 +90,15 @@ def _kronecker(A: Kronecker, B: Tensor, inner: Inner) -> Answer | None:
     first = solve_matrix(left, B.reshape(count, p, r).mT.reshape(count * r, p))
     second = solve_matrix(right, first.value.reshape(count, r, p).mT.reshape(count * p, r))
     condition = (first.condition or 1.0) * (second.condition or 1.0)
-    return Answer(second.value.reshape(count, p * r), condition, 0, first.trouble or second.trouble)
+    rank = (p - (first.truncated or 0)) * (r - (second.truncated or 0))
+    return Answer(
+        second.value.reshape(count, p * r),
+        condition,
+        0,
+        first.trouble or second.trouble,
+        truncated=p * r - rank,
+        inverse_norm=lambda: (evaluated(first.inverse_norm) or 1.0) * (evaluated(second.inverse_norm) or 1.0),
+    )
 
 
 @solve_rule.register(BlockDiagonal)
@@ -100,7 +107,4 @@ def _blocks(A: BlockDiagonal, B: Tensor, inner: Inner) -> Answer | None:
     if any(block.shape[0] != block.shape[1] for block in blocks):
         return None
     answers = [inner(block, b) for block, b in zip(blocks, B.split([b.shape[0] for b in blocks], dim=-1), strict=True)]
-    values = [answer.value for answer in answers]
-    trouble = next((answer.trouble for answer in answers if answer.trouble), "")
-    value = torch.cat(values, dim=-1) if values else B
-    return Answer(value, None, max((answer.iterations for answer in answers), default=0), trouble)
+    return side_by_side(answers, B)

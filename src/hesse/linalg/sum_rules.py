@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import singledispatch
 
 import torch
 from torch import Tensor
 
-from hesse.linalg.answer import Answer, solve_matrix
+from hesse.linalg.answer import Answer, rescaled, solve_matrix
 from hesse.linalg.dense import dense
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.products import work_dtype
@@ -105,7 +106,7 @@ def _plus_kronecker(diagonal: Tensor, others: Terms, B: Tensor, inner: Inner) ->
     rotated = P.mH @ B.reshape(len(B), len(left), len(right)) @ Q.conj()
     found = solve_diagonal(values.flatten(), rotated.flatten(1))
     value = P @ found.value.reshape(rotated.shape) @ Q.mT
-    return Answer(value.flatten(1), found.condition, 0, found.trouble)
+    return replace(found, value=value.flatten(1))
 
 
 @singledispatch
@@ -129,8 +130,7 @@ def _shifted(diagonal: Tensor, others: Terms, B: Tensor, inner: Inner) -> Answer
     shifted = None if diagonal.is_complex() else shift_rule(term, float(diagonal[0]) / factor.real)
     if shifted is None:
         return None
-    found = inner(shifted, B)
-    return Answer(found.value / factor.real, found.condition, found.iterations, found.trouble)
+    return rescaled(inner(shifted, B), factor.real)
 
 
 def _eigenpairs(matrix: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -150,4 +150,6 @@ def _quiet_eigsh(A: LinearOperator, k: int, which: str, rtol: float, budget: int
     try:
         return eigsh(A, k, which=which, method="lanczos", rtol=rtol, max_products=budget, generator=generator)
     except NotConvergedError as error:
+        if not isinstance(error.partial, Eigen):  # of a product, which needs a solution itself
+            raise
         return error.partial

@@ -1,0 +1,1 @@
+"""Inverse convolutions beside what others offer."""

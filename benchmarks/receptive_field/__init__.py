@@ -1,0 +1,1 @@
+"""Receptive-field convolutions beside PyTorch's convolution and beside what one writes by hand."""

@@ -1,0 +1,53 @@
+"""What every way to invert a convolution hands back: an object that applies its pseudo-inverse."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor
+
+from hesse.convolutions.operator import Convolution
+
+
+class Applied(NamedTuple):
+    """Images that a pseudo-inverse gave.
+
+    Attributes:
+        value: ``[k, *shape]``.
+        iterations: steps that it took (refinements count).
+        trouble: why the tolerance was not reached; empty if it was.
+    """
+
+    value: Tensor
+    iterations: int = 0
+    trouble: str = ""
+
+
+class Inverse(ABC):
+    """The Moore-Penrose inverse of a convolution, ready to be applied.
+
+    Attributes:
+        convolution: the operator A.
+        method: its name, as solutions report it.
+        truncated: singular values that count as zero.
+        gap: the smallest singular value that was kept over the largest that was not; infinite if none was dropped or those
+            dropped are zero to rounding.
+    """
+
+    convolution: Convolution
+    method: str
+    truncated: int = 0
+    gap: float = float("inf")
+
+    @abstractmethod
+    def apply(self, Y: Tensor, *, adjoint: bool = False) -> Applied:
+        """``A⁺ y`` for images ``[k, *out_shape]``; with `adjoint` ``A⁺ᴴ x`` for images ``[k, *in_shape]``."""
+
+    @abstractmethod
+    def norm(self) -> float:
+        """The largest singular value, to a few digits."""
+
+    @abstractmethod
+    def condition(self) -> float:
+        """The largest singular value over the smallest that is kept."""

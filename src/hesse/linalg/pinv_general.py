@@ -1,0 +1,67 @@
+"""The pseudo-inverse of an operator that no structure knows: by its matrix, or by LSMR, one problem a product."""
+
+from __future__ import annotations
+
+from hesse.core.errors import MemoryBudgetError, UnsupportedError
+from hesse.core.memory import Budget, current_budget, format_bytes
+from hesse.core.tree import Tree
+from hesse.linalg.dense import dense
+from hesse.linalg.lstsq import lstsq
+from hesse.linalg.pinv_matrix import cut_of, dense_pinv
+from hesse.linalg.products import work_dtype
+from hesse.operators import LinearOperator
+from hesse.operators.pseudo_inverse import Kept, PseudoInverse
+
+DENSE_DIM = 3000  # the smaller dimension, up to which the singular values take a minute or two on two cores
+_COPIES = 5  # of the matrix: itself, its singular vectors, the inverse, and what LAPACK works with
+
+
+def general_pinv(A: LinearOperator, rtol: float | None, memory: Budget | None) -> LinearOperator:
+    """By the singular values of the matrix where these are affordable, else by LSMR at every product.
+
+    Raises:
+        MemoryBudgetError: a cut-off was asked for, and the matrix does not fit. UnsupportedError: likewise, and the matrix is
+            too large for its singular values.
+    """
+    needed = matrix_bytes(A)
+    fits = needed <= current_budget(memory, A.in_space.device)
+    if fits and min(A.shape) <= DENSE_DIM:
+        matrix = dense(A, memory=memory)
+        inverse, kept = dense_pinv(A, matrix, cut_of(A.shape, matrix.dtype, rtol))
+        return PseudoInverse(inverse, kept, "dense")
+    if rtol is None:
+        return PseudoInverse(_ByLsmr(A), Kept(None, None), "lsmr")
+    asked = f"The pseudo-inverse of {type(A).__name__} with a cut-off needs the singular values of its matrix."
+    found = f"a matrix of shape {A.shape}, which takes {format_bytes(needed)} with its singular vectors"
+    remedy = "use rtol=None (LSMR at each product), or hesse.lstsq(A, b, damping=...)"
+    if fits:
+        raise UnsupportedError(asked, found, f"{remedy}, or wait for hesse.pinv(Dense(hesse.dense(A)), rtol=...)")
+    raise MemoryBudgetError(asked, found, f"pass memory={needed} or more, {remedy}", needed)
+
+
+def matrix_bytes(A: LinearOperator) -> int:
+    """Bytes that the matrix and its singular value decomposition take."""
+    itemsize = max(work_dtype(A.in_space.dtype).itemsize, work_dtype(A.out_space.dtype).itemsize)
+    return _COPIES * A.shape[0] * A.shape[1] * itemsize
+
+
+class _ByLsmr(LinearOperator):
+    """``b -> A^+ b`` by LSMR, certified at each product.
+
+    Args:
+        operator: A.
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self.operator = operator
+        self.in_space, self.out_space = operator.out_space, operator.in_space
+        self.tags = operator.tags if operator.in_space == operator.out_space else frozenset()
+
+    def mv(self, v: Tree) -> Tree:
+        return lstsq(self.operator, v, method="lsmr")
+
+    def mm(self, V: Tree) -> Tree:
+        return lstsq(self.operator, V, method="lsmr")
+
+    def transpose(self) -> LinearOperator:
+        return _ByLsmr(self.operator.T)

@@ -1,0 +1,105 @@
+"""The dense way against `torch.linalg.pinv` of the matrix that torch's own layers make."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hesse.convolutions import small
+from hesse.convolutions.operator import Convolution
+
+from .oracle import assert_is_pinv, by_layer, by_torch, convolution, images, kernel, matrix
+
+COMPLEX = torch.complex128
+CASES = {
+    "zeros": convolution(kernel(4, 3, 3, 2), (6, 5), padding=1),
+    "valid": convolution(kernel(2, 3, 3, 2), (6, 5)),
+    "1d tall stride": convolution(kernel(7, 2, 3), (11,), stride=2, padding=1),
+    "3d": convolution(kernel(2, 2, 2, 1, 3), (4, 3, 5), padding=(0, 0, 1), dilation=(2, 1, 1)),
+    "reflect": convolution(kernel(2, 2, 3, 3), (6, 5), padding=(2, 1), padding_mode="reflect"),
+    "replicate": convolution(kernel(2, 4, 3, 3), (4, 5), padding=(2, 3), padding_mode="replicate", stride=(1, 2)),
+    "circular": convolution(kernel(2, 2, 3, 4), (6, 5), padding=(1, 2), padding_mode="circular"),
+    "pairs": convolution(kernel(3, 2, 3, 2), (4, 5), padding=((0, 2), (1, 0))),
+    "groups": convolution(kernel(6, 2, 3, 3), (5, 4), groups=3, padding=1),
+    "complex groups": convolution(kernel(4, 2, 3, 3, dtype=COMPLEX), (5, 4), groups=2, padding=1, stride=2),
+    "box, no rank": convolution(torch.ones(1, 1, 3, 3, dtype=torch.float64), (5, 8), padding=1),
+    "zero channel": convolution(torch.cat([kernel(3, 1, 3), torch.zeros(3, 1, 3).double()], 1), (7,), padding=1),
+    "repeated filters": convolution(kernel(2, 3, 3).repeat(2, 1, 1), (8,), padding=1),
+    "groups of unlike size": convolution(kernel(4, 2, 3) * torch.tensor([1e9, 1e9, 1, 1]).reshape(4, 1, 1), (6,), groups=2),
+    "tiny": convolution(1e-150 * kernel(2, 2, 3), (6,)),
+    "huge": convolution(1e150 * kernel(2, 2, 3), (6,)),
+    "dead cells": convolution(kernel(2, 2, 2), (9,), stride=4, padding=3),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_pseudo_inverse(name: str) -> None:
+    A = CASES[name]
+    inverse = small.make(A)
+    assert inverse is not None and inverse.method == "dense"
+    assert_is_pinv(inverse, A)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_spectrum_and_null_space(name: str) -> None:
+    A = CASES[name]
+    inverse = small.make(A)
+    assert inverse is not None
+    M = matrix(A)
+    values = torch.linalg.svdvals(M)
+    torch.testing.assert_close(inverse.singular_values(), values, rtol=1e-12, atol=1e-14 * float(values[0]))
+    rank = len(values) - inverse.truncated
+    for adjoint, block in ((False, M), (True, M.mH)):
+        null = inverse.null_vectors(adjoint=adjoint).flatten(1)
+        assert len(null) == block.shape[1] - rank
+        torch.testing.assert_close(null.conj() @ null.mT, torch.eye(len(null)).to(null))
+        assert float((block @ null.mT).abs().sum()) <= 1e-12 * len(null) * float(values[0])
+
+
+def test_cut_off_is_global_over_groups() -> None:
+    A = CASES["groups of unlike size"]
+    for rtol, truncated in ((1e-6, 8), (1e-12, 0)):
+        inverse = small.make(A, rtol=rtol)
+        assert inverse is not None and inverse.truncated == truncated
+        assert_is_pinv(inverse, A, rtol=rtol)
+        values = torch.linalg.svdvals(matrix(A))
+        expected = float(values[7] / values[8]) if truncated else float("inf")
+        assert inverse.gap == pytest.approx(expected, rel=1e-6)
+
+
+def test_cut_off_without_a_gap_is_reported() -> None:
+    A = convolution(kernel(1, 1, 3, 3), (9, 9), padding=1)
+    values = torch.linalg.svdvals(matrix(A))
+    place = 60
+    inverse = small.make(A, rtol=float((values[place] * values[place + 1]).sqrt() / values[0]))
+    assert inverse is not None and inverse.truncated == len(values) - place - 1
+    assert inverse.gap == pytest.approx(float(values[place] / values[place + 1]), rel=1e-10)
+
+
+def test_oracle_is_the_layer() -> None:
+    A = CASES["reflect"]
+    x = images(A, 2, out=False)
+    torch.testing.assert_close(by_torch(A, x), by_layer(A, x))
+
+
+def test_single_precision_is_decomposed_in_double() -> None:
+    A = convolution(kernel(3, 2, 3, 3, dtype=torch.float32), (6, 5), padding=1)
+    inverse = small.make(A)
+    assert inverse is not None
+    y = images(A, 2)
+    double = Convolution(A.weight.double(), A.geometry)
+    expected = y.double().flatten(1) @ torch.linalg.pinv(matrix(double)).mT
+    found = inverse.apply(y).value
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.flatten(1).double(), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+
+
+def test_large_ones_are_left_to_others() -> None:
+    assert small.make(convolution(kernel(1, 1, 3, 3), (40, 40), padding=1)) is None
+    assert small.make(CASES["zeros"], memory=10_000) is None
+
+
+def test_matrix_is_differentiable_by_the_weight() -> None:
+    A = CASES["complex groups"]
+    weight = A.weight.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: small.group_matrices(A.geometry, w), (weight,))
