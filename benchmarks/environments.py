@@ -41,7 +41,7 @@ PEERS = {
     "deepinv": Peer(
         "deepinv==0.5.0",
         (
-            *("torchvision==0.28.0", "pillow", "einops", "tqdm", "natsort", "h5py", "torchmetrics", "lightning_utilities"),
+            *("pillow", "einops", "tqdm", "natsort", "h5py"),
             *("packaging", "requests", "urllib3", "idna", "charset_normalizer", "certifi", "matplotlib", "contourpy", "cycler"),
             *("fonttools", "kiwisolver", "pyparsing", "python-dateutil", "six"),
         ),

@@ -87,6 +87,6 @@ def _error_in_conditions(found: Found) -> float | None:
 
 
 def _dense_ratio(found: Found) -> float | None:
-    times = [[found.get("truncated", way, field) for field in ("prepare", "solve")] for way in ("dense", "hesse")]
+    times = [[found.get("truncated", way, field) for field in ("prepare", "first")] for way in ("dense", "hesse")]
     sums = [sum(parts) if None not in parts else None for parts in times]  # pyright: ignore[reportCallIssue, reportArgumentType]
     return None if None in sums else sums[0] / sums[1]  # pyright: ignore[reportOptionalOperand]

@@ -34,12 +34,12 @@ class Case:
     batch: int = 1
     dtype: str = "float64"
     rtol: float = 0.0
-    limit: float = 240.0
+    limit: float = 300.0
 
     def weight(self) -> Tensor:
-        """``[channels, channels, 3, 3]``: ``torch.randn`` after seed 0, or the identity and a part of it."""
+        """``[channels, channels, 3, 3]``: ``torch.randn`` of float32 after seed 0, or the identity and a part of it."""
         torch.manual_seed(0)
-        kernel = torch.randn(self.channels, self.channels, 3, 3, dtype=torch.float64)
+        kernel = torch.randn(self.channels, self.channels, 3, 3).double()
         if self.noise < math.inf:
             kernel *= self.noise / (9 * self.channels) ** 0.5
             kernel[range(self.channels), range(self.channels), 1, 1] += 1

@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             job = {"case": name, "threads": args.threads, "folder": folder, "set": about["mode"]}
             for way in (way for way in case.ways if way in pythons):
                 answer = ask(pythons[way], job | {"way": way}, case.limit)
-                note(f"{name}: {way}: {answer.get('reason') or format(answer['prepare'] + answer['solve'], '.3g') + ' s'}")
+                note(f"{name}: {way}: {answer.get('reason') or format(answer['prepare'] + answer['first'], '.3g') + ' s'}")
                 results.append({"case": name, "way": way, **answer})
             compare_with_dense(case, name, folder, results)
             yield {**about, "results": results}

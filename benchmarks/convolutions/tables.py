@@ -36,16 +36,9 @@ def _table(case: Case, results: list[Result]) -> str:
         fields = [_seconds("prepare"), _seconds("solve"), _seconds("forward"), _ratio, _error("error"), _error("backward")]
     else:
         error = "away from dense" if case.rtol else "relative error"
-        heads = ["", "once", "a solution", "steps", error, "residual", "backward error", "memory"]
-        fields = [
-            _seconds("prepare"),
-            _seconds("solve"),
-            _steps,
-            _error("error"),
-            _error("residual"),
-            _error("backward"),
-            _memory,
-        ]
+        heads = ["", "once", "first solution", "further ones", "steps", error, "residual", "backward error", "memory"]
+        errors = [_error(field) for field in ("error", "residual", "backward")]
+        fields = [*(_seconds(field) for field in ("prepare", "first", "solve")), _steps, *errors, _memory]
     rows = []
     for result in results:
         cells = [cell(result) for cell in fields] if result["status"] == "ok" else ["fails", *["-"] * (len(fields) - 1)]

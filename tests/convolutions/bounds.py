@@ -10,6 +10,7 @@ from tests.convolutions.configurations import Configuration
 from tests.convolutions.exact import pseudo_solution, spectrum
 from tests.convolutions.scores import made_by, relative
 
+EVERY = {"auto": 1, "boundary": 5}  # which numbers; the boundary method is slow on images as small as these
 HIGHEST = 1e9  # condition up to which the true error can be told
 
 

@@ -85,6 +85,9 @@ def test_accepted_and_refused_as_by_torch(sweep: Callable[..., list[int]]) -> No
 W = randn(4, 2, 3, 3)
 REFUSED = {
     "integers": (torch.ones(4, 2, 3, 3, dtype=torch.int64), (2, 5, 5), {}, LeafError, "found: torch.int64"),
+    "eight bits": (W.to(torch.float8_e4m3fn), (2, 5, 5), {}, LeafError, "found: torch.float8_e4m3fn"),
+    "complex halves": (W.to(torch.complex32), (2, 5, 5), {}, LeafError, "found: torch.complex32"),
+    "sparse": (W.to_sparse(), (2, 5, 5), {}, LeafError, "found: torch.sparse_coo"),
     "no tensor": ([[1.0]], (1, 5), {}, LeafError, "found: list"),
     "a bare kernel": (randn(3, 3), (1, 5, 5), {}, StructureError, r"kernel\[None, None\]"),
     "four axes": (randn(1, 1, 2, 2, 2, 2), (1, 3, 3, 3, 3), {}, StructureError, "one to three axes"),

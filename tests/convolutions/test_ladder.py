@@ -123,6 +123,15 @@ def test_inverses_can_be_pickled() -> None:
     assert torch.equal(copy.apply(y).value, found.apply(y).value)
 
 
+def test_a_boundary_beyond_the_budget_is_named_where_nothing_else_helped() -> None:
+    """What was not tried for want of memory is what would have done."""
+    A = convolution(randn(4, 4, 3, 3), (4, 32, 32), padding=1)
+    y = A @ A.in_space.normal(1)
+    with pytest.raises(MemoryBudgetError, match=r"(?s)260 unknowns.*krylov: .*hesse\.memory\(1622400\)"):
+        ladder.inverse(A, memory=1_200_000).apply(y)
+    assert not ladder.inverse(A, memory="64MB").apply(y).trouble
+
+
 def test_options_are_checked() -> None:
     A = convolution(randn(3, 3, 3, 3), (3, 8, 8), padding=1)
     with pytest.raises(StructureError, match="method='fft'"):

@@ -10,14 +10,13 @@ import pytest
 import hesse
 from hesse.core.errors import HesseError
 from tests.convolutions import bounds
-from tests.convolutions.bounds import Bound, bounded
+from tests.convolutions.bounds import EVERY, Bound, bounded
 from tests.convolutions.configurations import RANDOM_COUNT, random_configuration
 from tests.convolutions.exact import LONG
 from tests.convolutions.scores import relative
 
 Sweep = Callable[[Sequence[int], int], list[int]]
 KEPT = {"auto": 200, "boundary": 12}
-EVERY = {"auto": 1, "boundary": 5}  # the boundary method is slow on images as small as these
 
 
 @pytest.mark.skipif(not LONG, reason="true errors take long doubles of 80 bits")

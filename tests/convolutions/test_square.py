@@ -9,7 +9,7 @@ import torch
 
 from hesse.convolutions.factory import convolution
 from hesse.convolutions.operator import Convolution
-from hesse.convolutions.square import SquareSystem, inverted_symbol, log_determinant, spectral_bound, torus_symbol
+from hesse.convolutions.square import SquareSystem, inverted_symbol, spectral_bound, torus_symbol
 from tests.convolutions.test_augmented import matrix_of
 
 REAL, COMPLEX = torch.float64, torch.complex128
@@ -49,34 +49,6 @@ def test_systems_on_every_torus(name: str, dtype: torch.dtype) -> None:
             known = torch.linalg.solve(M.mH if adjoint else M, y.flatten(1).mT).mT
             found = system.solve(y, adjoint=adjoint).flatten(1)
             assert float(torch.linalg.vector_norm(found - known) / torch.linalg.vector_norm(known)) <= min(loss, 1e-4), skew
-
-
-@pytest.mark.parametrize("dtype", [REAL, COMPLEX])
-@pytest.mark.parametrize("name", CASES)
-def test_the_determinant_has_its_sign(name: str, dtype: torch.dtype) -> None:
-    A = drawn(name, dtype)
-    found = log_determinant(A)
-    assert found is not None
-    M = matrix_of(A)
-    known = torch.linalg.slogdet(M)
-    allowed = 1e-13 * float(torch.linalg.cond(M)) + 1e-11  # a relative change of M by eps moves the logarithm by this
-    assert allowed < 1e-3
-    assert found[0].dtype == (dtype if dtype.is_complex else REAL)
-    assert abs(complex(found[0]) - complex(known.sign)) < allowed
-    assert abs(float(found[1] - known.logabsdet)) < allowed
-
-
-def test_the_determinant_can_be_differentiated_twice() -> None:
-    shape, _, options = CASES["2-D"]
-    weight = torch.randn(2, 2, *shape[2:], dtype=REAL, generator=torch.Generator().manual_seed(1), requires_grad=True)
-
-    def value(w: torch.Tensor) -> torch.Tensor:
-        found = log_determinant(convolution(w, (2, 4, 3), **options))
-        assert found is not None
-        return found[1]
-
-    assert torch.autograd.gradcheck(value, (weight,))
-    assert torch.autograd.gradgradcheck(value, (weight,))
 
 
 def test_a_symbol_that_vanishes_is_inverted_on_another_torus() -> None:

@@ -283,6 +283,13 @@ def test_singular_operators(method: str) -> None:
     assert torch.equal(found, partial.value)
 
 
+def test_a_singular_operator_with_a_consistent_system_is_named() -> None:
+    M = with_spectrum(torch.cat([torch.zeros(5), torch.linspace(1, 2, 25)]))
+    with pytest.raises(NotConvergedError, match="can tell from singular") as caught:
+        solve(Counted(M), M @ random_matrix(30), method="dense")
+    assert "did not reach" not in str(caught.value) and "inf" not in str(caught.value)
+
+
 def test_singular_structures() -> None:
     d = torch.tensor([1.0, 0.0, 2.0], dtype=torch.float64)
     b = torch.ones(3, dtype=torch.float64)

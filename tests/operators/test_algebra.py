@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
 from hesse.core.errors import StructureError
 from hesse.core.space import Space
+from hesse.linalg import eigsh, logdet, solve
+from hesse.linalg.dense import dense
 from hesse.operators import (
+    BlockDiagonal,
     Composed,
     Congruence,
     Conjugate,
     Dense,
     Diagonal,
+    Function,
     Identity,
     LinearOperator,
+    LowRank,
     Scaled,
     Sum,
     Tag,
@@ -99,6 +105,74 @@ class TestTags:
     )
     def test_of_combinations(self, operator: LinearOperator, expected: frozenset[Tag]) -> None:
         assert operator.tags == expected
+
+
+def _lifted(matrix: Tensor) -> LinearOperator:
+    """An operator whose transposes are new objects that hold functions."""
+    space_in, space_out = Space.of(T(matrix.shape[1])), Space.of(T(matrix.shape[0]))
+    return Function(space_in, space_out, lambda v: matrix @ v, lambda w: matrix.mT @ w)
+
+
+class TestGrams:
+    """``A.H @ A`` of one and the same A is known to be positive semi-definite; nothing that merely looks like it is."""
+
+    TALL, COMPLEX_WIDE = Dense(T(5, 3)), Dense(torch.complex(T(3, 5), T(3, 5)))
+
+    @pytest.mark.parametrize(
+        "A",
+        [
+            WIDE,
+            WIDE.T,
+            2 * WIDE,
+            WIDE - 3 * OTHER,
+            SQUARE @ WIDE,
+            Conjugate(WIDE),
+            LowRank(T(3, 2), T(2), T(5, 2)),
+            BlockDiagonal({"a": WIDE, "b": SQUARE}),
+            _lifted(T(4, 3)),
+        ],
+        ids=lambda A: type(A).__name__,
+    )
+    def test_of_real_operators(self, A: LinearOperator) -> None:
+        M = dense(A)
+        for gram, matrix in ((A.T @ A, M.mT @ M), (A.H @ A, M.mT @ M), (A @ A.T, M @ M.mT), (A @ A.H, M @ M.mT)):
+            assert gram.tags == REAL_PSD
+            torch.testing.assert_close(dense(gram), matrix)
+
+    def test_of_complex_operators(self) -> None:
+        for A in (self.COMPLEX_WIDE, COMPLEX, (1 + 2j) * self.COMPLEX_WIDE, self.COMPLEX_WIDE.T, self.COMPLEX_WIDE.H):
+            M = dense(A)
+            for gram, matrix in ((A.H @ A, M.mH @ M), (A @ A.H, M @ M.mH)):
+                assert gram.tags == {Tag.HERMITIAN, Tag.PSD}
+                torch.testing.assert_close(dense(gram), matrix)
+            for other, matrix in ((A.T @ A, M.mT @ M), (A @ A.T, M @ M.mT)):
+                assert not other.tags
+                torch.testing.assert_close(dense(other), matrix)
+
+    @pytest.mark.parametrize(
+        "product",
+        [
+            WIDE.T @ OTHER,
+            (2 * WIDE).T @ WIDE,
+            (WIDE + OTHER).T @ (OTHER + WIDE + WIDE),
+            Dense(WIDE.matrix.mT.clone()) @ WIDE,
+            SQUARE @ SQUARE,
+            SQUARE.T @ SQUARE.T,
+            Dense(WIDE.matrix[:, :3].mT) @ Dense(WIDE.matrix[:, 1:4]),
+            Dense(WIDE.matrix[:, :3]) @ Dense(WIDE.matrix[:, :3]),
+        ],
+    )
+    def test_others_are_not(self, product: LinearOperator) -> None:
+        assert not product.tags
+
+    def test_questions_that_need_it(self) -> None:
+        A = self.TALL
+        gram = A.T @ A
+        values = torch.linalg.svdvals(A.matrix) ** 2
+        torch.testing.assert_close(eigsh(gram, 2).values, values[:2])
+        torch.testing.assert_close(float(logdet(gram)), float(values.log().sum()))
+        b = T(3)
+        torch.testing.assert_close(solve(gram, b, method="cg"), torch.linalg.solve(A.matrix.mT @ A.matrix, b))
 
 
 class TestShape:

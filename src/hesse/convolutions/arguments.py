@@ -6,10 +6,13 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse.convolutions.geometry import PADDING_MODES, Geometry
 from hesse.core.errors import LeafError, StructureError
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 Sizes = int | Sequence[int]
 Padding = str | int | Sequence[int | Sequence[int]]
@@ -35,7 +38,8 @@ def checked_geometry(
         groups: number of groups of channels.
 
     Raises:
-        LeafError: the weight is no tensor of real or complex floating-point numbers.
+        LeafError: the weight is no dense tensor of real or complex floating-point numbers of at least 16 bits a part
+            (complex32, which PyTorch cannot convolve, is refused too).
         StructureError: arguments that do not fit together.
     """
     kernel = _kernel(weight)
@@ -78,12 +82,14 @@ def whole_number(name: str, value: Any, least: int) -> int:
 
 
 def _kernel(weight: Tensor) -> tuple[int, ...]:
-    if not isinstance(weight, Tensor) or not (weight.dtype.is_floating_point or weight.dtype.is_complex):
-        found = f"{weight.dtype}" if isinstance(weight, Tensor) else type(weight).__name__
+    is_tensor = isinstance(weight, Tensor)
+    if not is_tensor or weight.dtype not in _DTYPES or weight.layout != torch.strided:
+        found = type(weight).__name__ if not is_tensor else weight.layout if weight.dtype in _DTYPES else weight.dtype
         raise LeafError(
-            "The weight of a convolution is a tensor of real or complex floating-point numbers.",
-            found,
-            "convert it: weight.double(), or torch.as_tensor(weight, dtype=torch.float64)",
+            "The weight of a convolution is a dense tensor of real or complex floating-point numbers: float16, bfloat16, "
+            "float32, float64, complex64 or complex128.",
+            f"{found}",
+            "convert it: weight.double(), weight.to_dense(), or torch.as_tensor(weight, dtype=torch.float64)",
         )
     if weight.ndim not in (3, 4, 5) or not weight.numel():
         raise StructureError(

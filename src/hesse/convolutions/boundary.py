@@ -18,7 +18,7 @@ from hesse.convolutions.torus import Torus
 from hesse.convolutions.triplets import Triplets, nothing, small_triplets
 from hesse.convolutions.truncation import cutoff_ratio, factor_dtype
 from hesse.core import random
-from hesse.core.errors import MemoryBudgetError
+from hesse.core.errors import MemoryBudgetError, NotConvergedError
 from hesse.core.memory import Budget, current_budget
 
 _D = 1e-4
@@ -26,7 +26,10 @@ _WORST_SYMBOL = 1e8  # of a square one that is inverted directly
 _ZERO = 1e-13  # norm, relative to that of the symbol, of an operator whose entries cancel
 _TINY = 1e-6  # cut-offs below are those of rounding
 _WORST = 1e10  # condition of a square convolution that is solved directly
-_MOST = 512
+_MOST, _FEW = 512, 64  # triplets that are looked for
+_SMALL_D, _LEAST_D = 5e-6, 2e-7
+_FREQUENCIES = 600
+_COPIES = 3  # of the matrix of the boundary: itself, a copy while it is put together, its factors
 _LARGE = 20_000
 
 
@@ -40,6 +43,7 @@ def make(A: Convolution, *, rtol: float | None = None, memory: Budget | None = N
 
     Raises:
         MemoryBudgetError: the dense system of the boundary does not fit.
+        NotConvergedError: there are hundreds of tiny singular values.
 
     Cost: ``2/3 b^3`` operations for a boundary of b unknowns (square), or 8 times as many (other shapes, nearly singular
     ones), and a small inverse a frequency.
@@ -70,8 +74,7 @@ class BoundaryInverse(Inverse):
         self.convolution, self.rtol = A, rtol
         dtype = factor_dtype(A.weight.dtype)
         weight = A.weight.detach().to(dtype)
-        plain = (False,) * A.geometry.ndim
-        scale = spectral_bound(torus_symbol(Convolution(weight, A.geometry), plain))
+        scale = symbol_size(Convolution(weight, A.geometry))
         self._scale = scale if scale > 0 else 1.0
         self._unit = Convolution(weight / self._scale, A.geometry)
         self._bound = 1.0 if A.geometry.padding_mode == "zeros" and rtol < _TINY else self._norm
@@ -105,18 +108,25 @@ class BoundaryInverse(Inverse):
         if SquareSystem.fits(A) and self.rtol < _TINY:
             known = inverted_symbol(A)
             if known is not None and known.condition < _WORST_SYMBOL:
-                _require(A, boundary_size(A), budget)
+                require(A, boundary_size(A), budget)
                 found = self._direct(known, cut)
                 if found is not None:
                     return found, nothing(A)
             del known
-        _require(A, AugmentedSystem.boundary(A), budget)
+        require(A, AugmentedSystem.boundary(A), budget)
         d = max(_D, cut / 30)
         while True:
             system = Augmented(A, d)
-            triplets = small_triplets(A, system, max(5 * d, 1.01 * cut), _MOST)
-            if triplets.complete or d <= 2e-7:
+            needed = max(5 * d, 1.01 * cut)
+            triplets = small_triplets(A, system, needed, _MOST if d < _SMALL_D or needed < 2 * cut else _FEW)
+            if triplets.complete:
                 return system, triplets
+            if d <= _LEAST_D or needed < 2 * cut:
+                raise NotConvergedError(
+                    f"The small singular values of {A} were not found.",
+                    f"more than {_MOST} up to {needed:.1g} times the norm of the symbol, or no convergence",
+                    "use float64 and smaller images, or a rtol that drops fewer of them",
+                )
             d /= 10
 
     def _direct(self, known: InvertedSymbol, cut: float) -> Direct | None:
@@ -130,7 +140,7 @@ class BoundaryInverse(Inverse):
     def apply(self, Y: Tensor, *, adjoint: bool = False) -> Applied:
         images = Y.to(self._unit.weight.dtype)
         g, t = self.convolution.geometry, self.triplets
-        if self._system is None:
+        if self._system is None or not len(Y):
             return Applied(Y.new_zeros(len(Y), *(g.out_shape if adjoint else g.in_shape)))
         # of each triplet the vector on the shorter side is known to rounding, the other one to rounding / value
         start, end = (t.V, t.U) if adjoint else (t.U, t.V)
@@ -150,6 +160,15 @@ class BoundaryInverse(Inverse):
 
     def condition(self) -> float:
         return max(1.0, self._norm / self._smallest) if self._smallest < math.inf else 1.0
+
+
+def symbol_size(A: Convolution) -> float:
+    """About the largest 2-norm of the symbol, from some of its frequencies and the norm of the weight."""
+    g = A.geometry
+    C = torus_symbol(A, (False,) * g.ndim).flatten(0, g.ndim - 1)
+    some = C[:: max(1, len(C) // _FREQUENCIES)]
+    channels = min(g.out_channels, g.in_channels) // g.groups
+    return max(spectral_bound(some), float(torch.linalg.vector_norm(A.weight)) / (channels * g.groups) ** 0.5)
 
 
 def largest(A: Convolution) -> float:
@@ -191,12 +210,14 @@ def inverse_norm(A: Convolution, system: System) -> float:
     return size**0.5 if math.isfinite(size) else math.inf
 
 
-def _require(A: Convolution, size: int, budget: float) -> None:
+def require(A: Convolution, size: int, budget: float) -> None:
+    """Raise `MemoryBudgetError` if the dense systems of the boundary, of `size` unknowns a group, do not fit."""
     g = A.geometry
-    need = 3 * g.groups * size**2 * A.weight.dtype.itemsize
+    need = _COPIES * g.groups * size**2 * A.weight.dtype.itemsize
     if need > budget:
+        groups = f" for each of {g.groups} groups" if g.groups > 1 else ""
         raise MemoryBudgetError(
-            f"The boundary method solves a dense system of {size} unknowns for each of {g.groups} groups of {A}.",
-            f"about {need / 2**30:.2g} GiB, and a budget of {budget / 2**30:.2g} GiB",
-            "raise hesse.memory, use smaller images, or method='krylov' if the kernel is well conditioned",
+            f"The boundary method solves a dense system of {size} unknowns{groups}.",
+            f"{need / 2**30:.3g} GiB for {A}, and a budget of {budget / 2**30:.3g} GiB",
+            f"allow it with hesse.memory({need}), or use smaller images",
         )

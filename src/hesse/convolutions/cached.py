@@ -36,7 +36,6 @@ class Inverses:
         self._kept: list[Inverse] = []
         self._gone = (True, float("inf"))  # what `full_rank` and `gap` were of those that are no longer kept
         self._room = 1
-        self._condition: tuple[Inverse, float] | None = None
 
     @property
     def full_rank(self) -> bool:
@@ -75,14 +74,7 @@ class Inverses:
 
     def __getstate__(self) -> dict[str, Any]:
         """The options; inverses are made again where they are needed."""
-        return {**vars(self), "_kept": [], "_gone": (self.full_rank, self.gap), "_condition": None}
-
-    def condition(self, weight: Tensor) -> float:
-        """Of what is kept, for these values; computed once."""
-        inverse = self.of(weight)
-        if self._condition is None or self._condition[0] is not inverse:
-            self._condition = (inverse, inverse.condition())
-        return self._condition[1]
+        return {**vars(self), "_kept": [], "_gone": (self.full_rank, self.gap)}
 
     def _keep(self, inverse: Inverse) -> None:
         if len(self._kept) == self._room:

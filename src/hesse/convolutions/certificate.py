@@ -84,7 +84,7 @@ def applied(inverse: Inverse, Y: Tensor, *, adjoint: bool = False, cut: float | 
         raise NotConvergedError(
             f"A solution by the method '{inverse.method}' did not pass its certificate.",
             f"{found.trouble}, for {inverse.convolution}",
-            "use float64, another method= or a larger rtol=, which drops small singular values",
+            "use float64, or hesse.pinv with a larger rtol=, which drops small singular values",
             found.value,
         )
     return found.value

@@ -50,7 +50,7 @@ class ConvolutionFactory:
             The operator from images ``[in_channels, *size]`` to images ``[out_channels, *out_size]``.
 
         Raises:
-            LeafError: a weight of integers, or no tensor.
+            LeafError: a weight of integers, of 8-bit floats or complex32; a sparse one, or no tensor.
             StructureError: channels, groups or sizes that do not fit; a kernel larger than the padded image; paddings that
                 PyTorch refuses too: circular ones larger than the image, reflected ones not smaller.
 
@@ -70,8 +70,10 @@ class ConvolutionFactory:
 
         Returns:
             A `Convolution`, or for a transposed layer the transpose of one. It holds ``module.weight`` itself, so that it
-            follows a training step, and derivatives by the parameters pass through products (of a parametrized layer the
-            weight as it is computed now).
+            follows a training step, and derivatives by the parameters pass through products. What is replaced instead of
+            written into is not followed: of a parametrized layer (weight norm, ...), whose weight is computed anew at each
+            use, it takes the weight of this moment; make the operator again after a step, or after ``module.weight = ...``,
+            ``load_state_dict(assign=True)`` or a change of dtype.
 
         Raises:
             UnsupportedError: another kind of module, one with hooks, or with a `forward` of its own.

@@ -33,12 +33,18 @@ class Inverse(ABC):
         truncated: singular values that count as zero.
         gap: the smallest singular value that was kept over the largest that was not; infinite if none was dropped or those
             dropped are zero to rounding.
+        extremes: the largest singular value and the smallest that is kept, once somebody has asked (see `inverse_norm`).
+        is_searched: whether they were found by iteration, the smallest from above.
+        bound: of the norm of ``A⁺``, where only that was asked for.
     """
 
     convolution: Convolution
     method: str
     truncated: int = 0
     gap: float = float("inf")
+    extremes: tuple[float, float] | None = None
+    is_searched: bool = False
+    bound: float | None = None
 
     @abstractmethod
     def apply(self, Y: Tensor, *, adjoint: bool = False) -> Applied:
@@ -50,4 +56,7 @@ class Inverse(ABC):
 
     @abstractmethod
     def condition(self) -> float:
-        """The largest singular value over the smallest that is kept."""
+        """The largest singular value over the smallest that is kept, as the method itself can tell; often a lower bound.
+
+        What is told to users is `inverse_norm.condition_of`.
+        """

@@ -19,6 +19,7 @@ from hesse.core.memory import Budget
 
 METHODS = ("auto", "dense", "circular", "patches", "krylov", "boundary")
 _TINY_SIDE = 400  # smaller side of a matrix up to which its singular values are the cheapest way
+_MANY_GROUPS, _SMALL_SIDE = 8, 1000  # many groups share no boundary, but they would share the search for small values
 _BENIGN_SQUARE, _BENIGN_OTHER = 30.0, 60.0  # condition of the symbol up to which Krylov methods take few steps
 _FEW_UNKNOWNS = 1500  # of a boundary that is factored sooner than Krylov steps are taken
 _MOST_UNKNOWNS = 12_000  # of a boundary that is factored before Krylov methods were tried
@@ -76,7 +77,8 @@ def order(A: Convolution, rtol: float | None) -> list[str]:
     """The names of the ways to try, best first."""
     g = A.geometry
     first = ["patches", "circular"]
-    if min(g.in_dim, g.out_dim) <= _TINY_SIDE * g.groups:
+    tiny = _TINY_SIDE if g.groups < _MANY_GROUPS else _SMALL_SIDE
+    if min(g.in_dim, g.out_dim) <= tiny * g.groups:
         return [*first, "dense", "boundary", "krylov"]
     size = boundary.boundary_size(A)
     if size <= _FEW_UNKNOWNS or rtol is not None:
@@ -110,6 +112,7 @@ class Laddered(Inverse):
         self._ways = ways
         self._known: list[Inverse] = []
         self._memory: MemoryBudgetError | None = None
+        self._missed: list[str] = []
         first = self._at(0)
         if first is None:
             raise self._memory or StructureError(f"No way inverts {A}.", "none applies", "use method='dense'")
@@ -133,11 +136,14 @@ class Laddered(Inverse):
     def _at(self, index: int) -> Inverse | None:
         """The way of a number among those that apply and fit into memory, made once; None past the last."""
         while len(self._known) <= index and self._ways:
-            _, make = self._ways.pop(0)
+            name, make = self._ways.pop(0)
             try:
                 found = make()
             except MemoryBudgetError as error:
                 self._memory = error
+                continue
+            except NotConvergedError as error:
+                self._missed.append(f"{name}: {error.found}")
                 continue
             if found is not None:
                 self._known.append(found)
@@ -150,17 +156,24 @@ class Laddered(Inverse):
             )
         index, refused = self._known.index(self.current), list[str]()
         while (way := self._at(index)) is not None:
-            found = certificate.certified(way, Y, adjoint=adjoint, cut=self.rtol)
-            if not found.trouble:
-                self.current = way
-                return found
-            refused.append(f"{way.method}: {found.trouble}")
+            try:
+                found = certificate.certified(way, Y, adjoint=adjoint, cut=self.rtol)
+            except MemoryBudgetError as error:
+                refused.append(f"{way.method}: {error.found} do not fit")
+            else:
+                if not found.trouble:
+                    self.current = way
+                    return found
+                refused.append(f"{way.method}: {found.trouble}")
             index += 1
+        refused = [*self._missed, *refused]
+        if self._memory is not None:
+            raise MemoryBudgetError(self._memory.asked, "; ".join([self._memory.found, *refused]), self._memory.remedy)
         raise NotConvergedError(
             f"No way to invert {self.convolution} gave an answer that passes its certificate.",
             "; ".join(refused),
             "use float64, raise rtol, or raise the memory budget",
-        ) from self._memory
+        )
 
     def norm(self) -> float:
         return self.current.norm()

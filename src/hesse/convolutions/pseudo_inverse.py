@@ -10,6 +10,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from hesse.convolutions.cached import Inverses
 from hesse.convolutions.gradients import pseudo_inverse_product
 from hesse.convolutions.inverse import Inverse
+from hesse.convolutions.inverse_norm import condition_of
 from hesse.convolutions.operator import Convolution
 from hesse.core.errors import UnsupportedError
 from hesse.core.memory import Budget
@@ -95,8 +96,8 @@ class ConvolutionPseudoInverse(LinearOperator):
 
     @property
     def condition(self) -> float:
-        """The largest singular value over the smallest kept; found when asked for."""
-        return self.inverses.condition(self.convolution.weight)
+        """The largest singular value over the smallest kept, to about 1 %; found when first asked for (see `condition_of`)."""
+        return condition_of(self.inverse)
 
     def __repr__(self) -> str:
         if is_functorch_wrapped_tensor(self.convolution.weight):

@@ -15,7 +15,6 @@ import itertools
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from hesse.convolutions import fields
 from hesse.convolutions.capacity import Response
 from hesse.convolutions.fields import Columns, Skew
 from hesse.convolutions.operator import Convolution
-from hesse.convolutions.symbol import multiplicities, symbol
+from hesse.convolutions.symbol import symbol
 from hesse.convolutions.torus import Torus
 from hesse.convolutions.truncation import one_thread
 
@@ -121,7 +120,7 @@ def inverted_symbol(A: Convolution) -> InvertedSymbol | None:
             H, info = torch.linalg.inv_ex(C)
         if bool(info.any()) or not bool(torch.isfinite(H).all()):
             continue
-        condition = float(torch.linalg.matrix_norm(C).max() * torch.linalg.matrix_norm(H).max()) / C.shape[-1]
+        condition = float(frobenius(C).max() * frobenius(H).max()) / C.shape[-1]
         if best is None or condition < best.condition:
             best = InvertedSymbol(skew, H, condition)
         if condition < _GOOD:
@@ -134,57 +133,16 @@ def spectral_bound(C: Tensor) -> float:
 
     ``|C|_2^16 <= |(C^H C)^8|_F``, by three squarings.
     """
-    size = float(torch.linalg.matrix_norm(C).max()) if C.numel() else 0.0
+    size = float(frobenius(C).max()) if C.numel() else 0.0
     if size == 0 or not math.isfinite(size):
         return size
     C = C / size
     G = C.mH @ C if C.shape[-1] <= C.shape[-2] else C @ C.mH
     for _ in range(3):
         G = G @ G
-    return size * float(torch.linalg.matrix_norm(G).max()) ** (1 / 16)
+    return size * float(frobenius(G).max()) ** (1 / 16)
 
 
-def log_determinant(A: Convolution) -> tuple[Tensor, Tensor] | None:
-    """Sign (or phase) and logarithm of the modulus of the determinant of a square convolution, in the order of its images.
-
-    Differentiable to any order. None if the symbol is singular on every torus.
-    """
-    known = inverted_symbol(A)
-    if known is None:
-        return None
-    torus, skew = Torus(A.geometry.one_group), known.skew
-    C = torus_symbol(A, skew)
-    half = not (A.weight.is_complex() or any(skew))
-    counts = multiplicities(torus.size, half, C.device)
-    phases, logs = torch.linalg.slogdet(C)
-    H = torch.linalg.inv(C).flatten(0, A.geometry.ndim - 1)
-    sign, rest = torch.linalg.slogdet(capacity(H, torus, A, skew))
-    total = (logs.sum(-1) * counts).sum() + rest.sum()
-    phase = phases.prod(-1)
-    phase = (phase * torch.where(counts == 2, phase.conj(), 1)).prod() * sign.prod() * _parity(A)
-    return (phase if A.weight.is_complex() else phase.real.round()), total
-
-
-def _parity(A: Convolution) -> int:
-    """The sign of the reordering of outputs and inputs into image and ring, of all groups and channels."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    g = A.geometry
-    torus = Torus(g.one_group)
-    o, i = g.out_channels // g.groups, g.in_channels // g.groups
-    places = [
-        (torus.outputs, torus.out_ring, o, 1),
-        (torus.inputs, torus.in_ring, i, torus.phases),
-    ]
-    odd = 0
-    for image, ring, channels, phases in places:
-        flat = [(s.phases * torus.cells + s.cells).numpy() for s in (image, ring)]
-        width = phases * torus.cells
-        first = np.concatenate([c * width + flat[0] for c in range(channels)])  # image: channel by channel
-        second = (np.arange(channels)[None, :] * width + flat[1][:, None]).ravel()  # ring: slot by slot
-        order = np.concatenate([first, second])
-        graph = coo_array((np.ones(len(order), dtype=np.int8), (np.arange(len(order)), order)))
-        cycles, _ = connected_components(graph, directed=False)
-        odd += len(order) - int(cycles)
-    return (-1) ** (odd * g.groups)
+def frobenius(C: Tensor) -> Tensor:
+    """The norms of complex matrices ``[..., o, i]`` (four times as fast as `torch.linalg.matrix_norm`)."""
+    return torch.linalg.vector_norm(torch.view_as_real(C.resolve_conj()), dim=(-3, -2, -1))

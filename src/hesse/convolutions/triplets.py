@@ -71,14 +71,15 @@ def small_triplets(A: Convolution, system: System, needed: float, most: int) -> 
     for step in range(1, _STEPS):
         is_small, converged = block.values <= needed, block.left_out <= _INVARIANT
         enough = len(V) == count or float(block.values[-1]) > _MARGIN * needed
-        is_last = 2 * len(V) > max(most, _FIRST)
-        if step >= _FEW and (enough or is_last) and bool((converged | ~is_small).all()):
+        if step >= _FEW and not enough and 2 * len(V) > max(most, _FIRST):
+            break  # there are more than may be looked for
+        if step >= _FEW and enough and bool((converged | ~is_small).all()):
             worst = float(block.left_out[is_small].max()) if bool(is_small.any()) else 0.0
             if not worst < last / 2 or worst <= _EXACT:  # as good as rounding lets it be
                 break
             last = worst
         V = block.images
-        if step >= _FEW and not (enough or is_last):
+        if step >= _FEW and not enough:
             more = B.in_space.normal(min(len(V), count - len(V)), generator=generator)
             V = torch.cat([V, system.small_first(more)])
         V = _orthonormal(V)

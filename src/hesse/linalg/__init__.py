@@ -5,7 +5,15 @@ generic function over operator types with a correct general fallback. A new oper
 from its two methods, and registers a rule only where it knows better: ``@trace_rule.register(MyOperator)``.
 """
 
-from hesse.linalg import factor_matrix, factor_parts, factor_questions, factor_rules, restriction_rules, sparse_rules
+from hesse.linalg import (
+    factor_matrix,
+    factor_parts,
+    factor_questions,
+    factor_rules,
+    pinv_sparse,
+    restriction_rules,
+    sparse_rules,
+)
 from hesse.linalg.answer import Answer
 from hesse.linalg.condition import condition, condition_rule
 from hesse.linalg.dense import dense, dense_rule
@@ -95,6 +103,7 @@ __all__ = [
     "nystrom",
     "pinv",
     "pinv_rule",
+    "pinv_sparse",
     "rank",
     "rank_rule",
     "restriction_rules",

@@ -58,7 +58,8 @@ def logdet(
     Cost: exact: dim products, or none where the structure is known. Quadrature: steps like those of conjugate gradients
     for each of at least 16 and about ``2 |log A|_F^2 / (rtol logdet A)^2`` probes.
     """
-    require_hermitian(A, "logdet", "for any other square operator use hesse.slogdet, which gives sign and log |det A|")
+    remedy = "A.H @ A is tagged by itself; for any other square operator use hesse.slogdet, which gives sign and log |det A|"
+    require_hermitian(A, "logdet", remedy)
     options = checked("logdet", method, (rtol, atol), max_products, generator, on_failure, memory)
     floor, noise = floor_rule(A) or 0.0, 8 * rounding(A) * A.shape[0]
     rule = by_bounds(torch.log, floor, noise) if floor > 0 else by_convergence(torch.log, False, noise)

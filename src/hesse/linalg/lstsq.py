@@ -13,6 +13,7 @@ from hesse.core.tree import Tree
 from hesse.linalg.answer import Answer, evaluated, lstsq_matrix
 from hesse.linalg.condition import inverse_from
 from hesse.linalg.dense import dense
+from hesse.linalg.differentiable_rules import differentiable_solution
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.lstsq_rules import lstsq_rule
 from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude, rounding
@@ -20,6 +21,7 @@ from hesse.linalg.products import apply, row_norms
 from hesse.linalg.solution import (
     Sizes,
     Solution,
+    backward_rounding,
     default_rtol,
     error_bound,
     largest_ratio,
@@ -30,7 +32,6 @@ from hesse.operators import LinearOperator
 
 _METHODS = ("auto", "dense", "lsmr")
 _DENSE_DIM, _DENSE_SIZE = 1000, 2**23
-_NOISE = 32  # units of rounding, relative to |A| (|A| |x| + |b|), below which the gradient is nothing but rounding
 _UNSURE = 4.0  # units of rounding that a product may be off
 
 
@@ -61,22 +62,24 @@ def lstsq(
             is nothing but rounding: at most 32 units of it times ``|A| (|A| |x| + |b|)``, for large x that nearly solve.
         max_iterations: of LSMR; by default ``10 min(out, in)``, at least 100 and at most 10000.
         on_failure: ``"raise"``, or ``"return"`` what was reached, with a warning.
-        full: return a `Solution` instead of its value.
+        full: return a `Solution` instead of its value; a value alone has derivatives for convolutions, else it is a number.
 
     Raises:
         StructureError: `b` is not in the space, damping is negative, or there is no such method; the transpose of `A` is
             wrong.
+        UnsupportedError: within a transform of `torch.func`, where derivatives would silently be zero.
         NotConvergedError: neither certificate holds; carries the `Solution` reached.
 
     Cost: dense: ``min(out, in)`` products, in blocks. LSMR: a product with A and one with its adjoint a step, about
-    ``condition`` steps (of the damped operator), the right-hand sides of a batch in one block. One more of each for the
-    certificate.
+    ``condition`` steps (of the damped operator), a batch in one block. One more of each for the certificate.
     """
     check_choice("lstsq", "method", method, _METHODS)
     check_choice("lstsq", "on_failure", on_failure, ON_FAILURE)
     check_positive("lstsq", rtol=rtol, max_iterations=max_iterations)
     if not 0 <= damping < float("inf"):
         raise StructureError("lstsq needs damping >= 0.", f"damping={damping}", "pass a number that is not negative")
+    if method == "auto" and not full and not damping and (known := differentiable_solution(A, b, "lstsq")) is not None:
+        return known
     rtol = default_rtol(A) if rtol is None else rtol
     steps = min(max(10 * min(A.shape), 100), 10_000) if max_iterations is None else max_iterations
     B, batch = right_hand_sides(A, b, "lstsq")
@@ -86,10 +89,9 @@ def lstsq(
         used, answer = _answer(A, B, _general_method(A), damping, (rtol, steps))
         result, is_good = _certified(A, B, answer, (damping, rtol))
     value = A.in_space.unravel(answer.value.reshape(*batch, A.shape[1]))
-    result = Solution(
-        value, result[0], answer.iterations, answer.method or used, result[1], answer.truncated, answer.condition,
-        answer.forward_error or (lambda: _error(A, B, answer, used, (damping, rtol, steps))),
-    )  # fmt: skip
+    error = answer.forward_error or (lambda: _error(A, B, answer, used, (damping, rtol, steps)))
+    named = answer.method or used
+    result = Solution(value, result[0], answer.iterations, named, result[1], answer.truncated, answer.condition, error)
     if not is_good:
         conclude(_failure(result, rtol, answer), on_failure)
     return result if full else value
@@ -147,7 +149,7 @@ def _certified(A: LinearOperator, B: Tensor, answer: Answer, options: tuple[floa
     gradient = row_norms(apply(A.H, missing / unit) - damping * X / unit)
     norm = norm_from_below(A, damping) if answer.norm is None else answer.norm
     normal = torch.where(gradient == 0, gradient, gradient / norm)
-    noise = 0.0 if damping else _NOISE * rounding(A) * (norm * row_norms(X) + size)
+    noise = (0.0 if damping else backward_rounding(A)) * (norm * row_norms(X) + size)
     is_good = bool(((whole <= rtol * size) | (normal <= rtol) | (normal * missed <= noise)).all())
     return (largest_ratio(missed, size), float(normal.max())), is_good
 

@@ -22,8 +22,9 @@ def pinv(A: LinearOperator, *, rtol: float | None = None, memory: Budget | None 
         values dropped), `condition` (of what was kept), `gap` (the smallest kept over the largest dropped; near 1 the rank is a
         matter of taste) and `method`; each None where the method does not know it. It is a snapshot: ask again when the entries
         of `A` have changed. By the structure (diagonal, dense, low rank, Kronecker, block-diagonal, scaled, ``J.H @ J``), else
-        by the singular values of the matrix where it fits and its smaller dimension is at most 3000, else by LSMR at each
-        product, certified as in `lstsq`.
+        by the singular values of the matrix where it fits and its smaller dimension is at most 3000, else by LU
+        factors of sparse sums and products where those show that nothing is to be dropped, else by LSMR at each product,
+        certified as in `lstsq`.
 
     Raises:
         StructureError: a space that is real on one side and complex on the other, or `rtol` is negative.

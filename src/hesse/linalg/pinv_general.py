@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hesse.core.errors import MemoryBudgetError, UnsupportedError
+from hesse.core.errors import MemoryBudgetError, NotConvergedError, UnsupportedError
 from hesse.core.memory import Budget, current_budget, format_bytes
 from hesse.core.tree import Tree
 from hesse.linalg.dense import dense
@@ -58,10 +58,21 @@ class _ByLsmr(LinearOperator):
         self.tags = operator.tags if operator.in_space == operator.out_space else frozenset()
 
     def mv(self, v: Tree) -> Tree:
-        return lstsq(self.operator, v, method="lsmr")
+        return self._solved(v)
 
     def mm(self, V: Tree) -> Tree:
-        return lstsq(self.operator, V, method="lsmr")
+        return self._solved(V)
+
+    def _solved(self, b: Tree) -> Tree:
+        try:
+            return lstsq(self.operator, b, method="lsmr")
+        except NotConvergedError as error:
+            remedy = (
+                "use hesse.lstsq(A, b) with damping= or max_iterations=; or hesse.pinv(A, memory=...) with room for the matrix"
+            )
+            if min(self.operator.shape) > DENSE_DIM:
+                remedy = "use hesse.lstsq(A, b) with damping= or max_iterations=, or hesse.pinv(Dense(hesse.dense(A)))"
+            raise NotConvergedError(error.asked, error.found, f"{remedy}, or float64", error.partial) from error
 
     def transpose(self) -> LinearOperator:
         return _ByLsmr(self.operator.T)

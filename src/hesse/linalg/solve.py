@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, isfinite
 
 from hesse.core.errors import NotConvergedError, StructureError
 from hesse.core.tree import Tree
@@ -15,6 +15,7 @@ from hesse.linalg.answer import Answer, evaluated, solve_cholesky, solve_matrix
 from hesse.linalg.cg import NegativeCurvatureError, conjugate_gradients
 from hesse.linalg.condition import inverse_from
 from hesse.linalg.dense import dense
+from hesse.linalg.differentiable_rules import differentiable_solution
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.minres import minimal_residual
 from hesse.linalg.options import (
@@ -26,10 +27,11 @@ from hesse.linalg.options import (
     require_hermitian,
     require_square,
 )
-from hesse.linalg.products import apply
+from hesse.linalg.products import apply, row_norms
 from hesse.linalg.solution import (
     Sizes,
     Solution,
+    backward_rounding,
     default_rtol,
     error_bound,
     norm_from_below,
@@ -72,18 +74,19 @@ def solve(
             where that pays; else dense up to dimension 1000; else conjugate gradients if tagged Hermitian, and MINRES once
             they meet negative curvature; else LSMR.
         rtol: largest ``|b - A x| / |b|``; by default 1e-8, or the root of the rounding unit of the coarsest
-            leaf dtype where that is larger (3.5e-4 in float32).
+            leaf dtype where that is larger (3.5e-4 in float32). Rules that know ``|A|`` (convolutions) may leave 32
+            units of rounding times ``|A| |x| + |b|``, too (Rigal and Gaches 1967).
         max_iterations: of an iterative method; by default ``10 dim``, at most 10000.
         preconditioner: an operator close to the inverse of `A`, for iterative methods; Hermitian positive definite
             except for LSMR. See `jacobi`, `deflation` and `nystrom`.
         on_failure: ``"raise"``, or ``"return"`` what was reached, with a warning.
-        full: return a `Solution` instead of its value.
+        full: return a `Solution` instead of its value; a value alone has derivatives for convolutions, else it is a number.
 
     Raises:
-        StructureError: `A` is not square or not of the form that Woodbury needs, `b` is not in its space, or there is no
-            such method.
+        StructureError: `A` is not square or not of the form that Woodbury needs, `b` is not in its space, no such method.
         SymmetryError: a method for Hermitian operators on one that is not tagged so, or whose products contradict the
             tag; one for positive definite operators on another.
+        UnsupportedError: within a transform of `torch.func`, where derivatives would silently be zero.
         NotConvergedError: the true residual is too large, or the operator is singular; carries the `Solution` reached.
 
     Cost: dense: dim products, in blocks. A product a step, about ``sqrt(condition)`` steps for conjugate gradients, up to
@@ -93,20 +96,29 @@ def solve(
     check_choice("solve", "on_failure", on_failure, ON_FAILURE)
     require_square(A, "solve", "use lstsq(A, b), or solve the normal equations with A.H @ A")
     check_positive("solve", rtol=rtol, max_iterations=max_iterations)
-    rtol = default_rtol(A) if rtol is None else rtol
-    steps = min(10 * A.shape[0], 10_000) if max_iterations is None else max_iterations
+    if method == "auto" and not full and (known := differentiable_solution(A, b, "solve")) is not None:
+        return known
     _check_preconditioner(A, preconditioner)
+    rtol = default_rtol(A) if rtol is None else rtol
     B, batch = right_hand_sides(A, b, "solve")
-    used, answer = _answer(A, B, method, _Options(rtol, steps, preconditioner))
+    used, answer = _answer(A, B, method, _Options(rtol, max_iterations or min(10 * A.shape[0], 10_000), preconditioner))
     residual = relative_residual(A, B, answer.value) if answer.residual is None else answer.residual
     value = A.in_space.unravel(answer.value.reshape(*batch, A.shape[1]))
-    result = Solution(
-        value, residual, answer.iterations, answer.method or used, None, answer.truncated, answer.condition,
-        answer.forward_error or (lambda: _error(A, B, answer, used)),
-    )  # fmt: skip
-    if answer.trouble or not residual <= rtol:
+    error = answer.forward_error or (lambda: _error(A, B, answer, used))
+    named = answer.method or used
+    result = Solution(value, residual, answer.iterations, named, None, answer.truncated, answer.condition, error)
+    if answer.trouble or not (residual <= rtol or _is_rounding(A, B, answer, rtol)):
         conclude(_failure(result, rtol, answer), on_failure)
     return result if full else value
+
+
+def _is_rounding(A: LinearOperator, B: Tensor, answer: Answer, rtol: float) -> bool:
+    """Whether each residual is small, or such as rounding leaves: then x is exact for an operator that differs by so little."""
+    if answer.norm is None or not bool(isfinite(answer.value).all()):
+        return False
+    missed, size = row_norms(B - apply(A, answer.value)), row_norms(B)
+    noise = backward_rounding(A) * (answer.norm * row_norms(answer.value) + size)
+    return bool(((missed <= rtol * size) | (missed <= noise)).all())
 
 
 def _error(A: LinearOperator, B: Tensor, answer: Answer, method: str) -> float:
@@ -216,8 +228,11 @@ def _failure(partial: Solution, rtol: float, answer: Answer) -> NotConvergedErro
         found += f"; {answer.trouble}"
     if answer.truncated:
         found += f"; a null space of dimension {answer.truncated}"
-    if isinstance(answer.condition, float):
+    if isinstance(answer.condition, float) and answer.condition < inf:
         found += f"; condition number about {answer.condition:.1g}"
+    asked = f"solve by {partial.method} did not reach rtol={rtol:.2g}."
+    if partial.residual <= rtol and answer.trouble:
+        asked = f"solve by {partial.method} needs an operator that it can tell from singular ones."
     remedy = "add damping (A + c * hesse.identity(A.in_space)), which makes a singular operator regular"
     if answer.truncated or (isinstance(answer.condition, float) and answer.condition == inf):
         remedy = f"use hesse.pinv(A) @ b or hesse.lstsq(A, b) for the shortest x of least squares; {remedy}"
@@ -225,6 +240,4 @@ def _failure(partial: Solution, rtol: float, answer: Answer) -> NotConvergedErro
         remedy += ", a preconditioner or more max_iterations"
     if partial.method == "lsmr":
         remedy += ", use method='dense'"
-    return NotConvergedError(
-        f"solve by {partial.method} did not reach rtol={rtol:.2g}.", found, remedy + ", or float64", partial
-    )
+    return NotConvergedError(asked, found, remedy + ", or float64", partial)

@@ -5,5 +5,18 @@ from hesse.nn.auto_criterion import AutoCriterion
 from hesse.nn.auto_module import AutoModule
 from hesse.nn.functionalize import functionalize
 from hesse.nn.optimizer import OptimStep, optim
+from hesse.nn.receptive_field import ReceptiveFieldConv1d, ReceptiveFieldConv2d, ReceptiveFieldConv3d
 
-__all__ = ["AutoCriterion", "AutoModule", "OptimStep", "functionalize", "layers", "losses", "models", "optim"]
+__all__ = [
+    "AutoCriterion",
+    "AutoModule",
+    "OptimStep",
+    "ReceptiveFieldConv1d",
+    "ReceptiveFieldConv2d",
+    "ReceptiveFieldConv3d",
+    "functionalize",
+    "layers",
+    "losses",
+    "models",
+    "optim",
+]

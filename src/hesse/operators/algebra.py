@@ -11,6 +11,7 @@ from hesse.core.errors import StructureError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
+from hesse.operators.sameness import are_adjoint
 
 _ADDITIVE = frozenset({Tag.SYMMETRIC, Tag.HERMITIAN, Tag.PSD, Tag.DIAGONAL})
 
@@ -173,7 +174,7 @@ class Congruence(LinearOperator):
         if not self.in_space.dtype.is_complex:
             return Congruence(self.outer, None if self.middle is None else self.middle.T)
         middle = self._adjoint if self.middle is None else self._adjoint @ self.middle
-        return (middle @ self.outer).T
+        return Composed(middle, self.outer).T
 
     def __repr__(self) -> str:
         tags = ", ".join(sorted(tag.value for tag in self.tags))
@@ -224,11 +225,12 @@ def scale(factor: Any, operator: LinearOperator) -> LinearOperator:
 
 
 def compose(first: LinearOperator, second: LinearOperator) -> LinearOperator:
-    """``first @ second``; the identity disappears."""
+    """``first @ second``; the identity disappears, and ``A.H @ A`` is known to be positive semi-definite."""
     from hesse.operators.identity import Identity
 
     if isinstance(first, Identity) and first.in_space == second.out_space:
         return second
     if isinstance(second, Identity) and first.in_space == second.out_space:
         return first
-    return Composed(first, second)
+    is_known = bool(first.tags & second.tags & {Tag.HERMITIAN, Tag.DIAGONAL})  # squares, and what stays diagonal
+    return Congruence(second) if not is_known and are_adjoint(first, second) else Composed(first, second)

@@ -6,13 +6,8 @@ import pytest
 import torch
 
 from hesse.convolutions import ladder
-from hesse.convolutions.questions.inverses import (
-    InverseOperator,
-    condition_of,
-    inverse_norm,
-    inverse_of,
-    ranked_inverse,
-)
+from hesse.convolutions.inverse_norm import condition_of, inverse_norm
+from hesse.convolutions.questions.inverses import InverseOperator, inverse_of, ranked_inverse
 from hesse.linalg.dense import dense
 from tests.convolutions.dense_oracle import CASES, Case
 

@@ -28,6 +28,21 @@ def pairs(case: Case) -> list[tuple[LinearOperator, Tensor]]:
     return [(A, M), (A.T, M.mT)]
 
 
+def test_as_exact_as_rounding_allows() -> None:
+    """Of a condition number of 3e12, x is so long that the rounding of the products is above 1e-8 of the right-hand side."""
+    case = Case("long", (3, 3, 3), (3, 160), {"padding": 1}, torch.complex128)
+    A, M = case.operator(case.weight(3)), case.matrix(case.weight(3))
+    b = torch.randn(2, 3, 160, dtype=case.dtype, generator=torch.Generator().manual_seed(2))
+    for operator, matrix in ((A, M), (A.T, M.mT), (A.H, M.mH)):
+        for question in (solve, lstsq):
+            found = question(operator, b, full=True)
+            x = found.value.flatten(1)
+            missed = torch.linalg.vector_norm(b.flatten(1) - x @ matrix.mT, dim=1)
+            scale = torch.linalg.matrix_norm(matrix, 2) * torch.linalg.vector_norm(x, dim=1)
+            assert found.residual > 1e-8
+            assert float((missed / scale).max()) <= 32 * torch.finfo(torch.float64).eps
+
+
 @pytest.mark.parametrize("case", SQUARE, ids=str)
 def test_solve(case: Case) -> None:
     for A, M in pairs(case):

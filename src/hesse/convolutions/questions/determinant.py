@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from hesse.convolutions import circular, square
+from hesse.convolutions import circular, determinant
+from hesse.convolutions.boundary import boundary_size, require
 from hesse.convolutions.operator import Convolution, TransposedConvolution
 from hesse.convolutions.small import group_matrices
+from hesse.convolutions.square import SquareSystem
 from hesse.convolutions.truncation import factor_dtype
 from hesse.core.memory import Budget, chunk_size, current_budget
 from hesse.linalg.options import require_square
@@ -29,8 +31,9 @@ def log_determinant(A: Convolution | TransposedConvolution, *, memory: Budget | 
         StructureError: A is not square.
         MemoryBudgetError: the matrix is needed and does not fit.
 
-    Cost: on a torus an LU decomposition for each frequency; by the boundary method one more, of the size of the
-    boundary; else (small ones, and where that method does not apply) one of the matrix of each group.
+    Cost: on a torus an LU decomposition for each frequency; by the boundary method two more, of the size of the
+    boundary; else (small ones, singular ones, and determinants that are tiny beside that of the torus) one of the matrix of
+    each group. Masked kernels without derivatives: that of one tap.
     """
     if isinstance(A, TransposedConvolution):
         return log_determinant(A.convolution, memory=memory)
@@ -40,10 +43,13 @@ def log_determinant(A: Convolution | TransposedConvolution, *, memory: Budget | 
     side = g.in_dim // g.groups
     if g.is_circular:
         return SignLog(*circular.log_determinant(Convolution(weight, g)))
-    if side > _DENSE_DIM and square.SquareSystem.fits(A):
-        found = square.log_determinant(Convolution(weight, g))
-        if found is not None:
-            return SignLog(*found)
+    B = Convolution(weight, g)
+    found = determinant.triangular(B)
+    if found is None and side > _DENSE_DIM and SquareSystem.fits(A):
+        require(B, boundary_size(B), current_budget(memory, weight.device))
+        found = determinant.log_determinant(B)
+    if found is not None:
+        return SignLog(*found)
     needed = _COPIES * g.groups * side**2 * weight.element_size()
     chunk_size(1, needed, 0, current_budget(memory, weight.device), f"the matrix of {A}")
     sign, logabs = torch.linalg.slogdet(group_matrices(g, weight))

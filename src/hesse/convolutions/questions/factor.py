@@ -8,10 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from hesse.convolutions.inverse import Inverse
+from hesse.convolutions.inverse_norm import condition_of
 from hesse.convolutions.ladder import Laddered
 from hesse.convolutions.operator import Convolution, TransposedConvolution
 from hesse.convolutions.questions.determinant import log_determinant
-from hesse.convolutions.questions.inverses import condition_of, inverse_of
+from hesse.convolutions.questions.inverses import inverse_of
 from hesse.convolutions.questions.solutions import answer
 from hesse.convolutions.stored_inverse import restored, stored
 from hesse.core.memory import Budget

@@ -1,20 +1,14 @@
-"""The inverse behind a question, and the norm of that inverse."""
+"""The inverse behind a question."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from hesse.convolutions.cached import Inverses
-from hesse.convolutions.certificate import COUNTED
 from hesse.convolutions.inverse import Inverse
 from hesse.convolutions.operator import Convolution
-from hesse.core import random
 from hesse.core.memory import Budget
-from hesse.linalg.svd_krylov import SingularSearch
 from hesse.operators import LinearOperator
-
-_SURE = 1e-3  # residual at which the norm of an inverse has been found by iteration
-_PRODUCTS = 400
 
 
 def inverse_of(A: Convolution, *, rtol: float | None = None, memory: Budget | None = None) -> Inverse:
@@ -57,22 +51,3 @@ class InverseOperator(LinearOperator):
 
     def transpose(self) -> LinearOperator:
         return InverseOperator(self.inverse, transposed=not self.transposed)
-
-
-def inverse_norm(inverse: Inverse) -> float:
-    """``|A⁺|``: one over the smallest singular value that is kept.
-
-    Cost: nothing where all singular values are known; else some tens of solutions.
-    """
-    norm = inverse.norm()
-    if not norm:
-        return 0.0
-    if inverse.method in COUNTED:
-        return inverse.condition() / norm
-    search = SingularSearch(InverseOperator(inverse), 1, "largest", _SURE, random.make_generator())
-    return (1 + _SURE) * float(search.run(_PRODUCTS).values.max())
-
-
-def condition_of(inverse: Inverse) -> float:
-    """The largest singular value over the smallest that is kept."""
-    return inverse.condition() if inverse.method in COUNTED else inverse.norm() * inverse_norm(inverse)

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from hesse.convolutions.certificate import certified
 from hesse.convolutions.inverse import Inverse
+from hesse.convolutions.inverse_norm import condition_of, inverse_norm_bound
 from hesse.convolutions.operator import Convolution, TransposedConvolution
-from hesse.convolutions.questions.inverses import condition_of, inverse_norm, inverse_of
+from hesse.convolutions.questions.inverses import inverse_of
 from hesse.linalg import Answer, lstsq_rule, solve_rule
 from hesse.linalg.factor import conjugated
 from hesse.linalg.lstsq_rules import Inner as LstsqInner
@@ -42,7 +43,7 @@ def answer(inverse: Inverse, B: Tensor, *, adjoint: bool = False) -> Answer:
         norm=inverse.norm(),
         truncated=None if inverse.method == "krylov" else inverse.truncated,
         method=inverse.method,
-        inverse_norm=lambda: inverse_norm(inverse),
+        inverse_norm=lambda: inverse_norm_bound(inverse),
         forward_error=lambda: _forward_error(inverse, B, X, adjoint),
     )
 
@@ -60,7 +61,7 @@ def _forward_error(inverse: Inverse, B: Tensor, X: Tensor, adjoint: bool) -> flo
         W = inverse.apply(unit.reshape(len(X), *shape), adjoint=not adjoint).value.flatten(1)
         unsure = _ROUNDINGS * rounding(A) * (1 + norm * row_norms(W))
         away = (lengths * (row_norms(unit - apply(M.H, W)) + unsure)).double()
-    return error_bound(M, B.to(X.dtype), X, Sizes(norm, inverse_norm(inverse), away))
+    return error_bound(M, B.to(X.dtype), X, Sizes(norm, inverse_norm_bound(inverse), away))
 
 
 def _solved(inverse: Inverse, B: Tensor, adjoint: bool) -> Answer:

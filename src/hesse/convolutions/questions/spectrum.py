@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hesse.convolutions.inverse import Inverse
+from hesse.convolutions.inverse_norm import condition_of
 from hesse.convolutions.operator import Convolution, TransposedConvolution
-from hesse.convolutions.questions.inverses import InverseOperator, condition_of, ranked_inverse
+from hesse.convolutions.questions.inverses import InverseOperator, ranked_inverse
 from hesse.convolutions.questions.rank import null_rows
 from hesse.core import random
 from hesse.linalg import condition_rule, svd_rule
