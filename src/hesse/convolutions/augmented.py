@@ -128,7 +128,7 @@ class AugmentedSystem:
     def _on_torus(self, out: Tensor, into: Tensor) -> tuple[Tensor, Tensor]:
         a, b = fields.spectrum(out, self.torus, self.skew), fields.spectrum(into, self.torus, self.skew)
         oo, oi, ii = self.blocks
-        r, x = oo @ a + oi @ b, oi.mH @ a + ii @ b
+        r, x = oo @ a + oi @ b, fields.adjoint_product(oi, a) + ii @ b
         return (
             fields.from_spectrum(r, self.torus, self.skew, self.dtype, 1),
             fields.from_spectrum(x, self.torus, self.skew, self.dtype, self.torus.phases),

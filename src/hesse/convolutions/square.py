@@ -41,7 +41,7 @@ class SquareSystem:
 
     def __init__(self, A: Convolution, skew: Skew, inverse: Tensor) -> None:
         self.geometry, self.skew, self.dtype = A.geometry, skew, A.weight.dtype
-        self.torus, self.inverse = Torus(A.geometry.one_group), inverse
+        self.torus, self.inverse = Torus(A.geometry.one_group), inverse.contiguous()  # LAPACK's order makes products slow
         self.outside, self.inside = ring_columns(self.torus)
         S = capacity(self.inverse, self.torus, A, skew)
         self.size = S.shape[-1]
@@ -68,8 +68,8 @@ class SquareSystem:
         return fields.extract(self._on_torus(field, end[1], adjoint), end[0], end[3], torus)
 
     def _on_torus(self, field: Tensor, phases: int, adjoint: bool) -> Tensor:
-        H = self.inverse.mH if adjoint else self.inverse
-        waves = H @ fields.spectrum(field, self.torus, self.skew)
+        waves = fields.spectrum(field, self.torus, self.skew)
+        waves = fields.adjoint_product(self.inverse, waves) if adjoint else self.inverse @ waves
         return fields.from_spectrum(waves, self.torus, self.skew, self.dtype, phases)
 
 
