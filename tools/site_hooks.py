@@ -28,6 +28,7 @@ def reference_to(name: str) -> str:
     import hesse
 
     item = getattr(hesse, name)
+    item = item if hasattr(item, "__qualname__") else type(item)  # a callable object is documented by its class
     options = f"options: {{ heading: hesse.{name}, toc_label: {name} }}"
     return f"::: {item.__module__}.{item.__qualname__}\n    {options}"
 
