@@ -45,7 +45,7 @@ def test_entries_are_answers_to_unit_vectors(
     copies = torch.tensor([True, False, True, True, False])
     rows = Columns(True, slots(5, phases, 2), slots(5, phases, 3), copies)
     columns = Columns(False, slots(4, 1, 4))
-    found = Response(table, (2, 2, 3), (phases, 1)).between(rows, columns, TORUS, skew)
+    found = Response(table, (phases, 1)).between(rows, columns, TORUS, skew)
     assert found.shape == (2, 5 * 2, 4 * 3)
     zero = torch.zeros(12, 2, 3, TORUS.cells, dtype=dtype)
     eye = torch.eye(12, dtype=dtype)[:, None].expand(12, 2, 12)

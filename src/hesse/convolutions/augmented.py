@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from hesse.convolutions import fields
+from hesse.convolutions.border import BorderFactors
 from hesse.convolutions.capacity import Response
 from hesse.convolutions.fields import Columns
 from hesse.convolutions.operator import Convolution
@@ -66,11 +67,10 @@ class AugmentedSystem:
 
     def _factor(self, excess: list[Tensor]) -> None:
         torus, phases = self.torus, self.torus.phases
-        o, i = self.channels
-        count = self.geometry.groups
+        o = self.channels[0]
         of = [
-            [self._response(0, 0, (count, o, o), (1, 1)), self._response(0, 1, (count, o, i), (1, phases))],
-            [None, self._response(1, 1, (count, i, i), (phases, phases))],
+            [self._response(0, 0, (1, 1)), self._response(0, 1, (1, phases))],
+            [None, self._response(1, 1, (phases, phases))],
         ]
         rows: list[Tensor] = []
         for a, left in enumerate(self.columns):
@@ -93,17 +93,17 @@ class AugmentedSystem:
         self.scale = torch.full((self.size,), half, dtype=S.real.dtype, device=S.device)
         self.scale[:first] = 1 / half
         S = S.mul_(self.scale).mul_(self.scale[:, None])
-        self.lu, self.pivots, info = torch.linalg.lu_factor_ex(S)
-        self.is_singular = bool(info.any())
+        self.border = BorderFactors(S)
+        self.is_singular = self.border.is_singular
 
     def _slice(self, index: int) -> slice:
         sizes = [len(c.slots) * self.channels[c.on_inputs] for c in self.columns]
         return slice(sum(sizes[:index]), sum(sizes[: index + 1]))
 
-    def _response(self, a: int, b: int, channels: tuple[int, int, int], phases: tuple[int, int]) -> Response:
+    def _response(self, a: int, b: int, phases: tuple[int, int]) -> Response:
         block = self.blocks[a + b]
         table = fields.impulse_response(block, self.torus, self.skew, self.dtype, phases)
-        return Response(table, channels, phases)
+        return Response(table, phases)
 
     def solve(self, f: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
         """The r and x with ``r + A x = f`` and ``A^H r - d^2 x = h``, for images ``[k, ...]``."""
@@ -112,7 +112,7 @@ class AugmentedSystem:
         into = fields.embed(h, torus.inputs, g.groups, torus, torus.phases)
         r, x = self._on_torus(out, into)
         missed = torch.cat([c.take(x if c.on_inputs else r, torus) for c in self.columns], -1)
-        forces = torch.linalg.lu_solve(self.lu, self.pivots, (missed * self.scale).movedim(0, -1)).movedim(-1, 0)
+        forces = self.border.solve(missed * self.scale)
         for index, c in enumerate(self.columns):
             force = (-forces * self.scale)[..., self._slice(index)]
             if c.on_inputs:

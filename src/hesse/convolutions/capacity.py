@@ -10,7 +10,7 @@ from torch import Tensor
 from hesse.convolutions.fields import Columns, Skew
 from hesse.convolutions.torus import Slots, Torus, unraveled
 
-_CHUNK = 1 << 22  # numbers that are gathered at once
+_CHUNK = 1 << 24  # rows of the table that are gathered at once
 
 
 @dataclass(frozen=True)
@@ -19,40 +19,42 @@ class Response:
 
     Attributes:
         table: as of `impulse_response`.
-        channels: groups, row channels, column channels.
         phases: of rows and columns.
     """
 
     table: Tensor
-    channels: tuple[int, int, int]
     phases: tuple[int, int]
 
     def between(self, rows: Columns, columns: Columns, torus: Torus, skew: Skew) -> Tensor:
         """``rows^H inverse columns``: ``[groups, row slots * channels, column slots * channels]``. Differentiable."""
-        g, a, b = self.channels
+        g, a, _, b = self.table.shape
         count, width = len(rows.slots), len(columns.slots)
-        step = max(1, _CHUNK // max(1, width * g * a * b))
+        step = max(1, _CHUNK // max(1, width * g * a))
         parts = [
             self._part(rows, columns, torch.arange(start, min(start + step, count)), torus, skew)
             for start in range(0, count, step)
         ]
+        if len(parts) == 1:
+            return parts[0]
         return torch.cat(parts, dim=1) if parts else self.table.new_zeros(g, 0, width * b)
 
     def _part(self, rows: Columns, columns: Columns, some: Tensor, torus: Torus, skew: Skew) -> Tensor:
-        g, a, b = self.channels
+        g, a, places, b = self.table.shape
+        table = self.table.reshape(-1, b)
+        first = (places * torch.arange(g * a)).reshape(g, 1, a, 1)  # of the rows of the table, in the order of the result
         total: Tensor | None = None
         for row_slots, row_factor in rows.terms():
             for column_slots, column_factor in columns.terms():
-                places, signs = self._places(row_slots[some], column_slots, torus, skew)
-                block = self.table.index_select(0, places.flatten().to(self.table.device))
-                block = block.reshape(len(some), len(column_slots), g, a, b)
+                found, signs = self._places(row_slots[some], column_slots, torus, skew)
+                index = first + found[:, None, :]
+                block = table.index_select(0, index.flatten().to(table.device)).reshape(*index.shape, b)
                 factor = signs if row_factor is None else signs * row_factor[some][:, None]
                 factor = factor if column_factor is None else factor * column_factor
                 if not (row_factor is None and column_factor is None and not any(skew)):
-                    block = block * factor[:, :, None, None, None].to(block.device, block.real.dtype)
+                    block = block * factor[:, None, :, None].to(block.device, block.real.dtype)
                 total = block if total is None else total + block
         assert total is not None
-        return total.permute(2, 0, 3, 1, 4).reshape(g, len(some) * a, -1)
+        return total.reshape(g, len(some) * a, -1)
 
     def _places(self, rows: Slots, columns: Slots, torus: Torus, skew: Skew) -> tuple[Tensor, Tensor]:
         """Rows of the table, and the sign of the way between the slots, ``[rows, columns]``."""

@@ -93,7 +93,7 @@ def adjoint_product(blocks: Tensor, waves: Tensor) -> Tensor:
 
 
 def impulse_response(block: Tensor, torus: Torus, skew: Skew, dtype: torch.dtype, phases: tuple[int, int]) -> Tensor:
-    """Answers to unit vectors at cell 0: ``[frequencies, groups, rows, columns] -> [places, groups * rows * columns]``.
+    """Answers to unit vectors at cell 0: ``[frequencies, groups, rows, columns] -> [groups, rows, places, columns]``.
 
     The places are ``(row phase, column phase, cell)``; phases no longer count as channels.
     """
@@ -102,4 +102,4 @@ def impulse_response(block: Tensor, torus: Torus, skew: Skew, dtype: torch.dtype
     table = from_frequencies(waves.reshape(*waves.shape[:3], *shape), torus.size, dtype, skew)
     g, a, b = table.shape[:3]
     table = table.reshape(g, a // phases[0], phases[0], b // phases[1], phases[1], torus.cells)
-    return table.permute(2, 4, 5, 0, 1, 3).reshape(phases[0] * phases[1] * torus.cells, -1)
+    return table.permute(0, 1, 2, 4, 5, 3).reshape(g, a // phases[0], -1, b // phases[1])

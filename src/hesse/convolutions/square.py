@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hesse.convolutions import fields
+from hesse.convolutions.border import BorderFactors
 from hesse.convolutions.capacity import Response
 from hesse.convolutions.fields import Columns, Skew
 from hesse.convolutions.operator import Convolution
@@ -43,10 +44,8 @@ class SquareSystem:
         self.geometry, self.skew, self.dtype = A.geometry, skew, A.weight.dtype
         self.torus, self.inverse = Torus(A.geometry.one_group), inverse.contiguous()  # LAPACK's order makes products slow
         self.outside, self.inside = ring_columns(self.torus)
-        S = capacity(self.inverse, self.torus, A, skew)
-        self.size = S.shape[-1]
-        self.lu, self.pivots, info = torch.linalg.lu_factor_ex(S)
-        self.is_singular = bool(info.any())
+        self.border = BorderFactors(capacity(self.inverse, self.torus, A, skew))
+        self.size, self.is_singular = self.border.size, self.border.is_singular
 
     @staticmethod
     def fits(A: Convolution) -> bool:
@@ -62,8 +61,8 @@ class SquareSystem:
         sides = [(torus.outputs, 1, self.outside, g.out_shape), (torus.inputs, torus.phases, self.inside, g.in_shape)]
         start, end = sides if not adjoint else sides[::-1]
         field = fields.embed(y, start[0], g.groups, torus, start[1])
-        missed = end[2].take(self._on_torus(field, end[1], adjoint), torus).movedim(0, -1)
-        forces = torch.linalg.lu_solve(self.lu, self.pivots, missed, adjoint=adjoint).movedim(-1, 0)
+        missed = end[2].take(self._on_torus(field, end[1], adjoint), torus)
+        forces = self.border.solve(missed, adjoint=adjoint)
         field = start[2].add(field, -forces, torus)
         return fields.extract(self._on_torus(field, end[1], adjoint), end[0], end[3], torus)
 
@@ -91,12 +90,10 @@ def ring_columns(torus: Torus) -> tuple[Columns, Columns]:
 
 def capacity(inverse: Tensor, torus: Torus, A: Convolution, skew: Skew) -> Tensor:
     """``S = N^H H E_s`` ``[groups, size, size]`` from the inverse symbol ``[frequencies, groups, in * phases, out]``."""
-    g = A.geometry
     outside, inside = ring_columns(torus)
     phases = (torus.phases, 1)
     table = fields.impulse_response(inverse, torus, skew, A.weight.dtype, phases)
-    response = Response(table, (g.groups, g.in_channels // g.groups, g.out_channels // g.groups), phases)
-    return response.between(inside, outside, torus, skew)
+    return Response(table, phases).between(inside, outside, torus, skew)
 
 
 class InvertedSymbol(NamedTuple):

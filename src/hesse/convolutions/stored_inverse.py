@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.convolutions.augmented import AugmentedSystem
+from hesse.convolutions.border import BorderFactors
 from hesse.convolutions.boundary import BoundaryInverse
 from hesse.convolutions.circular import CircularInverse
 from hesse.convolutions.fields import Columns
@@ -25,11 +26,11 @@ from hesse.convolutions.truncation import Cut, Factors
 from hesse.core.errors import UnsupportedError
 
 _PARTS: tuple[type, ...] = (
-    Augmented, AugmentedSystem, BoundaryInverse, CircularInverse, Columns, Cut, DenseInverse, Direct, Factors, Geometry, Kind,
-    PatchInverse, Slots, SquareSystem, Torus, Triplets,
+    Augmented, AugmentedSystem, BorderFactors, BoundaryInverse, CircularInverse, Columns, Cut, DenseInverse, Direct, Factors,
+    Geometry, Kind, PatchInverse, Slots, SquareSystem, Torus, Triplets,
 )  # fmt: skip
 _NAMES = {part.__name__: part for part in _PARTS}
-_CHEAP = (Torus,)  # whose derived attributes are left out
+_CHEAP = (CircularInverse, Torus)  # whose derived attributes are left out
 _OPERATOR = "convolution"
 
 
