@@ -139,7 +139,7 @@ def draw(result: Result, path: Path) -> None:
     ):
         errors = [error(getattr(result.by_kept[kept], name), result.picture) for kept in counts]
         curve.loglog(counts, errors, "o-", color=color, markersize=3.5, label=label)
-    curve.axvline(12, color=GRAY, linewidth=1, linestyle="--")
+    curve.axvline(12, color=GRAY, linewidth=1, linestyle="--", label="as many features as pixels")
     curve.set_xticks(counts, [str(kept) for kept in counts])
     curve.minorticks_off()
     curve.legend(frameon=False, labelcolor=INK, fontsize=8)

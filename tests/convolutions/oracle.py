@@ -95,6 +95,20 @@ def assert_is_pinv(inverse: object, A: Convolution, *, rtol: float | None = None
     assert abs(inverse.condition() / condition - 1) < 1e-13 * condition * slack  # type: ignore[attr-defined]
 
 
+def assert_spectrum_and_null_space(inverse: object, A: Convolution) -> None:
+    """Of an inverse that counts singular values: all of them, and bases of the null spaces of A and its adjoint."""
+    assert inverse is not None
+    M = matrix(A)
+    values = torch.linalg.svdvals(M)
+    torch.testing.assert_close(inverse.singular_values(), values, rtol=1e-12, atol=1e-14 * float(values[0]))  # type: ignore[attr-defined]
+    rank = len(values) - inverse.truncated  # type: ignore[attr-defined]
+    for adjoint, block in ((False, M), (True, M.mH)):
+        null = inverse.null_vectors(adjoint=adjoint).flatten(1)  # type: ignore[attr-defined]
+        assert len(null) == block.shape[1] - rank
+        torch.testing.assert_close(null.conj() @ null.mT, torch.eye(len(null)).to(null))
+        assert float((block @ null.mT).abs().sum()) <= 1e-12 * len(null) * float(values[0])
+
+
 def penrose(M: Tensor, P: Tensor) -> float:
     """The largest of the four relative Penrose residuals."""
     norm = torch.linalg.matrix_norm

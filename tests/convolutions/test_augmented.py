@@ -26,7 +26,7 @@ def unit(number: int) -> Convolution:
 
 
 def test_the_system_is_that_of_the_matrix(sweep: Callable[[range, int], list[int]]) -> None:
-    for number in sweep(range(1000), 60):
+    for number in sweep(range(1000), 30):
         A, d = unit(number), 0.1
         g = A.geometry
         system = AugmentedSystem(A, d)

@@ -35,7 +35,7 @@ def close(found: Tensor, expected: Tensor, drawn: Options) -> None:
 
 
 def test_matrix(sweep: Callable[..., list[int]]) -> None:
-    for seed in sweep(SEEDS, 80):
+    for seed in sweep(SEEDS, 40):
         drawn, A, M = case(seed)
         close(hesse.dense(A), M, drawn)
         close(hesse.dense(A.T), M.mT, drawn)
@@ -43,7 +43,7 @@ def test_matrix(sweep: Callable[..., list[int]]) -> None:
 
 
 def test_sparse_entries(sweep: Callable[..., list[int]]) -> None:
-    for seed in sweep(SEEDS, 60):
+    for seed in sweep(SEEDS, 30):
         drawn, A, M = case(seed)
         for B, N in ((A, M), (A.T, M.mT), (2 * A, 2 * M)):
             array = entries_rule(B)
@@ -52,7 +52,7 @@ def test_sparse_entries(sweep: Callable[..., list[int]]) -> None:
 
 
 def test_norm_and_sums_of_squares(sweep: Callable[..., list[int]]) -> None:
-    for seed in sweep(SEEDS, 80):
+    for seed in sweep(SEEDS, 40):
         drawn, A, M = case(seed)
         expected = float(torch.linalg.matrix_norm(M))
         for B in (A, A.T, A.H):

@@ -43,6 +43,7 @@ def close(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> bool:
     return float((found - expected).norm()) <= tolerance * max(float(expected.norm()), 1e-3)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("transposed", [False, True], ids=["A", "A.T"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_gradients_are_those_of_the_matrix(case: Case, transposed: bool) -> None:
@@ -62,6 +63,7 @@ def test_gradients_are_those_of_the_matrix(case: Case, transposed: bool) -> None
         assert close(one, other, 1e-7)
 
 
+@pytest.mark.sampled(12)
 @pytest.mark.parametrize("transposed", [False, True], ids=["A", "A.T"])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_forward_mode(case: Case, transposed: bool) -> None:
@@ -75,6 +77,7 @@ def test_forward_mode(case: Case, transposed: bool) -> None:
     assert close(found, expected)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", SMALL, ids=str)
 def test_finite_differences(case: Case) -> None:
     weight, Y = case.weight().requires_grad_(), images(case, count=1).requires_grad_()
@@ -86,6 +89,7 @@ def test_finite_differences(case: Case) -> None:
     assert gradgradcheck(f, (weight, Y), atol=1e-4, rtol=1e-4, fast_mode=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["square", "tall", "wide", "dead cells"])
 def test_transforms_of_torch_func(name: str) -> None:
     (case,) = [case for case in CASES if case.name == name]

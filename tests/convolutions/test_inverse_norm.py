@@ -49,6 +49,7 @@ def kept(case: Case, weight: Tensor) -> tuple[float, float]:
     return float(values[0]), float(values[-1])
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("case", [CLUSTER, *LARGE, *CASES], ids=str)
 def test_exact_where_the_matrix_is_small(case: Case) -> None:
     weight = TAPS if case is CLUSTER else case.weight()
@@ -60,6 +61,7 @@ def test_exact_where_the_matrix_is_small(case: Case) -> None:
         assert condition_of(found) == pytest.approx(largest / smallest, rel=1e-9)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("method", ["boundary", "krylov"])
 @pytest.mark.parametrize("case", [CLUSTER, *LARGE], ids=str)
 def test_by_iteration(case: Case, method: str, iterated: list[float]) -> None:

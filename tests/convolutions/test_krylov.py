@@ -42,6 +42,7 @@ def pinv(A: Convolution, *, adjoint: bool = False) -> tuple[Tensor, float]:
     return (P.mH if adjoint else P), float(values[0] / kept[-1])
 
 
+@pytest.mark.sampled(9)
 @pytest.mark.parametrize("adjoint", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_pseudo_inverse(name: str, adjoint: bool) -> None:
@@ -128,6 +129,7 @@ def test_condition_beyond_the_tolerance_is_said() -> None:
     assert "singular values have to be cut off" in found.trouble
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["identity and noise", "blur", "tall", "wide", "box, no rank", "complex"])
 def test_norm_and_condition(name: str) -> None:
     A = CASES[name]

@@ -27,6 +27,7 @@ def identity_like(channels: int, noise: float) -> torch.Tensor:
     return weight
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("weight", "size", "options", "method"),
     [

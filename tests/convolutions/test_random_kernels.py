@@ -16,7 +16,7 @@ from tests.convolutions.exact import LONG
 from tests.convolutions.scores import relative
 
 Sweep = Callable[[Sequence[int], int], list[int]]
-KEPT = {"auto": 200, "boundary": 12}
+KEPT = {"auto": 100, "boundary": 5}
 
 
 @pytest.mark.skipif(not LONG, reason="true errors take long doubles of 80 bits")

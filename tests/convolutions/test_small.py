@@ -8,7 +8,7 @@ import torch
 from hesse.convolutions import small
 from hesse.convolutions.operator import Convolution
 
-from .oracle import assert_is_pinv, by_layer, by_torch, convolution, images, kernel, matrix
+from .oracle import assert_is_pinv, assert_spectrum_and_null_space, by_layer, by_torch, convolution, images, kernel, matrix
 
 COMPLEX = torch.complex128
 CASES = {
@@ -42,18 +42,7 @@ def test_pseudo_inverse(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_spectrum_and_null_space(name: str) -> None:
-    A = CASES[name]
-    inverse = small.make(A)
-    assert inverse is not None
-    M = matrix(A)
-    values = torch.linalg.svdvals(M)
-    torch.testing.assert_close(inverse.singular_values(), values, rtol=1e-12, atol=1e-14 * float(values[0]))
-    rank = len(values) - inverse.truncated
-    for adjoint, block in ((False, M), (True, M.mH)):
-        null = inverse.null_vectors(adjoint=adjoint).flatten(1)
-        assert len(null) == block.shape[1] - rank
-        torch.testing.assert_close(null.conj() @ null.mT, torch.eye(len(null)).to(null))
-        assert float((block @ null.mT).abs().sum()) <= 1e-12 * len(null) * float(values[0])
+    assert_spectrum_and_null_space(small.make(CASES[name]), CASES[name])
 
 
 def test_cut_off_is_global_over_groups() -> None:

@@ -14,6 +14,7 @@ from hesse.convolutions.inverse import Inverse
 from hesse.convolutions.operator import Convolution
 from hesse.core.errors import NonFiniteError
 from hesse.core.memory import Budget
+from hesse.linalg.products import work_dtype
 
 _MOST = 16
 
@@ -22,7 +23,7 @@ class Inverses:
     """The inverses of convolutions of one geometry, each for some values of the weight.
 
     An inverse is found again by comparing the values of the weight with those that it was made of: a weight that has
-    changed, in whatever way, never meets an old inverse.
+    changed, in whatever way, never meets an old inverse. Weights of 16 bits are inverted in single precision.
 
     Args:
         geometry: everything but the weight.
@@ -57,7 +58,7 @@ class Inverses:
         Raises:
             NonFiniteError: NaN or infinity in the weight. Others as `ladder.inverse`.
         """
-        weight = weight.detach()
+        weight = weight.detach().to(work_dtype(weight.dtype))
         for inverse in self._kept:
             if _same(inverse.convolution.weight, weight):
                 return inverse

@@ -1,4 +1,4 @@
-"""What a solution is worth: its residuals with the true operator, never with what it was found by."""
+"""What a solution is worth: its residuals with the true operator, or with one that was compared with it."""
 
 from __future__ import annotations
 
@@ -93,14 +93,14 @@ def applied(inverse: Inverse, Y: Tensor, *, adjoint: bool = False, cut: float | 
 def certified(inverse: Inverse, Y: Tensor, *, adjoint: bool = False, cut: float | None = None) -> Applied:
     """What `Inverse.apply` gives, with trouble where the certificate fails.
 
-    Methods that have missed their own tolerance are judged by the certificate alone, if they prove the range; not those that
-    have met singular values which have to be dropped.
+    Methods that have measured their solutions to be right are believed. Those that have missed their own tolerance are judged
+    by the certificate alone, if they prove the range; not those that have met singular values which have to be dropped.
     """
     if not len(Y):
         g = inverse.convolution.geometry
         return Applied(Y.new_zeros(0, *(g.out_shape if adjoint else g.in_shape)))
-    found = inverse.apply(Y, adjoint=adjoint)
-    if getattr(inverse, "certified", False):
+    found = inverse.measured(Y, adjoint=adjoint)
+    if getattr(inverse, "certified", False) or found.backward_error <= _ROUNDINGS * torch.finfo(Y.dtype).eps:
         return found
     if found.trouble and (_TO_DROP in found.trouble or not proves_range(inverse)):
         return found

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import final
 
 import torch
 from torch import Tensor
 
+from hesse.convolutions.frequencies import Solved, Witness, blocks, cells, counts, images, phases, rows
 from hesse.convolutions.geometry import Geometry
 from hesse.convolutions.inverse import Applied, Inverse
 from hesse.convolutions.operator import Convolution
-from hesse.convolutions.symbol import from_frequencies, multiplicities, symbol, to_frequencies
 from hesse.convolutions.truncation import Cut, cut, cutoff_ratio, decompose, factor_dtype, one_thread
 from hesse.core.memory import Budget, current_budget
 
@@ -66,8 +67,7 @@ class CircularInverse(Inverse):
     def cut(self) -> Cut:
         """Where singular values were cut off."""
         if self._cut is None:
-            values, counts = self._spectrum()
-            self._cut = cut(values, counts, self._rtol, max(self._sides))
+            self._cut = cut(*self._spectrum(), self._rtol, max(self._sides))
         return self._cut
 
     @property
@@ -80,25 +80,31 @@ class CircularInverse(Inverse):
         A = self.convolution
         if self._values is None:
             self._values = _singular_values(blocks(A.geometry, A.weight.detach().to(factor_dtype(A.weight.dtype))))
-        counts = _counts(A.geometry, A.weight)
-        values = self._values.reshape(len(counts), -1)
-        return values, counts[:, None].expand_as(values)
+        times = counts(A.geometry, A.weight)
+        values = self._values.reshape(len(times), -1)
+        return values, times[:, None].expand_as(values)
 
     def apply(self, Y: Tensor, *, adjoint: bool = False) -> Applied:
         g = self.convolution.geometry
-        out, into = self._sides
-        channels = into if adjoint else out
-        W = to_frequencies(_phases(g, Y) if adjoint else Y, g.ndim)
-        freq = W.shape[-g.ndim :]
-        # one product a frequency, images as rows; the adjoint blocks act on conjugates, so that no block is conjugated
-        W = W.conj() if adjoint else W
-        rows = W.reshape(len(Y) * g.groups * channels, -1).T.contiguous()
-        rows = rows.reshape(-1, len(Y), g.groups, channels).transpose(1, 2).reshape(-1, len(Y), channels)
-        found = torch.bmm(rows, self.blocks.mT if adjoint else self.blocks)
-        found = found.reshape(-1, g.groups, len(Y), found.shape[-1]).permute(2, 1, 3, 0)
-        found = found.conj() if adjoint else found
-        X = from_frequencies(found.reshape(len(Y), -1, *freq), g.out_size, Y.dtype)
-        return Applied(X if adjoint else _cells(g, X))
+        found = torch.bmm(rows(g, Y, adjoint=adjoint), self._acting(adjoint))
+        return Applied(images(g, found, Y.dtype, adjoint=adjoint))
+
+    def measured(self, Y: Tensor, *, adjoint: bool = False) -> Applied:
+        g = self.convolution.geometry
+        right, inverse = rows(g, Y, adjoint=adjoint), self._acting(adjoint)
+        found = torch.bmm(right, inverse)
+        X = images(g, found, Y.dtype, adjoint=adjoint)
+        sizes = torch.stack([torch.linalg.vector_norm(V, dim=tuple(range(1, V.ndim))) for V in (Y, X)])
+        solved = Solved(right, found, sizes, inverse, self.truncated > 0)
+        return Applied(X, backward_error=self._witness.backward_error(solved, adjoint=adjoint))
+
+    def _acting(self, adjoint: bool) -> Tensor:
+        """On rows: one product a frequency."""
+        return self.blocks.mT if adjoint else self.blocks
+
+    @cached_property
+    def _witness(self) -> Witness:
+        return Witness(self.convolution)
 
     def norm(self) -> float:
         return self.cut.norm
@@ -108,8 +114,8 @@ class CircularInverse(Inverse):
 
     def singular_values(self) -> Tensor:
         """All ``min(m, n)`` of the operator, in descending order, in double precision."""
-        values, counts = self._spectrum()
-        return values.flatten().repeat_interleave(counts.flatten()).sort(descending=True).values
+        values, times = self._spectrum()
+        return values.flatten().repeat_interleave(times.flatten()).sort(descending=True).values
 
     def null_vectors(self, *, adjoint: bool = False) -> Tensor:
         """``[nullity, *in_shape]``: orthonormal images that count as mapped to zero; with `adjoint` those of ``A^H``.
@@ -148,14 +154,7 @@ class CircularInverse(Inverse):
             waves = waves.real
         elif is_real:
             waves = 2**0.5 * torch.cat([waves.real, waves.imag])
-        return (waves if adjoint else _cells(g, waves)).to(A.weight.dtype)
-
-
-def blocks(g: Geometry, weight: Tensor) -> Tensor:
-    """``[frequencies * groups, out, in * prod(stride)]``: the symbol on the torus of the image; differentiable."""
-    weight = weight.reshape(g.groups, g.out_channels // g.groups, *weight.shape[1:])
-    offset = tuple(-before for before, _ in g.padding)
-    return symbol(weight, g.out_size, stride=g.stride, dilation=g.dilation, offset=offset).flatten(0, g.ndim)
+        return (waves if adjoint else cells(g, waves)).to(A.weight.dtype)
 
 
 def log_determinant(A: Convolution) -> tuple[Tensor, Tensor]:
@@ -164,12 +163,12 @@ def log_determinant(A: Convolution) -> tuple[Tensor, Tensor]:
     Cost: an LU decomposition for each frequency and group.
     """
     g = A.geometry
-    counts = _counts(g, A.weight)
+    times = counts(g, A.weight)
     with one_thread(g.out_channels // g.groups):
         sign, value = torch.linalg.slogdet(blocks(g, A.weight))
-    sign, value = (t.reshape(len(counts), g.groups) for t in (sign, value))
-    total = (value * counts[:, None]).sum()
-    whole = (sign if A.weight.is_complex() else sign[counts == 1]).prod() * _parity(g)
+    sign, value = (t.reshape(len(times), g.groups) for t in (sign, value))
+    total = (value * times[:, None]).sum()
+    whole = (sign if A.weight.is_complex() else sign[times == 1]).prod() * _parity(g)
     return whole if A.weight.is_complex() else whole.real.sgn(), total
 
 
@@ -192,37 +191,11 @@ def _singular_values(C: Tensor) -> Tensor:
         return torch.linalg.svdvals(C)
 
 
-def _counts(g: Geometry, weight: Tensor) -> Tensor:
-    """``[frequencies]``: how many frequencies of the whole spectrum each stands for."""
-    last = multiplicities(g.out_size, not weight.is_complex(), weight.device)
-    return last.repeat(math.prod(g.out_size[:-1]))
-
-
-def _phases(g: Geometry, x: Tensor) -> Tensor:
-    """``[k, c, *size] -> [k, c * prod(stride), *out_size]``, phases varying fastest."""
-    if set(g.stride) == {1}:
-        return x
-    split = [number for pair in zip(g.out_size, g.stride, strict=True) for number in pair]
-    last = 2 + 2 * g.ndim
-    x = x.reshape(*x.shape[:2], *split).permute(0, 1, *range(3, last, 2), *range(2, last, 2))
-    return x.reshape(len(x), -1, *g.out_size)
-
-
-def _cells(g: Geometry, z: Tensor) -> Tensor:
-    """Undo `_phases`."""
-    if set(g.stride) == {1}:
-        return z
-    d = g.ndim
-    z = z.reshape(len(z), -1, *g.stride, *g.out_size)
-    order = [axis for a in range(d) for axis in (2 + d + a, 2 + a)]
-    return z.permute(0, 1, *order).reshape(len(z), -1, *g.size)
-
-
 def _parity(g: Geometry) -> int:
     """The sign of the permutation that sorts the cells of an image by phases; 1 or -1."""
     if g.in_channels % 2 == 0 or set(g.stride) == {1}:
         return 1
-    step = _phases(g, torch.arange(math.prod(g.size)).reshape(1, 1, *g.size)).flatten()
+    step = phases(g, torch.arange(math.prod(g.size)).reshape(1, 1, *g.size)).flatten()
     least = torch.arange(len(step))
     for _ in range(len(step).bit_length()):  # each cycle gets its least member for a name, in steps of doubled length
         least, step = torch.minimum(least, least[step]), step[step]

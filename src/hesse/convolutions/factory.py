@@ -72,8 +72,8 @@ class ConvolutionFactory:
             A `Convolution`, or for a transposed layer the transpose of one. It holds ``module.weight`` itself, so that it
             follows a training step, and derivatives by the parameters pass through products. What is replaced instead of
             written into is not followed: of a parametrized layer (weight norm, ...), whose weight is computed anew at each
-            use, it takes the weight of this moment; make the operator again after a step, or after ``module.weight = ...``,
-            ``load_state_dict(assign=True)`` or a change of dtype.
+            use, it takes the weight of this moment; make the operator again after a step, or after ``module.weight = ...`` or
+            ``load_state_dict(assign=True)``. After ``module.double()`` and the like it refuses until it is made again.
 
         Raises:
             UnsupportedError: another kind of module, one with hooks, or with a `forward` of its own.

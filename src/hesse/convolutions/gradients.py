@@ -20,6 +20,7 @@ from hesse.convolutions.geometry import Geometry
 from hesse.convolutions.products import convolve, convolve_transposed
 from hesse.convolutions.weight_gradient import weight_gradient
 from hesse.core.errors import UnsupportedError
+from hesse.linalg.products import work_dtype
 
 _CLEAR_GAP = 1e3
 
@@ -38,7 +39,7 @@ def pseudo_inverse_product(weight: Tensor, Y: Tensor, inverses: Inverses, *, adj
     the largest dropped one over the smallest kept one, `Inverse.gap` to the power -1.
 
     Args:
-        weight: of the convolution.
+        weight: of the convolution; of 16 bits it is taken in single precision, and the result is rounded.
         Y: images, of its dtype.
         inverses: where the inverse for these values of the weight comes from.
         adjoint: apply the adjoint of the pseudo-inverse.
@@ -49,6 +50,9 @@ def pseudo_inverse_product(weight: Tensor, Y: Tensor, inverses: Inverses, *, adj
     Cost: one solution; backward one more (the adjoint one) for the gradient by `Y`. By the weight: none more for regular
     A, 1 for full column rank, 2 for full row rank, 3 otherwise. Forward mode as much as backward mode.
     """
+    dtype = work_dtype(weight.dtype)
+    if dtype != weight.dtype:  # certificates to 16 bits would say nothing
+        return pseudo_inverse_product(weight.to(dtype), Y.to(dtype), inverses, adjoint=adjoint).to(weight.dtype)
     return _Product.apply(weight, Y, inverses, adjoint)  # pyright: ignore[reportReturnType]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import NamedTuple
 
@@ -17,11 +18,13 @@ class Applied(NamedTuple):
         value: ``[k, *shape]``.
         iterations: steps that it took (refinements count).
         trouble: why the tolerance was not reached; empty if it was.
+        backward_error: the worst of the block (see `Certificate`), where the method has measured it; else infinite.
     """
 
     value: Tensor
     iterations: int = 0
     trouble: str = ""
+    backward_error: float = math.inf
 
 
 class Inverse(ABC):
@@ -49,6 +52,10 @@ class Inverse(ABC):
     @abstractmethod
     def apply(self, Y: Tensor, *, adjoint: bool = False) -> Applied:
         """``A⁺ y`` for images ``[k, *out_shape]``; with `adjoint` ``A⁺ᴴ x`` for images ``[k, *in_shape]``."""
+
+    def measured(self, Y: Tensor, *, adjoint: bool = False) -> Applied:
+        """As `apply`, with the backward error if the method can tell it for less than products with the operator cost."""
+        return self.apply(Y, adjoint=adjoint)
 
     @abstractmethod
     def norm(self) -> float:

@@ -26,6 +26,7 @@ _MAX_ITERATIONS = 1000
 _VECTORS = 8  # images in and out that an iteration holds
 _ROUNDINGS = 200  # times eps: residuals that rounding errors may leave
 _POWER_STEPS, _ROUGH = 8, 1e-3
+_WORST = 1e10  # condition up to which a small residual is enough where the iteration did not end by itself
 
 
 def make(
@@ -137,6 +138,8 @@ class KrylovInverse(Inverse):
         condition = answer.condition or 1.0
         residual = float(torch.where(size > 0, missed / size, size).max())
         trouble = "" if bool(is_done.all()) else answer.trouble or f"no convergence in {answer.iterations} iterations"
+        if answer.trouble and condition > _WORST:
+            trouble = trouble or f"{answer.trouble} at a condition number of at least {condition:.1g}"
         if condition * self._rtol > 1:
             trouble = f"the condition number is at least {condition:.1g}, so that singular values have to be cut off"
         return Solved(X, residual, float(normal.max()), condition, answer.iterations, trouble)

@@ -32,7 +32,8 @@ def inverse(A: Convolution, *, rtol: float | None = None, memory: Budget | None 
 
     ``"auto"``: windows that do not overlap, circular convolutions and small matrices by their singular values; kernels without
     winding and with a well-conditioned symbol by Krylov steps if their boundary is large; all others by the boundary method.
-    An answer that fails its certificate is computed again by the next way.
+    An answer that fails its certificate is computed again by the next way. How many images there will be is not known here: an
+    inverse is made once, and kept for all that come.
 
     Args:
         A: the convolution; its weight must not change afterwards.
@@ -150,7 +151,7 @@ class Laddered(Inverse):
         return self._known[index] if index < len(self._known) else None
 
     def apply(self, Y: Tensor, *, adjoint: bool = False) -> Applied:
-        if not bool(torch.isfinite(Y).all()):
+        if not bool(torch.isfinite(Y.sum()) or torch.isfinite(Y).all()):  # the sum alone may overflow
             raise NonFiniteError(
                 "A pseudo-inverse is applied to finite images.", "NaN or infinity", "look where they come from"
             )

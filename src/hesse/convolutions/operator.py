@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hesse.convolutions.geometry import Geometry
 from hesse.convolutions.products import convolve, convolve_transposed
+from hesse.core.errors import StructureError
 from hesse.core.space import Space
 from hesse.operators.base import LinearOperator
 
@@ -20,18 +21,33 @@ class Convolution(LinearOperator):
     Made by `hesse.convolution`. Batches of images stand in a leading axis (``A @ x``), as for every operator.
 
     Attributes:
-        weight: ``[out_channels, in_channels / groups, *kernel]``; not copied.
         geometry: sizes, strides, padding.
     """
 
     def __init__(self, weight: Tensor, geometry: Geometry) -> None:
-        self.weight, self.geometry = weight, geometry
+        self._weight, self.geometry = weight, geometry
         self.in_space, self.out_space = (_images(weight, shape) for shape in (geometry.in_shape, geometry.out_shape))
 
     @classmethod
     def from_stored(cls, weight: Tensor, geometry: dict[str, Any]) -> Convolution:
         """From a file, as `hesse.load` reads it."""
         return cls(weight, Geometry(**geometry))
+
+    @property
+    def weight(self) -> Tensor:
+        """``[out_channels, in_channels / groups, *kernel]``; not copied.
+
+        Raises:
+            StructureError: its dtype or device has been changed since, as ``module.double()`` does.
+        """
+        weight, space = self._weight, self.in_space
+        if weight.dtype != space.dtype or weight.device != space.device:
+            raise StructureError(
+                "A convolution is an operator between images of the dtype and device that its weight had at first.",
+                f"a weight of {weight.dtype} on {weight.device}, and images of {space.dtype} on {space.device}",
+                "make the operator again, after module.double(), module.to(device) and the like",
+            )
+        return weight
 
     def mv(self, v: Tensor) -> Tensor:
         return self.mm(v[None])[0]

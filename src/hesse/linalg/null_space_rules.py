@@ -13,19 +13,9 @@ from hesse.linalg.dense import dense
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.pinv_matrix import cut_of, keep, require_finite
 from hesse.linalg.products import work_dtype
-from hesse.linalg.rank_rules import largest_value, require_matrix
-from hesse.operators import (
-    BlockDiagonal,
-    Congruence,
-    Conjugate,
-    Dense,
-    Kronecker,
-    LinearOperator,
-    LowRank,
-    Restriction,
-    Scaled,
-    Tag,
-)
+from hesse.linalg.rank_rules import is_gram, is_whole, largest_value, require_matrix
+from hesse.operators import BlockDiagonal, Congruence, Conjugate, Dense, Kronecker, LowRank, Restriction, Scaled, Tag
+from hesse.operators.base import LinearOperator
 
 
 @singledispatch
@@ -118,19 +108,16 @@ def _low_rank(A: LowRank, rtol: float | None, memory: Budget | None) -> Tensor |
 
 @null_space_rule.register(Restriction)
 def _restriction(A: Restriction, rtol: float | None, memory: Budget | None) -> Tensor | None:
-    whole = A.operator
-    if len(A.inputs) != len(whole.in_space.names) or len(A.outputs) != len(whole.out_space.names):
-        return None
-    known = null_space_rule(whole, rtol, memory)
+    known = null_space_rule(A.operator, rtol, memory) if is_whole(A) else None
     if known is None:
         return None
-    parts = known.split(whole.in_space.sizes, dim=-1)
+    parts = known.split(A.operator.in_space.sizes, dim=-1)
     return torch.cat([parts[place] for place in A.inputs], dim=-1)
 
 
 @null_space_rule.register(Congruence)
 def _congruence(A: Congruence, rtol: float | None, memory: Budget | None) -> Tensor | None:
-    if A.middle is not None or A.outer.in_space.dtype.is_complex != A.outer.out_space.dtype.is_complex:
+    if not is_gram(A):
         return None
     return null_space_rule(A.outer, math.sqrt(cut_of(A.shape, A.in_space.dtype, rtol)), memory)
 

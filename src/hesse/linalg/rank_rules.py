@@ -17,18 +17,8 @@ from hesse.linalg.norm import norm
 from hesse.linalg.pinv_general import matrix_bytes
 from hesse.linalg.pinv_matrix import cut_of, keep, require_finite
 from hesse.linalg.products import work_dtype
-from hesse.operators import (
-    BlockDiagonal,
-    Congruence,
-    Conjugate,
-    Dense,
-    Kronecker,
-    LinearOperator,
-    LowRank,
-    Restriction,
-    Scaled,
-    Tag,
-)
+from hesse.operators import BlockDiagonal, Congruence, Conjugate, Dense, Kronecker, LowRank, Restriction, Scaled, Tag
+from hesse.operators.base import LinearOperator
 
 
 class Rank(int):
@@ -100,6 +90,16 @@ def require_matrix(A: LinearOperator, question: str, memory: Budget | None) -> N
         )
 
 
+def is_whole(A: Restriction) -> bool:
+    """Whether no leaf is left out, so that it is the operator itself but for the order of leaves."""
+    return len(A.inputs) == len(A.operator.in_space.names) and len(A.outputs) == len(A.operator.out_space.names)
+
+
+def is_gram(A: Congruence) -> bool:
+    """Whether it is ``J^H J``, with nothing in the middle and numbers of one kind."""
+    return A.middle is None and A.outer.in_space.dtype.is_complex == A.outer.out_space.dtype.is_complex
+
+
 @singledispatch
 def values_rule(A: LinearOperator, memory: Budget | None) -> Tensor | None:
     """The open rule of operators whose structure knows their singular values: all but zeros, in no order, or None.
@@ -143,16 +143,12 @@ def _low_rank(A: LowRank, memory: Budget | None) -> Tensor | None:
 
 @values_rule.register(Restriction)
 def _restriction(A: Restriction, memory: Budget | None) -> Tensor | None:
-    whole = A.operator
-    every = len(A.inputs) == len(whole.in_space.names) and len(A.outputs) == len(whole.out_space.names)
-    return values_rule(whole, memory) if every else None
+    return values_rule(A.operator, memory) if is_whole(A) else None
 
 
 @values_rule.register(Congruence)
 def _congruence(A: Congruence, memory: Budget | None) -> Tensor | None:
-    if A.middle is not None or A.outer.in_space.dtype.is_complex != A.outer.out_space.dtype.is_complex:
-        return None
-    known = values_rule(A.outer, memory)
+    known = values_rule(A.outer, memory) if is_gram(A) else None
     return None if known is None else known.square()
 
 

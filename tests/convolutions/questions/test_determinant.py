@@ -39,6 +39,7 @@ def weights(case: Case) -> Tensor:
     return weight
 
 
+@pytest.mark.sampled(7)
 @pytest.mark.parametrize("case", SQUARE, ids=str)
 def test_the_determinant_is_that_of_the_matrix(case: Case) -> None:
     weight = weights(case)

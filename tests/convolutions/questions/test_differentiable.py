@@ -28,6 +28,7 @@ def dense_answer(weight: Tensor, y: Tensor) -> Tensor:
     return (torch.linalg.pinv(M) @ y.flatten()).reshape(SIZE)
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(("question", "out"), [(hesse.solve, 2), (hesse.lstsq, 2), (hesse.lstsq, 3)])
 def test_derivatives(question, out: int) -> None:
     weight = kernel(out)

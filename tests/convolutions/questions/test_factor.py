@@ -66,6 +66,7 @@ def _saved_and_loaded(F: LinearOperator, path: Path, monkeypatch: pytest.MonkeyP
         return load(path)
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("case", STORED, ids=str)
 def test_saved_and_loaded(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     F = factor(case.operator(case.weight(3)))

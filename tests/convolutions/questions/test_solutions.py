@@ -111,6 +111,7 @@ def test_damping(name: str) -> None:
         assert float((found.flatten(2) - exact).norm()) <= 1e-9 * float(exact.norm())
 
 
+@pytest.mark.sampled(1)
 @pytest.mark.parametrize(
     "case",
     [

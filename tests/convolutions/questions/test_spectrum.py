@@ -32,6 +32,7 @@ def sharpening(case: Case) -> Tensor:
     return weight
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", LARGER, ids=str)
 def test_condition_numbers(case: Case) -> None:
     weight = sharpening(case)
@@ -56,6 +57,7 @@ def test_a_singular_one_has_an_infinite_condition_number() -> None:
     assert condition_rule(case.operator(torch.ones(1, 1, 3, dtype=torch.float64))) == math.inf
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("case", LARGER, ids=str)
 @pytest.mark.parametrize("transposed", [False, True])
 def test_smallest_singular_triplets(case: Case, transposed: bool) -> None:

@@ -23,15 +23,17 @@ _SINGULAR = "the convolution is singular to working precision"
 _ROUNDINGS = 4.0
 
 
-def answer(inverse: Inverse, B: Tensor, *, adjoint: bool = False) -> Answer:
+def answer(inverse: Inverse, B: Tensor, *, adjoint: bool = False, dtype: torch.dtype | None = None) -> Answer:
     """``A⁺ b`` for the rows b of B, with all that is known of it; with `adjoint` ``A⁺ᴴ b``.
 
     Args:
         inverse: of A.
         B: ``[k, out]``; with `adjoint` ``[k, in]``.
         adjoint: of the adjoint.
+        dtype: to which solutions will be rounded; by default that in which A is inverted.
     """
     A = inverse.convolution
+    lost = 0.0 if dtype in (None, A.weight.dtype) else torch.finfo(dtype).eps
     shape = A.geometry.in_shape if adjoint else A.geometry.out_shape
     found = certified(inverse, B.reshape(len(B), *shape).to(A.weight.dtype), adjoint=adjoint)
     X = found.value.reshape(len(B), A.shape[0] if adjoint else A.shape[1])
@@ -44,7 +46,7 @@ def answer(inverse: Inverse, B: Tensor, *, adjoint: bool = False) -> Answer:
         truncated=None if inverse.method == "krylov" else inverse.truncated,
         method=inverse.method,
         inverse_norm=lambda: inverse_norm_bound(inverse),
-        forward_error=lambda: _forward_error(inverse, B, X, adjoint),
+        forward_error=lambda: _forward_error(inverse, B, X, adjoint) + lost,
     )
 
 
@@ -64,8 +66,9 @@ def _forward_error(inverse: Inverse, B: Tensor, X: Tensor, adjoint: bool) -> flo
     return error_bound(M, B.to(X.dtype), X, Sizes(norm, inverse_norm_bound(inverse), away))
 
 
-def _solved(inverse: Inverse, B: Tensor, adjoint: bool) -> Answer:
-    found = answer(inverse, B, adjoint=adjoint)
+def _solved(A: Convolution, B: Tensor, adjoint: bool) -> Answer:
+    inverse = inverse_of(A)
+    found = answer(inverse, B, adjoint=adjoint, dtype=A.weight.dtype)
     if not inverse.truncated:
         return found
     return Answer(found.value, float("inf"), found.iterations, _SINGULAR, truncated=inverse.truncated, method=inverse.method)
@@ -73,21 +76,24 @@ def _solved(inverse: Inverse, B: Tensor, adjoint: bool) -> Answer:
 
 @solve_rule.register(Convolution)
 def _solve(A: Convolution, B: Tensor, inner: SolveInner) -> Answer:
-    return _solved(inverse_of(A), B, False)
+    return _solved(A, B, False)
 
 
 @solve_rule.register(TransposedConvolution)
 def _solve_transposed(A: TransposedConvolution, B: Tensor, inner: SolveInner) -> Answer:
     """By ``A^-T b = conj(A^-H conj(b))``."""
-    return conjugated(_solved(inverse_of(A.convolution), B.conj(), True))
+    return conjugated(_solved(A.convolution, B.conj(), True))
 
 
 @lstsq_rule.register(Convolution)
 def _lstsq(A: Convolution, B: Tensor, damping: float, inner: LstsqInner) -> Answer | None:
     """None with damping, which LSMR is good at."""
-    return None if damping else answer(inverse_of(A), B)
+    return None if damping else answer(inverse_of(A), B, dtype=A.weight.dtype)
 
 
 @lstsq_rule.register(TransposedConvolution)
 def _lstsq_transposed(A: TransposedConvolution, B: Tensor, damping: float, inner: LstsqInner) -> Answer | None:
-    return None if damping else conjugated(answer(inverse_of(A.convolution), B.conj(), adjoint=True))
+    if damping:
+        return None
+    of = A.convolution
+    return conjugated(answer(inverse_of(of), B.conj(), adjoint=True, dtype=of.weight.dtype))
