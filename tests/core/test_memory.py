@@ -8,7 +8,7 @@ import pytest
 
 from hesse.core import memory as module
 from hesse.core.errors import MemoryBudgetError, StructureError
-from hesse.core.memory import chunk_size, current_budget, format_bytes, free_bytes, memory, parse_budget
+from hesse.core.memory import chunk_size, current_budget, format_bytes, free_bytes, given_budget, memory, parse_budget
 
 FREE = 1000_000
 
@@ -101,6 +101,25 @@ class TestOrder:
             thread.start()
             thread.join()
         assert seen == [FREE // 2]
+
+
+def test_given_budget_is_none_where_nobody_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert given_budget(None) is None
+    assert given_budget(77) == 77
+    monkeypatch.setenv("HESSE_MEMORY", "3KiB")
+    assert given_budget(None) == 3072
+    with memory(5):
+        assert given_budget(None) == 5
+
+
+def test_nothing_is_read_while_compiling(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(device: object = "cpu") -> int:
+        raise AssertionError("what is free was asked for")
+
+    monkeypatch.setattr(module, "free_bytes", refuse)
+    monkeypatch.setattr("torch.compiler.is_compiling", lambda: True)
+    assert current_budget(None) == 2**33
+    assert current_budget(77) == 77
 
 
 class TestChunkSize:

@@ -12,6 +12,7 @@ from hesse.autodiff.recording import Recording
 from hesse.core.batching import slices
 from hesse.core.memory import Budget, chunk_size, current_budget
 
+_COPIES = 4  # of what the graph produced, for each vector of a batched pass: cotangents, their sums, the graph, the results
 _CACHE_BYTES = 2**26  # a batched pass gains nothing once its cotangents are far out of cache
 
 
@@ -51,7 +52,8 @@ def chunk_for(recording: Recording, total: int, result_bytes: int, memory: Budge
         return max(total, 1)
     graph = max(recording.graph_bytes(), 1)
     budget = current_budget(memory, recording.in_space.device)
-    return min(chunk_size(total, graph, result_bytes, budget, what), max(_CACHE_BYTES // graph, 1))
+    most = chunk_size(total, graph, result_bytes, budget, what)
+    return min(most, max((budget - result_bytes) // (_COPIES * graph), 1), max(_CACHE_BYTES // graph, 1))
 
 
 def unit_rows(leaf: Tensor, rows: slice) -> Tensor:

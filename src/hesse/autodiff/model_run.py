@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -67,9 +68,7 @@ class ModelRun:
             self.forward = run if isinstance(run.output, Tensor) else None
 
     def _linearized(self) -> tuple[Any, JacobianOperator]:
-        value, jacobian = linearize_again(
-            lambda params: self.model.call(params, self.inputs), self.model.params, self.model.key
-        )
+        value, jacobian = linearize_again(_call(self.model, self.inputs), self.model.params, self.model.key)
         assert isinstance(jacobian, JacobianOperator)
         return value, jacobian
 
@@ -86,10 +85,7 @@ class ModelRun:
         if not attached:
             value = _detached(value)
         point = self.space.rebuild(inputs)
-
-        def f(params: Any) -> Any:
-            return self.model.call(params, self.inputs)
-
+        f = _call(self.model, self.inputs)
         return Recording(f, point, inputs, outputs, value, self.space, out_space, attached, functorch=False)
 
     @property
@@ -113,6 +109,11 @@ class ModelRun:
             return self._first
         with deterministic(self.model, self.asked):
             return self._linearized()[1]
+
+
+def _call(model: Model, inputs: Any) -> Callable[[Any], Any]:
+    """The model as a function of its parameters; knows nothing of the run, which would hold its graph in a reference cycle."""
+    return lambda params: model.call(params, inputs)
 
 
 def _detached(value: Any) -> Any:

@@ -68,6 +68,14 @@ class OneShotDataError(DataError):
     """A generator was given where the data are read more than once."""
 
 
+class DistributedError(HesseError, RuntimeError):
+    """Processes that work together do not: one failed, is gone or silent, or they were asked different things."""
+
+
+class StoreError(HesseError, OSError):
+    """A folder of stored chunks cannot be written or read: it is there already, in use, incomplete, or the disk is full."""
+
+
 class NoRuleError(HesseError, LookupError):
     """A registry has no rule for this key; register one."""
 

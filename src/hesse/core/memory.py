@@ -10,11 +10,13 @@ from contextlib import contextmanager
 
 import torch
 
+from hesse.core.control_group import control_group_available
 from hesse.core.errors import MemoryBudgetError, StructureError
 
 Budget = int | float | str
 _state = threading.local()
 _DEFAULT_FRACTION = 0.5
+_COMPILED = 2**33  # bytes, where what is free cannot be asked for
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -23,7 +25,7 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return min(_system_available(), _cgroup_available())
+    return min(_system_available(), control_group_available())
 
 
 def _system_available() -> int:
@@ -35,15 +37,6 @@ def _system_available() -> int:
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup_available() -> int:
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            text = limit.read().strip()
-            return 2**62 if text == "max" else max(int(text) - int(used.read()), 0)
-    except (OSError, ValueError):
-        return 2**62
 
 
 def parse_budget(budget: Budget, device: torch.device | str = "cpu") -> int:
@@ -77,12 +70,20 @@ def memory(budget: Budget) -> Iterator[None]:
         _state.budget = previous
 
 
-def current_budget(budget: Budget | None, device: torch.device | str = "cpu") -> int:
-    """Bytes: the argument, else the context, else ``HESSE_MEMORY``, else half of what is free."""
+def given_budget(budget: Budget | None, device: torch.device | str = "cpu") -> int | None:
+    """Bytes: the argument, else the context, else ``HESSE_MEMORY``; None where nobody set a budget."""
     for candidate in (budget, getattr(_state, "budget", None), os.environ.get("HESSE_MEMORY") or None):
         if candidate is not None:
             return parse_budget(candidate, device)
-    return int(_DEFAULT_FRACTION * free_bytes(device))
+    return None
+
+
+def current_budget(budget: Budget | None, device: torch.device | str = "cpu") -> int:
+    """Bytes: the argument, else the context, else ``HESSE_MEMORY``, else half of what is free (in `torch.compile` 8 GiB)."""
+    given = given_budget(budget, device)
+    if given is None and torch.compiler.is_compiling():  # a graph holds no look at the machine
+        return _COMPILED
+    return int(_DEFAULT_FRACTION * free_bytes(device)) if given is None else given
 
 
 def chunk_size(total: int, per_item: int, fixed: int, budget: int, what: str) -> int:
@@ -102,14 +103,18 @@ def chunk_size(total: int, per_item: int, fixed: int, budget: int, what: str) ->
         return 1
     room = (budget - fixed) // max(per_item, 1)
     if room < 1:
-        least = fixed + per_item
-        raise MemoryBudgetError(
-            f"The memory budget is too small for {what}.",
-            f"a budget of {format_bytes(budget)}, where at least {format_bytes(least)} is needed",
-            f"pass memory={least} or more, or use the operator instead of the dense result",
-            least,
-        )
+        raise too_small(budget, fixed + per_item, what)
     return min(int(room), total)
+
+
+def too_small(budget: int, least: int, what: str) -> MemoryBudgetError:
+    """The error for a budget below the least that would do."""
+    return MemoryBudgetError(
+        f"The memory budget is too small for {what}.",
+        f"a budget of {format_bytes(budget)}, where at least {format_bytes(least)} is needed",
+        f"pass memory={least} or more, or use the operator instead of the dense result",
+        least,
+    )
 
 
 def format_bytes(count: float) -> str:

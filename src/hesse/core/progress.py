@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
@@ -81,8 +81,17 @@ def progress(sink: Sink | None = None) -> Iterator[None]:
         _state.sink = previous
 
 
-def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterator[Item]:
-    """Iterate over `items`, showing progress once it has taken over a second."""
+def track(
+    items: Iterable[Item], label: str, total: int | None = None, size: Callable[[Item], int] | None = None
+) -> Iterator[Item]:
+    """Iterate over `items`, showing progress once it has taken over a second.
+
+    Args:
+        items: what to iterate over.
+        label: what the work is called.
+        total: how many steps there are; by default the number of items.
+        size: the steps that an item stands for, by default one.
+    """
     sink: Sink | None = getattr(_state, "sink", None)
     if sink is None:
         yield from items
@@ -93,9 +102,10 @@ def track(items: Iterable[Item], label: str, total: int | None = None) -> Iterat
     try:
         for item in items:
             yield item
-            done += 1
+            steps = 1 if size is None else size(item)
+            done += steps
             if handle is not None:
-                sink.advance(handle, 1)
+                sink.advance(handle, steps)
             elif time.perf_counter() - began > _PATIENCE_SECONDS:
                 handle = sink.start(label, total)
                 sink.advance(handle, done)

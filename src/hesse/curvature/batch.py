@@ -6,21 +6,25 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hesse.autodiff.losses import batch_mass
 from hesse.autodiff.model import Model, check_inputs, is_one_batch, sample_count, split_batch
-from hesse.core import tree
+from hesse.core import random, tree
 from hesse.core.guard import PARAMETERS, Guard
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
+from hesse.curvature.split import split_if_needed
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import diagonal_rule
+from hesse.linalg.products import mm_within
 from hesse.linalg.woodbury import congruence_rule
 from hesse.operators.algebra import Congruence, Scaled
 from hesse.operators.average import Average
 from hesse.operators.base import LinearOperator
 from hesse.operators.data_set import refuse_one_shot
+from hesse.operators.spread import Spread
 
 BatchLoss = Callable[[Any, Any], Tensor]
 
@@ -37,7 +41,10 @@ class BatchOperator(LinearOperator):
         mass: the normalizer of the loss.
         additive: whether the losses of two batches add up instead of averaging by mass.
         reads: the parameters, which must not change while it is used.
+        memory: the budget of its products; None: that in force when they are taken.
     """
+
+    memory: Budget | None = None
 
     def __init__(self, normalizer: Callable[[], tuple[float, bool]], reads: tuple[Tensor, ...], batch: Any) -> None:
         self._find, self._batch, self.reads = normalizer, batch, reads
@@ -88,7 +95,7 @@ class OfBatch(BatchOperator):
 
     def mm(self, V: Tree) -> Tree:
         self._guard.check(*PARAMETERS)
-        return self.operator.mm(V)
+        return mm_within(self.operator, V, self.memory, self.held_bytes)
 
     def transpose(self) -> LinearOperator:
         return OfBatch(self.operator.T, self._find, self._held, self.reads, self._batch)
@@ -122,13 +129,32 @@ def tensors_of(batch: Any) -> tuple[Tensor, ...]:
 
 
 def over_data(
-    make: Callable[[Any], LinearOperator], data: Any, asked: str, data_check: bool, memory: Budget | None
+    make: Callable[[Any], LinearOperator], model: Model, data: Any, asked: str, data_check: bool, memory: Budget | None
 ) -> LinearOperator:
-    """The operator of one batch, or the average over an iterable of batches."""
+    """The operator of one batch, or the average over an iterable of batches; batches that do not fit the budget are split."""
+    make = split_if_needed(make, model, memory, asked)
     if is_one_batch(data):
         return make(data)
+    if isinstance(data, Spread):
+        require_same_model(model, data)
+        return data.average(make, data_check=data_check, memory=memory, name=asked.partition("(")[0])
     refuse_one_shot(data, asked)
     return Average(make, data, data_check=data_check, memory=memory)
+
+
+def require_same_model(model: Model, data: Any) -> None:
+    """Refuse data on several processes whose models differ, in a parameter or a buffer."""
+    if isinstance(data, Spread):
+        buffers = {} if model.module is None else dict(model.module.named_buffers())
+        data.require_same("The model", {**buffers, **model.own})
+
+
+def seed_for(data: Any, generator: torch.Generator | None) -> int:
+    """A seed drawn from the generator; for data on several processes the same on all of them, else refused."""
+    seed = random.seed_of(generator)
+    if isinstance(data, Spread):
+        data.require_same("The seed that the generator gives", {"seed": torch.tensor(seed)})
+    return seed
 
 
 def open_batch(model: Model, batch: Any, asked: str) -> tuple[Any, Any, int]:

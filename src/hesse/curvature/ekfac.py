@@ -12,15 +12,18 @@ from hesse.autodiff.model import Selection, as_model, is_one_batch
 from hesse.core.errors import DataError
 from hesse.core.fingerprint import fingerprint
 from hesse.core.space import Space
-from hesse.curvature.batch import BatchLoss
+from hesse.curvature.batch import BatchLoss, require_same_model
 from hesse.curvature.fisher import Labels
-from hesse.curvature.kfac import WIDEST, Accumulated, KfacKind, boxes_of, make_how
+from hesse.curvature.kfac import WIDEST, KfacKind, accumulated, boxes_of, make_how
 from hesse.curvature.kronecker import Box, KroneckerFactored, Place
 from hesse.curvature.kronecker_blocks import Block, EigenBlock
+from hesse.operators.spread import Spread, Tables
 from hesse.parameters import contractions
 from hesse.parameters.contractions.moments import Approximation
 from hesse.parameters.contractions.uses import Use
 from hesse.parameters.jacobian import ParameterJacobian
+
+_Blocks = dict[tuple[str, Box | None], Block]
 
 
 def ekfac(  # noqa: PLR0913 - as kfac
@@ -61,33 +64,52 @@ def ekfac(  # noqa: PLR0913 - as kfac
     """
     how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data)
     resolved = as_model(model, params=params, output=output)
+    how, data = how.within_budget(resolved, loss, data)
     one = is_one_batch(data)
     kept: list[ParameterJacobian] = []
-    factors = Accumulated()
     passes: tuple[list[Tensor], list[Tensor]] = ([], [])
     seen = (None, None) if one or not data_check else passes
-    for rows in how.over(resolved, loss, data, keep=one, hashes=seen[0]):
-        factors.add(rows, how)
-        kept[:] = [rows] if one else []
-    start = factors.operator(Space.of(resolved.params))
-    again: Iterator[ParameterJacobian] = iter(kept) if one else how.over(resolved, loss, data, hashes=seen[1])
-    result = _corrected(start, again)
-    if fingerprint(*passes[0]) != fingerprint(*passes[1]):
-        raise DataError(
-            "ekfac reads a data set twice.",
-            "other samples in the second pass than in the first",
-            "fix the data (no random augmentation), or pass data_check=False",
-        )
-    return result
+    require_same_model(resolved, data)
+
+    def first() -> Iterator[ParameterJacobian]:
+        for rows in how.over(resolved, loss, data, keep=one, hashes=seen[0]):
+            kept[:] = [rows] if one else []
+            yield rows
+
+    def second() -> Iterator[ParameterJacobian]:
+        yield from kept if one else how.over(resolved, loss, data, hashes=seen[1])
+        if fingerprint(*passes[0]) != fingerprint(*passes[1]):
+            raise DataError(
+                "ekfac reads a data set twice.",
+                "other samples in the second pass than in the first",
+                "fix the data (no random augmentation), or pass data_check=False",
+            )
+
+    return _corrected(accumulated(how, first(), data).operator(Space.of(resolved.params)), second(), data)
 
 
-def _corrected(start: KroneckerFactored, batches: Iterator[ParameterJacobian]) -> KroneckerFactored:
+def _corrected(start: KroneckerFactored, batches: Iterator[ParameterJacobian], data: Any) -> KroneckerFactored:
     """KFAC with the eigenvalues that the rows of the same batches have."""
-    blocks: dict[tuple[str, Box | None], Block] = {
-        (p.name, p.box): p.block.eigen if p.block.kind == "kronecker" else p.block for p in start.places
-    }
-    sums: dict[tuple[str, Box | None], Tensor] = {}
-    mass, additive = 0.0, False
+    blocks: _Blocks = {(p.name, p.box): p.block.eigen if p.block.kind == "kronecker" else p.block for p in start.places}
+    if isinstance(data, Spread):
+        bases = {f"{name} {box or ''}": side for (name, box), block in blocks.items() for side in (block.left, block.right)}
+        data.require_same("The eigenvectors of the Kronecker factors", bases)
+        sums = data.add_up("EKFAC's eigenvalues", lambda: _squares(blocks, batches))
+    else:
+        sums = _squares(blocks, batches)
+    places = []
+    for p in start.places:
+        block = blocks[p.name, p.box]
+        values = sums.get((p.name, p.box))
+        if values is not None and isinstance(block, EigenBlock):
+            block = EigenBlock(block.left, block.right, (values / start.mass).to(block.values.dtype), block.kind)
+        places.append(Place(p.name, p.box, block))
+    return KroneckerFactored(start.in_space, tuple(places), start.mass)
+
+
+def _squares(blocks: _Blocks, batches: Iterator[ParameterJacobian]) -> Tables:
+    """The second moments of the rows along the eigenvectors, by parameter and box."""
+    sums: Tables = {}
 
     def take(name: str, use: Use) -> None:
         for box, part in boxes_of(use):
@@ -103,14 +125,4 @@ def _corrected(start: KroneckerFactored, batches: Iterator[ParameterJacobian]) -
 
     for rows in batches:
         rows.source.visit(lambda root, name, use: take(name, use))
-        additive = rows.additive
-        mass += rows.mass
-    mass = 1.0 if additive else mass
-    places = []
-    for p in start.places:
-        block = blocks[p.name, p.box]
-        values = sums.get((p.name, p.box))
-        if values is not None and isinstance(block, EigenBlock):
-            block = EigenBlock(block.left, block.right, (values / mass).to(block.values.dtype), block.kind)
-        places.append(Place(p.name, p.box, block))
-    return KroneckerFactored(start.in_space, tuple(places), start.mass)
+    return sums

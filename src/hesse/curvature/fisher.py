@@ -12,10 +12,9 @@ from hesse.autodiff.determinism import deterministic
 from hesse.autodiff.model import Model, Selection, as_model, is_one_batch, split_batch
 from hesse.autodiff.output_curvature import require_distribution
 from hesse.autodiff.roots import Asked, capture_rows
-from hesse.core import random
 from hesse.core.errors import DataError, StructureError
 from hesse.core.memory import Budget
-from hesse.curvature.batch import BatchLoss, OfBatch, over_data
+from hesse.curvature.batch import BatchLoss, OfBatch, over_data, seed_for
 from hesse.curvature.gauss_newton import require_samples
 from hesse.curvature.ggn import of_batch, sampled_of_batch
 from hesse.curvature.hessian import hessian_of_batch
@@ -79,15 +78,21 @@ def fisher(  # noqa: PLR0913 - a model, a loss, data, and which of the four
     if kind != "empirical":
         require_distribution(loss, kind, _ASKED)
     resolved = as_model(model, params=params, output=output)
+    data, labels = _labeled(data, labels)
+    rest = (resolved, data, _ASKED, data_check, memory)
     if kind == "observed":
-        return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), data, _ASKED, data_check, memory)
+        return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), *rest)
     if kind == "expected":
-        return over_data(lambda batch: of_batch(resolved, loss, batch, "information", _ASKED), data, _ASKED, data_check, memory)
+        return over_data(lambda batch: of_batch(resolved, loss, batch, "information", _ASKED), *rest)
     if kind == "sampled":
-        require_samples(samples)
-        how = ("information", samples, random.seed_of(generator))
-        return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), data, _ASKED, data_check, memory)
-    return over_data(lambda batch: _empirical(resolved, loss, batch, labels), data, _ASKED, data_check, memory)
+        how = ("information", require_samples(samples), seed_for(data, generator))
+        return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), *rest)
+    return over_data(lambda batch: _empirical(resolved, loss, batch, labels), *rest)
+
+
+def _labeled(data: Any, labels: Labels) -> tuple[Any, Labels]:
+    """A tensor of labels in the place of the targets, so that slices of the batch have their own."""
+    return ((split_batch(data, _ASKED)[0], labels), "true") if isinstance(labels, Tensor) else (data, labels)
 
 
 def check_labels(labels: Any, data: Any, kind: str) -> None:

@@ -22,6 +22,7 @@ from hesse.curvature.batch import BatchOperator
 from hesse.curvature.output import OutputHessian
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal_rules import costly_diagonal_rule, diagonal_rule
+from hesse.linalg.products import mm_within
 from hesse.linalg.trace import trace_rule
 from hesse.linalg.woodbury import congruence_rule
 from hesse.operators.algebra import Congruence
@@ -34,14 +35,15 @@ NO_ROWS = (MixedSamplesError, UnsupportedError, SymmetryError, MemoryBudgetError
 _MOST_ROOTS = 128  # a backward pass each: random signs take fewer products than more of them
 
 
-def require_samples(samples: Any) -> None:
-    """Refuse what is no positive number of samples.
+def require_samples(samples: Any) -> int:
+    """The number of samples; refuses what is no positive one.
 
     Raises:
         StructureError: samples is not an int above 0.
     """
     if not (isinstance(samples, int) and samples > 0):
         raise StructureError("Sampled rows need a number of samples.", f"samples={samples!r}", "pass samples=1 or more")
+    return samples
 
 
 class GaussNewton(BatchOperator):
@@ -83,7 +85,7 @@ class GaussNewton(BatchOperator):
 
     def mm(self, V: Tree) -> Tree:
         self._guard.check(*PARAMETERS)
-        return self.product.mm(V)
+        return mm_within(self.product, V, self.memory, self.held_bytes)
 
     def transpose(self) -> LinearOperator:
         return self

@@ -16,10 +16,9 @@ from hesse.autodiff.model import Model, Selection, as_model
 from hesse.autodiff.model_run import ModelRun
 from hesse.autodiff.output_curvature import Kind, loss_curvature, refuse_linear
 from hesse.autodiff.second_order import hessian_operator
-from hesse.core import random
 from hesse.core.errors import StructureError, UnsupportedError
 from hesse.core.memory import Budget
-from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data
+from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data, seed_for
 from hesse.curvature.gauss_newton import GaussNewton, require_samples
 from hesse.curvature.output import OutputHessian
 from hesse.operators.algebra import Congruence
@@ -66,11 +65,12 @@ def ggn(  # noqa: PLR0913 - a model, a loss, data, and how
         raise StructureError("ggn takes kind='exact' or 'sampled'.", repr(kind), "pass one of these")
     resolved = as_model(model, params=params, output=output)
     refuse_linear(loss, _ASKED)
+    rest = (resolved, data, _ASKED, data_check, memory)
     if kind == "exact":
-        return over_data(lambda batch: of_batch(resolved, loss, batch, "hessian", _ASKED), data, _ASKED, data_check, memory)
+        return over_data(lambda batch: of_batch(resolved, loss, batch, "hessian", _ASKED), *rest)
     require_samples(samples)
-    how: tuple[Kind, int, int] = ("hessian", samples, random.seed_of(generator))
-    return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), data, _ASKED, data_check, memory)
+    how: tuple[Kind, int, int] = ("hessian", samples, seed_for(data, generator))
+    return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), *rest)
 
 
 def of_batch(model: Model, loss: BatchLoss, batch: Any, kind: Kind, asked: str) -> GaussNewton:

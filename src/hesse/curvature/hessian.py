@@ -49,20 +49,23 @@ def loss_hessian(
         output: picks the tensor out of what the model returns.
         data_check: for data sets: refuse a pass whose samples differ from those of the first one, in whatever order they come;
             False for losses or data that are random on purpose.
-        memory: for data sets: half of this budget may hold graphs of batches, which later products use again.
+        memory: budget in bytes, as a fraction of what is free, or as text ("2GiB"). A batch that does not fit is worked on in
+            slices, as a data set is; up to half may hold graphs of batches and slices, which later products use again.
 
     Returns:
         A symmetric operator on trees like the parameters.
 
     Raises:
         NonScalarError: the loss is no scalar. DetachedError: the graph was cut, with the line. NondeterministicError: the
-        model draws random numbers. OneShotDataError: a generator. Others as `parameter_jacobian`.
+        model draws random numbers. OneShotDataError: a generator. MemoryBudgetError: two samples do not fit, or the batch does
+        not and its samples influence each other. Others as `parameter_jacobian`.
 
     Cost: one batch: one gradient with its graph kept, then 1.2 to 2.2 gradients a product. A data set: the same for every batch
-    whose graph is kept (its `repr` says how many), 2.2 to 3.9 gradients a product for any other.
+    whose graph is kept (its `repr` says how many), 2.2 to 3.9 gradients a product for any other. A budget below
+    1024 times the bytes of batch and parameters adds products on about a tenth of a batch, which measure what they take.
     """
     resolved = as_model(model, params=params, output=output)
-    return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), data, _ASKED, data_check, memory)
+    return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), resolved, data, _ASKED, data_check, memory)
 
 
 def hessian_of_batch(model: Model, loss: BatchLoss, batch: Any, asked: str) -> LossHessian:

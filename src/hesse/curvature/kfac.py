@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.model import Model, Selection, as_model, is_one_batch, select_rows
+from hesse.autodiff.model import Model, Selection, as_model, is_one_batch, sample_count, select_rows, split_batch
 from hesse.autodiff.output_curvature import refuse_linear, require_distribution
-from hesse.core import random
 from hesse.core.errors import DataError, StructureError
 from hesse.core.fingerprint import sample_hashes
+from hesse.core.memory import given_budget
 from hesse.core.progress import track
 from hesse.core.space import Space
-from hesse.curvature.batch import BatchLoss, open_batch
+from hesse.curvature.batch import BatchLoss, open_batch, require_same_model, seed_for
 from hesse.curvature.fisher import Labels, check_labels, empirical_rows
 from hesse.curvature.gauss_newton import require_samples
 from hesse.curvature.ggn import of_batch
 from hesse.curvature.kronecker import Box, KroneckerFactored, Place
 from hesse.curvature.kronecker_blocks import FactorBlock
+from hesse.curvature.slicing import SlicedBatches, Slicing, sliced
 from hesse.operators.data_set import refuse_one_shot
+from hesse.operators.spread import Spread, Tables
 from hesse.parameters import contractions
 from hesse.parameters.contractions.moments import Approximation, Known, LookupMoments, Moments
 from hesse.parameters.contractions.uses import Parts, Use
@@ -74,7 +76,8 @@ def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is 
 
     Returns:
         A `KroneckerFactored` operator: products, `damped`, `inverse`, `sqrt`, `logdet`, and all questions (`hesse.solve`,
-        `hesse.diagonal`, ...). A data set in uneven parts gives the factors of the whole.
+        `hesse.diagonal`, ...). A data set in uneven parts gives the factors of the whole. Within `hesse.memory(...)` a batch
+        that does not fit is read in parts.
 
     Raises:
         StructureError: another kind or approximation. UnsupportedError, MixedSamplesError and others as `fisher` and
@@ -86,10 +89,9 @@ def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is 
     """
     how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data)
     resolved = as_model(model, params=params, output=output)
-    found = Accumulated()
-    for rows in how.over(resolved, loss, data):
-        found.add(rows, how)
-    return found.operator(Space.of(resolved.params))
+    require_same_model(resolved, data)
+    how, data = how.within_budget(resolved, loss, data)
+    return accumulated(how, how.over(resolved, loss, data), data).operator(Space.of(resolved.params))
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,20 @@ class How:
     samples: int
     seed: int
     widest: int
+
+    def within_budget(self, model: Model, loss: BatchLoss, data: Any) -> tuple[How, Any]:
+        """How the data are read, and the data in batches that fit the memory budget; a tensor of labels lies in them."""
+        if isinstance(data, Spread) or given_budget(None, model.device) is None:
+            return self, data
+        how = self
+        if isinstance(self.labels, Tensor):
+            how, data = replace(self, labels="true"), (split_batch(data, _ASKED)[0], self.labels)
+        slicing = Slicing(model, lambda piece: Accumulated().add(how.rows(model, loss, piece), how), None, _ASKED)
+        if not is_one_batch(data):
+            refuse_one_shot(data, _ASKED)
+            return how, SlicedBatches(data, slicing)
+        at_once = slicing.at_once(data)
+        return how, data if at_once is None else sliced(data, sample_count(*split_batch(data, _ASKED), _ASKED), at_once)
 
     def over(
         self, model: Model, loss: BatchLoss, data: Any, *, keep: bool = False, hashes: list[Tensor] | None = None
@@ -116,15 +132,16 @@ class How:
         if is_one_batch(data):
             yield self.rows(model, loss, data, keep=keep)
             return
-        refuse_one_shot(data, _ASKED)
+        batches: Any = data.batches if isinstance(data, Spread) else data
+        refuse_one_shot(batches, _ASKED)
         empty = True
-        count = len(data) if hasattr(data, "__len__") else None
-        for batch in track(data, "KFAC: batches", count):
+        count = len(batches) if hasattr(batches, "__len__") else None
+        for batch in track(batches, "KFAC: batches", count):
             empty = False
             if hashes is not None:
                 hashes.append(sample_hashes(batch))
             yield self.rows(model, loss, batch)
-        if empty:
+        if empty and not isinstance(data, Spread):
             raise DataError(_ASKED, "no batch", "pass at least one batch")
 
     def rows(self, model: Model, loss: BatchLoss, batch: Any, *, keep: bool = False) -> ParameterJacobian:
@@ -166,7 +183,7 @@ def make_how(loss: BatchLoss, given: tuple[Any, Any, Any, int, torch.Generator |
         refuse_linear(loss, _ASKED)
     elif kind != "empirical":
         require_distribution(loss, kind, _ASKED)
-    return How(kind, approximation, labels, samples, random.seed_of(generator) if kind == "sampled" else 0, widest)
+    return How(kind, approximation, labels, samples, seed_for(data, generator) if kind == "sampled" else 0, widest)
 
 
 class Accumulated:
@@ -174,7 +191,8 @@ class Accumulated:
 
     def __init__(self) -> None:
         self.moments: dict[tuple[str, Box | None], Moments] = {}
-        self.mass, self._additive = 0.0, False
+        self.mass = 0.0
+        self._additive: bool | None = None
 
     def add(self, rows: ParameterJacobian, how: How) -> None:
         """Add a batch."""
@@ -212,6 +230,52 @@ class Accumulated:
         order = {name: i for i, name in enumerate(space.names)}
         places = [Place(name, box, _block(m, mass, dtypes[name])) for (name, box), m in self.moments.items()]
         return KroneckerFactored(space, tuple(sorted(places, key=lambda place: order[place.name])), mass)
+
+
+    def tables(self) -> Tables:
+        """The moments, the mass and whether losses add up, as tensors that can be added to those of other processes."""
+        found: Tables = {("mass",): torch.tensor(self.mass, dtype=torch.float64)}
+        if self._additive is not None:
+            found["additive", self._additive] = torch.zeros(())
+        for (name, box), m in self.moments.items():
+            key = (name, box, m.kind)
+            found |= {(*key, "left"): m.left, (*key, "right"): m.right}
+            found[*key, "terms"] = torch.tensor(float(m.terms), dtype=torch.float64)
+        return found
+
+    @classmethod
+    def of_tables(cls, tables: Tables) -> Accumulated:
+        """The sum of what several processes have.
+
+        Raises:
+            StructureError: a parameter is used differently by different processes.
+        """
+        found = cls()
+        found.mass, found._additive = float(tables["mass",]), ("additive", True) in tables
+        for name, box, kind, side in (key for key in tables if isinstance(key, tuple) and len(key) == 4):
+            if side == "left":
+                key = (name, box, kind)
+                terms = float(tables[*key, "terms"])
+                found._put((name, box), Moments(tables[*key, "left"], tables[*key, "right"], terms, kind))
+        return found
+
+
+def accumulated(how: How, batches: Iterable[ParameterJacobian], data: Any) -> Accumulated:
+    """The moments of the rows of all batches: of all processes, where the data are spread over them.
+
+    Raises:
+        DistributedError: another process failed. StructureError: a parameter is used differently by different batches.
+    """
+
+    def own() -> Accumulated:
+        found = Accumulated()
+        for rows in batches:
+            found.add(rows, how)
+        return found
+
+    if not isinstance(data, Spread):
+        return own()
+    return Accumulated.of_tables(data.add_up("Kronecker factors", lambda: own().tables()))
 
 
 def boxes_of(use: Use) -> list[tuple[Box | None, Use]]:

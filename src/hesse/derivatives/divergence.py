@@ -18,6 +18,7 @@ from hesse.core.memory import Budget
 from hesse.core.tree import Tree
 from hesse.derivatives.batched import same_unit_in_every_row
 from hesse.derivatives.jacobian import one_of
+from hesse.derivatives.rows import has_rows, in_rows
 
 _ASKED = "divergence(f, x) adds up the derivatives of every component of a vector field by its own coordinate."
 _NOISES = {"rademacher": random.rademacher, "gaussian": random.normal}
@@ -81,18 +82,29 @@ def divergence(
     one_of("structure", structure, ("auto", "dense", "batched"))
     if samples < 1:
         raise StructureError("samples is the number of random vectors.", repr(samples), "pass at least 1")
+    if method == "exact":
+        rows = structure == "batched" or (structure == "auto" and has_rows(x))
+        found = in_rows(x, lambda part: _exact_divergence(f, part, structure, memory), memory, _ASKED) if rows else None
+        return _exact_divergence(f, x, structure, memory) if found is None else found
+    recording, size, chunk = _recorded(f, x, structure, memory)
+    if size is not None:
+        _refuse_mixed_rows(recording, size)
+    source = random.make_generator() if generator is None else generator
+    return DivergenceResult(recording.value, *_hutchinson(recording, size, chunk, samples, noise, source))
+
+
+def _recorded(f: Function, x: Any, structure: str, memory: Budget | None) -> tuple[Recording, int | None, int]:
+    """The run, the number of rows for a batch, and how many vectors share a pass."""
     recording = record(f, x, _ASKED)
     _require_field(recording)
     require_connected(recording, _ASKED)
     is_batched = structure == "batched" or (structure == "auto" and all(leaf.ndim > 1 for leaf in recording.inputs))
     size = batch_size(recording, _ASKED) if is_batched else None
-    chunk = chunk_for(recording, recording.in_space.dim // (size or 1), 0, memory, "a divergence")
-    if method == "hutchinson":
-        source = random.make_generator() if generator is None else generator
-        if size is not None:
-            _refuse_mixed_rows(recording, size)
-        found, error = _hutchinson(recording, size, chunk, samples, noise, source)
-        return DivergenceResult(recording.value, found, error)
+    return recording, size, chunk_for(recording, recording.in_space.dim // (size or 1), 0, memory, "a divergence")
+
+
+def _exact_divergence(f: Function, x: Any, structure: str, memory: Budget | None) -> DivergenceResult:
+    recording, size, chunk = _recorded(f, x, structure, memory)
     if size is not None:
         require_independent_rows(recording, _ASKED, chunk)
     found = _exact(recording, chunk) if size is None else _exact_rows(recording, size, chunk)

@@ -22,6 +22,7 @@ from hesse.core.tree import Tree
 from hesse.derivatives.batched import same_unit_in_every_row, spread, spread_sparse
 from hesse.derivatives.forward import Table
 from hesse.derivatives.jacobian import one_of
+from hesse.derivatives.rows import in_rows
 from hesse.derivatives.structure import sparse_matrix
 
 _HESSIAN = "hessian(f, x) differentiates a function with one real value twice."
@@ -144,16 +145,8 @@ def laplacian(
     """
     one_of("structure", structure, ("auto", "dense", "batched"))
     if structure == "batched":
-        recording, size, chunk = _record_rows(f, x, memory, _LAPLACIAN)
-        gradient = gradient_recording(recording)
-        terms = []
-        for index, leaf in enumerate(recording.inputs):
-            for columns in slices(leaf.numel() // size, chunk, "Laplacian"):
-                only: list[Tensor | None] = [None] * len(recording.inputs)
-                unit = same_unit_in_every_row(leaf, columns)
-                only[index] = unit
-                terms.append((pull_block(gradient, only)[index] * unit).unsqueeze(-1).flatten(2).sum((0, 2)))
-        return LaplacianResult(recording.value, sum(terms, recording.outputs[0].new_zeros(size)))
+        found = in_rows(x, lambda part: _row_laplacians(f, part, memory), memory, _LAPLACIAN)
+        return _row_laplacians(f, x, memory) if found is None else found
     recording = record_scalar(f, x, _LAPLACIAN)
     gradient = gradient_recording(recording)
     chunk = chunk_for(gradient, recording.in_space.dim, 0, memory, "a Laplacian")
@@ -162,6 +155,19 @@ def laplacian(
         only = [u if i == index else None for i, u in enumerate(block)]
         terms.append((pull_block(gradient, only)[index] * block[index]).sum())
     return LaplacianResult(recording.value, sum(terms, recording.outputs[0].new_zeros(())))
+
+
+def _row_laplacians(f: Function, x: Any, memory: Budget | None) -> LaplacianResult:
+    recording, size, chunk = _record_rows(f, x, memory, _LAPLACIAN)
+    gradient = gradient_recording(recording)
+    terms = []
+    for index, leaf in enumerate(recording.inputs):
+        for columns in slices(leaf.numel() // size, chunk, "Laplacian"):
+            only: list[Tensor | None] = [None] * len(recording.inputs)
+            unit = same_unit_in_every_row(leaf, columns)
+            only[index] = unit
+            terms.append((pull_block(gradient, only)[index] * unit).unsqueeze(-1).flatten(2).sum((0, 2)))
+    return LaplacianResult(recording.value, sum(terms, recording.outputs[0].new_zeros(size)))
 
 
 def _record_rows(f: Function, x: Any, memory: Budget | None, asked: str) -> tuple[Recording, int, int]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from hesse.core.batching import slices
 from hesse.core.memory import Budget
 from hesse.linalg.options import is_complex
-from hesse.linalg.products import rows_at_once, unit_vectors
+from hesse.linalg.products import mm_within, rows_at_once, unit_vectors
 from hesse.operators import (
     BlockDiagonal,
     Composed,
@@ -70,7 +70,7 @@ def _by_columns(A: LinearOperator, memory: Budget | None) -> Tensor:
     rows = rows_at_once(A, into, f"the dense {out} x {into} matrix", memory=memory, kept=out * into * dtype.itemsize)
     for part in slices(into, rows, "dense matrix"):
         units = A.in_space.unravel(unit_vectors(A.in_space, part.start, part.stop))
-        columns[part] = A.out_space.ravel(A.mm(units), 1)
+        columns[part] = A.out_space.ravel(mm_within(A, units, memory), 1)
     return columns.mT
 
 

@@ -6,11 +6,15 @@ import torch
 from torch import Tensor
 
 from hesse.core import random, tree
+from hesse.core.chunked import ChunkPlan, in_chunks
 from hesse.core.errors import NonFiniteError
-from hesse.core.memory import Budget, chunk_size, current_budget
+from hesse.core.memory import Budget, chunk_size, current_budget, given_budget
 from hesse.core.space import Space
+from hesse.core.tree import Tree
 from hesse.operators import LinearOperator
 
+_FEW = 2  # vectors: a block of fewer is not taken apart
+_LARGE_BYTES = 2**24  # graphs above this take vectors one by one
 _COPIES = 4  # vectors in, vectors out, and as much again for what the product itself holds
 
 
@@ -30,7 +34,7 @@ def apply(A: LinearOperator, V: Tensor) -> Tensor:
     Raises:
         NonFiniteError: a product has a NaN or an infinity.
     """
-    products = A.out_space.ravel(A.mm(A.in_space.unravel(V)), 1).detach()
+    products = A.out_space.ravel(mm_within(A, A.in_space.unravel(V)), 1).detach()
     if not bool(torch.isfinite(products).all()):
         raise NonFiniteError(
             f"A product with {type(A).__name__} of shape {A.shape} is not finite.",
@@ -38,6 +42,32 @@ def apply(A: LinearOperator, V: Tensor) -> Tensor:
             "look for the operation that makes it, or scale the problem",
         )
     return products.to(work_dtype(products.dtype))
+
+
+def mm_within(A: LinearOperator, V: Tree, memory: Budget | None = None, held: int | None = None) -> Tree:
+    """``A.mm(V)``, in blocks of vectors whose growth of memory is measured if the user set a budget.
+
+    Args:
+        A: the operator.
+        V: vectors along a leading axis.
+        memory: the budget; None: that in force.
+        held: bytes of the graph behind the products, which a block may hold once for each vector; by default A's `graph_bytes`.
+            Operators without one take their blocks whole (those over several processes have to: all must ask the same).
+
+    Raises:
+        MemoryBudgetError: one product does not fit.
+    """
+    device, count = A.in_space.device, tree.leaves(V)[0].shape[0]
+    held = getattr(A, "graph_bytes", None) if held is None else held
+    if held is None or count < _FEW or given_budget(memory, device) is None:
+        return A.mm(V)
+    into, out = (space.dim * space.dtype.itemsize for space in (A.in_space, A.out_space))
+    per_vector = _COPIES * (into + out) + (2 * held if held < _LARGE_BYTES else 0)
+    plan = ChunkPlan.within(memory, device, "a block of products", per_item=per_vector, kept=2 * count * out)
+    parts = [
+        found for _, found in in_chunks(count, lambda part: A.mm(tree.map_tree(lambda leaf: leaf[part], V)), plan)
+    ]
+    return parts[0] if len(parts) == 1 else tree.map_tree(lambda *leaves: torch.cat(leaves), *parts)
 
 
 def row_norms(V: Tensor) -> Tensor:

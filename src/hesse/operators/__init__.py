@@ -12,6 +12,7 @@ from hesse.operators.kronecker import Kronecker
 from hesse.operators.low_rank import LowRank
 from hesse.operators.restriction import DiagonalBlocks, Restriction, block_diagonal, restrict
 from hesse.operators.sparse import Sparse
+from hesse.operators.spread import Spread
 from hesse.operators.storage import load, save, storable
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "Restriction",
     "Scaled",
     "Sparse",
+    "Spread",
     "Sum",
     "Tag",
     "average",

@@ -13,6 +13,7 @@ from hesse.core.progress import track
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
 from hesse.operators.data_set import DataSet, refuse_one_shot
+from hesse.operators.spread import Spread
 
 
 class Average(LinearOperator):
@@ -143,12 +144,13 @@ def average(
     data_check: bool = True,
     keep: bool = True,
     memory: Budget | None = None,
-) -> Average:
+) -> LinearOperator:
     """The average of one operator a batch over a data set, weighted by `mass`: ``sum_b mass_b A_b / sum_b mass_b``.
 
     Args:
         make: turns a batch into an operator, ``lambda batch: hesse.ggn(model, loss, batch)``.
-        batches: an iterable of batches that can be read again and again (a list, a DataLoader).
+        batches: an iterable of batches that can be read again and again (a list, a DataLoader), or
+            `hesse.distributed.spread` of such, whose batches lie on several processes.
         additive: add instead of average; by default as the operators say (losses with ``reduction="sum"`` add up).
         data_check: refuse to go on where a pass over the data reads other samples than the first complete one; order and
             batches may change. Pass False for losses that are random on purpose.
@@ -168,4 +170,6 @@ def average(
     Cost: one pass over the data a product, or over the kept operators; a block of vectors shares one pass. The check adds
     about one pass over the bytes of the batches that are read.
     """
+    if isinstance(batches, Spread):
+        return batches.average(make, additive=additive, data_check=data_check, keep=keep, memory=memory)
     return Average(make, batches, additive=additive, data_check=data_check, keep=keep, memory=memory)

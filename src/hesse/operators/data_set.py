@@ -12,10 +12,13 @@ from torch import Tensor
 from hesse.core import tree
 from hesse.core.errors import DataError, OneShotDataError
 from hesse.core.fingerprint import fingerprint, sample_hashes
-from hesse.core.memory import Budget, current_budget, format_bytes, parse_budget
+from hesse.core.growth import settle, taken_bytes
+from hesse.core.memory import Budget, current_budget, format_bytes, given_budget, parse_budget
 from hesse.operators.base import LinearOperator
 
 _SHARE = 0.5  # of the memory budget that kept operators may take; the products need the rest
+_MEASURED = 0.4  # the same of what is measured, which is known only after it was taken
+_NOISE = 2**23  # bytes: in budgets below, measurements show what else the process does
 _ASKED = "Every product with an operator over data has to see the same data."
 
 
@@ -75,6 +78,8 @@ class DataSet:
             parse_budget(memory)
         self.make, self.batches, self.data_check, self.memory = make, batches, data_check, memory
         self._keeps, self._in_order = keep and data_check, isinstance(batches, (list, tuple))
+        self._device = torch.device("cpu")  # of the batches, once one was read
+        self._first_bytes = 0  # that the first batch's operator took
         self._kept: list[_Made] = []
         self._count: int | None = None  # of the batches of the first complete pass
         self._fingerprint: int | None = None
@@ -84,6 +89,10 @@ class DataSet:
         """Number of batches; raises TypeError where only a pass can tell."""
         return len(self.batches)  # pyright: ignore[reportArgumentType]
 
+    def of(self, batches: Iterable[Any]) -> DataSet:
+        """The same of other batches: nothing is kept yet, and nothing known of their content."""
+        return DataSet(self.make, batches, data_check=self.data_check, keep=self._keeps, memory=self.memory)
+
     def first(self) -> LinearOperator:
         """The operator of the first batch; what it took is not lost where the first pass begins with the same batch.
 
@@ -91,9 +100,12 @@ class DataSet:
             DataError: no batch.
         """
         for batch in self.batches:
+            self._device = next((leaf.device for leaf, _ in _stamp(batch)), self._device)
+            before = self._ground()
             made = self._make(batch, None)
             if self._keeps and self._fits(0, made):
                 self._kept = [made]
+                self._first_bytes = 0 if before is None else max(taken_bytes(self._device) - before, 0)
             return made.operator
         raise DataError("An operator over a data set needs data.", "no batch", "pass at least one batch")
 
@@ -117,7 +129,7 @@ class DataSet:
         hashes: list[Tensor] = []
         kept: list[_Made] = []
         count = held = 0
-        keeps = self._keeps and self._count is None
+        keeps, ground = self._keeps and self._count is None, self._ground()
         all_kept = True
         for batch in self.batches:
             known = self._kept[count] if count < len(self._kept) else None
@@ -127,13 +139,15 @@ class DataSet:
             count += 1
             if made.hashes is not None:
                 hashes.append(made.hashes)
-            keeps = keeps and self._fits(held, made)
+            keeps = keeps and self._fits(held, made) and not self._is_over(ground)
             if keeps:
                 kept.append(made)
                 held += (made.held_bytes or 0) + self._own_bytes(made)
             elif not self._in_order:
                 kept.clear()
             del made, known, batch  # so that the next batch is not made beside this one
+            if not keeps and self._is_over(ground):
+                settle()
         if not count:
             raise DataError("An operator over a data set needs data.", "no batch in this pass", "pass a list of batches")
         if self.data_check and not (all_kept and count == self._count):
@@ -158,6 +172,15 @@ class DataSet:
             return False
         wanted = held + made.held_bytes + self._own_bytes(made)
         return wanted <= _SHARE * current_budget(self.memory, made.operator.in_space.device)
+
+    def _ground(self) -> int | None:
+        """Bytes taken before a pass, without those of the first operator, if the user set a budget."""
+        return None if given_budget(self.memory, self._device) is None else taken_bytes(self._device) - self._first_bytes
+
+    def _is_over(self, ground: int | None) -> bool:
+        """Whether more was taken since than may be kept: by a product's graph, or by what the system does not get back."""
+        budget = 0 if ground is None else current_budget(self.memory, self._device)
+        return ground is not None and budget > _NOISE and taken_bytes(self._device) - ground > _MEASURED * budget
 
     def _own_bytes(self, made: _Made) -> int:
         """Bytes of the batch, if nobody but the operator keeps it."""

@@ -14,6 +14,7 @@ from hesse.core.errors import DataError, HesseError, NoRuleError, StructureError
 from hesse.core.registry import Registry
 from hesse.core.space import Space
 from hesse.core.storage import load_tensors, save_tensors
+from hesse.core.wrapped import unwrapped
 from hesse.operators.algebra import Composed, Congruence, Conjugate, Scaled, Sum
 from hesse.operators.base import LinearOperator
 from hesse.operators.blocks import BlockDiagonal
@@ -96,6 +97,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None, device: torch.device
 
 def _space_of(like: Any) -> Space:
     if isinstance(like, nn.Module):
+        like = unwrapped(like, "A stored operator is loaded for a model.")
         like = {name: leaf for name, leaf in like.named_parameters() if leaf.requires_grad}
     if isinstance(like, LinearOperator):
         return like.in_space

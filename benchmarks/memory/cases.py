@@ -1,0 +1,220 @@
+"""The quantities: each prepares its data, and returns what computes it. Nothing here knows of budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import hesse
+
+Work = Callable[[], Any]
+CASES: dict[str, Callable[[int], Work]] = {}
+"""Name -> preparation, for a size: 1 is the full one, larger numbers divide it (to load what is loaded once)."""
+
+
+def _case(make: Callable[[int], Work]) -> Callable[[int], Work]:
+    CASES[make.__name__] = make
+    return make
+
+
+def _images(divisor: int, count: int = 256) -> tuple[nn.Module, nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1), nn.Softplus(), nn.Conv2d(16, 16, 3, padding=1), nn.Softplus(), nn.AvgPool2d(4),
+        nn.Flatten(), nn.Linear(1024, 10),
+    )  # fmt: skip
+    n = max(count // divisor, 4)
+    return model, nn.CrossEntropyLoss(), (torch.randn(n, 3, 32, 32), torch.randint(10, (n,)))
+
+
+def _wide(divisor: int, count: int = 4096) -> tuple[nn.Module, nn.Module, tuple[Tensor, Tensor]]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(256, 512), nn.Tanh(), nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 10))
+    n = max(count // divisor, 4)
+    return model, nn.MSELoss(), (torch.randn(n, 256), torch.randn(n, 10))
+
+
+def _vector(model: nn.Module) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {name: torch.randn_like(p) for name, p in model.named_parameters()}
+
+
+def _block(model: nn.Module, count: int) -> dict[str, Tensor]:
+    torch.manual_seed(1)
+    return {name: torch.randn(count, *p.shape) for name, p in model.named_parameters()}
+
+
+def _seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(2)
+
+
+def _rows(quantity: Callable[[Any], Any], make: Callable[[int], Any]) -> Callable[[int], Work]:
+    def prepare(divisor: int) -> Work:
+        model, loss, batch = make(divisor)
+        return lambda: quantity(hesse.parameter_jacobian(model, loss, batch))
+
+    return prepare
+
+
+for _name, _quantity in {
+    "norms": lambda J: J.norms(),
+    "gram": lambda J: J.gram(),
+    "sum_of_squares": lambda J: J.sum_of_squares(),
+    "clipped_sum": lambda J: J.clipped_sum(1.0),
+    "variance": lambda J: J.variance(),
+    "moments": lambda J: {name: (m.left, m.right) for name, m in J.moments().items()},
+    "dense": lambda J: J.dense(),
+    "weighted_sum": lambda J: J.T @ torch.ones(J.shape[0]),
+}.items():
+    CASES[f"rows_{_name}"] = _rows(_quantity, _images)
+
+
+def _curvature(make: Callable[..., Any], question: Callable[[Any, nn.Module], Any], data: Callable[[int], Any]) -> Any:
+    def prepare(divisor: int) -> Work:
+        model, loss, batch = data(divisor)
+        return lambda: question(make(model, loss, batch), model)
+
+    return prepare
+
+
+_MATRICES: dict[str, Callable[..., Any]] = {
+    "hessian": hesse.loss_hessian,
+    "ggn": hesse.ggn,
+    "ggn_sampled": lambda *given: hesse.ggn(*given, kind="sampled", generator=_seeded()),
+    "fisher_empirical": lambda *given: hesse.fisher(*given, kind="empirical"),
+}
+for _name, _make in _MATRICES.items():
+    CASES[f"{_name}_product"] = _curvature(_make, lambda A, model: A @ _vector(model), _images)
+    CASES[f"{_name}_block"] = _curvature(_make, lambda A, model: A @ _block(model, 8), _images)
+CASES["ggn_wide_product"] = _curvature(hesse.ggn, lambda A, model: A @ _vector(model), _wide)
+CASES["ggn_diagonal"] = _curvature(hesse.ggn, lambda A, model: hesse.diagonal(A), _images)
+CASES["ggn_trace"] = _curvature(hesse.ggn, lambda A, model: hesse.trace(A, generator=_seeded()).value, _images)
+CASES["hessian_trace"] = _curvature(
+    hesse.loss_hessian, lambda A, model: hesse.trace(A, rtol=0.2, generator=_seeded()).value, _images
+)
+CASES["ggn_eigsh"] = _curvature(hesse.ggn, lambda A, model: hesse.eigsh(A, 2, rtol=1e-2, generator=_seeded()).values, _images)
+CASES["fisher_sampled_diagonal"] = _curvature(
+    lambda *given: hesse.fisher(*given, kind="sampled", generator=_seeded()), lambda A, model: hesse.diagonal(A), _images
+)
+for _name, _make in {"kfac": hesse.kfac, "ekfac": hesse.ekfac}.items():
+    CASES[_name] = _curvature(
+        lambda *given, make=_make: make(*given, generator=_seeded()), lambda A, model: A @ _vector(model), _images
+    )
+
+
+@_case
+def ggn_of_batches(divisor: int) -> Work:
+    """Four batches, several products."""
+    model, loss, (x, y) = _images(divisor)
+    batches = list(zip(x.chunk(4), y.chunk(4), strict=True))
+    v = _vector(model)
+
+    def work() -> Any:
+        matrix = hesse.ggn(model, loss, batches)
+        return [matrix @ v for _ in range(3)]
+
+    return work
+
+
+@_case
+def ntk(divisor: int) -> Work:
+    """The whole kernel."""
+    model, _, (x, _) = _images(divisor, 64)
+    return lambda: hesse.ntk(model, x, outputs=[0, 1, 2]).tensor()
+
+
+def _function(d: int, m: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    torch.manual_seed(0)
+    W, V = torch.randn(64, d, dtype=torch.float64) / d, torch.randn(m, 64, dtype=torch.float64)
+    return lambda x: torch.tanh(x @ W.mT) @ V.mT, torch.randn(d, dtype=torch.float64)
+
+
+@_case
+def jacobian_dense(divisor: int) -> Work:
+    """3000 by 4000 numbers: 96 MB."""
+    f, x = _function(4000 // divisor, 3000 // divisor)
+    return lambda: hesse.jacobian(f, x, structure="dense").jacobian
+
+
+@_case
+def jacobian_forward(divisor: int) -> Work:
+    """4000 by 3000 numbers: 96 MB."""
+    f, x = _function(3000 // divisor, 4000 // divisor)
+    return lambda: hesse.jacobian(f, x, structure="dense", mode="forward").jacobian
+
+
+@_case
+def hessian_dense(divisor: int) -> Work:
+    """3000 by 3000 numbers: 72 MB."""
+    f, x = _function(3000 // divisor, 40)
+    return lambda: hesse.hessian(lambda p: f(p).square().sum(), x, structure="dense").hessian
+
+
+@_case
+def jacobian_batched(divisor: int) -> Work:
+    """1024 rows of 96 by 128 numbers: 100 MB."""
+    f, x = _function(128, 96)
+    batch = torch.randn(1024 // divisor, 128, dtype=x.dtype)
+    return lambda: hesse.jacobian(f, batch, structure="batched").jacobian
+
+
+@_case
+def jacobian_sparse(divisor: int) -> Work:
+    """A chain of 200,000 unknowns."""
+    x = torch.rand(200_000 // divisor, dtype=torch.float64)
+
+    def work() -> Tensor:
+        return hesse.jacobian(lambda p: p[1:] * p[:-1] ** 2, x, structure="sparse", layout="sparse").jacobian.values()
+
+    return work
+
+
+def _field(divisor: int) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+    f, _ = _function(64, 64)
+    return f, torch.randn(8192 // divisor, 64, dtype=torch.float64)
+
+
+@_case
+def divergence(divisor: int) -> Work:
+    """8192 points in 64 dimensions."""
+    f, x = _field(divisor)
+    return lambda: hesse.divergence(f, x, structure="batched").divergence
+
+
+@_case
+def laplacian(divisor: int) -> Work:
+    """8192 points in 64 dimensions."""
+    f, x = _field(divisor)
+    return lambda: hesse.laplacian(lambda p: f(p).square().sum(-1), x, structure="batched").laplacian
+
+
+def _operator(divisor: int) -> Any:
+    f, x = _function(1500 // divisor, 40)
+    return hesse.hessian_operator(lambda p: f(p).square().sum() + p.square().sum(), x)
+
+
+_QUESTIONS: dict[str, Callable[[Any], Any]] = {
+    "dense": hesse.dense,
+    "factor": lambda A: hesse.factor(A).solve(A.in_space.unravel(torch.ones(A.shape[0], dtype=torch.float64))),
+    "spectrum": lambda A: hesse.spectrum(A, generator=_seeded(), atol=0.2).nodes,
+    "logdet": lambda A: hesse.logdet(A, generator=_seeded()).value,
+    "norm": lambda A: hesse.norm(A, generator=_seeded()).value,
+    "svd": lambda A: hesse.svd(A, 2, generator=_seeded()).values,
+    "diagonal": hesse.diagonal,
+}
+for _name, _question in _QUESTIONS.items():
+    CASES[f"operator_{_name}"] = lambda divisor, ask=_question: (lambda: ask(_operator(divisor)))
+
+
+@_case
+def convolution_pinv(divisor: int) -> Work:
+    """A kernel of 8 channels on images of 64 by 64."""
+    torch.manual_seed(0)
+    size = max(64 // divisor, 8)
+    layer = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+    A = hesse.convolution.from_module(layer, (8, size, size))
+    y = torch.randn(A.out_space.shapes[0])
+    return lambda: hesse.pinv(A) @ y

@@ -1,0 +1,159 @@
+"""How many samples of a batch may be worked on at once under a memory budget, measured on a few of them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from hesse.autodiff.model import Model, sample_count
+from hesse.core import tree
+from hesse.core.chunked import is_allocation_failure
+from hesse.core.errors import MemoryBudgetError
+from hesse.core.growth import Growth, settle
+from hesse.core.memory import Budget, format_bytes, given_budget
+
+_SMALL = 1024  # times the bytes of batch and parameters: a budget above is not looked at more closely
+_WHOLE = 0.7  # of the budget: a batch that takes less is not sliced
+SLICE = 0.4  # of the budget for one slice; what is kept of other slices takes up to half
+_FEWEST = 4  # samples that calibrate
+_PART = 64  # and one in so many of the batch
+_NOISE = 2**20  # bytes that a measurement may be wrong by
+
+
+@dataclass(frozen=True)
+class Appetite:
+    """Bytes that work takes: so many whatever the number of samples, and so many for each."""
+
+    fixed: float
+    per_sample: float
+
+    def of(self, count: int) -> int:
+        """Bytes for some samples."""
+        return int(self.fixed + self.per_sample * count)
+
+
+class Slicing:
+    """Finds how many samples of a batch are worked on at once; measures the first batch of each shape.
+
+    Args:
+        model: what is run; its device is the one that is measured.
+        work: does to a few samples what will be done to all, and leaves nothing behind.
+        memory: the budget; None: that in force. Without one nothing is sliced and nothing measured.
+        asked: what for, in error messages.
+    """
+
+    def __init__(self, model: Model, work: Callable[[Any], None], memory: Budget | None, asked: str) -> None:
+        self.model, self.work, self.memory, self.asked = model, work, memory, asked
+        self._known: dict[Any, Appetite] = {}
+
+    def needed(self, batch: Any) -> int | None:
+        """Bytes that a whole batch of a shape seen before takes, with a margin; None if it was not measured."""
+        appetite = self._known.get(_key(batch))
+        return None if appetite is None else math.ceil(appetite.of(sample_count(batch, None, self.asked)) / _WHOLE)
+
+    def at_once(self, batch: Any) -> int | None:
+        """Samples of a slice; None: the batch need not be sliced.
+
+        Raises:
+            MemoryBudgetError: not even two samples fit; `least` says what would do.
+
+        Cost: nothing without a budget, or where it is a thousand times as large as batch and parameters; else the first time
+        the work on about a tenth of the batch.
+        """
+        budget = given_budget(self.memory, self.model.device)
+        if budget is None:
+            return None
+        size = sum(leaf.nbytes for leaf in (*tensors_in(batch), *tree.leaves(self.model.params)))
+        if budget > _SMALL * size:
+            return None
+        key = _key(batch)
+        count = sample_count(batch, None, self.asked)
+        appetite = self._known.get(key)
+        if appetite is None:
+            appetite = self._known[key] = self._measured(batch, count, budget)
+        if count == 1 or appetite.of(count) <= _WHOLE * budget:
+            return None
+        fits = int((SLICE * budget - appetite.fixed) / max(appetite.per_sample, 1.0))
+        if fits < 2 and appetite.of(2) <= budget:
+            fits = 2
+        if fits < 2:
+            raise self.too_small(budget, appetite.of(2))
+        return min(fits, count)
+
+    def _measured(self, batch: Any, count: int, budget: int) -> Appetite:
+        """By two measurements, the second on enough samples to tell what a sample takes from what all share."""
+        settle()
+        few = min(count, max(_FEWEST, count // _PART))
+        first, ground = self._highest(batch, few, budget, None)
+        more = min(count, 8 * few, max(int(SLICE * budget * few / max(first, _NOISE)), few))
+        if more < 2 * few:
+            return Appetite(0.0, first / few)
+        settle()
+        second, _ = self._highest(batch, more, budget, ground)
+        per_sample = max((second - first) / (more - few), 0.0)
+        return Appetite(max(second - per_sample * more, 0.0), per_sample)
+
+    def _highest(self, batch: Any, count: int, budget: int, ground: int | None) -> tuple[int, int]:
+        """Bytes that work on some samples takes over the ground, and the ground (what was taken at its start, if not given)."""
+        growth = Growth(self.model.device)
+        try:
+            with growth:
+                self.work(rows_of(batch, 0, count))
+        except (MemoryError, RuntimeError) as error:
+            if not is_allocation_failure(error) or isinstance(error, MemoryBudgetError):
+                raise
+            raise self.too_small(budget, max(growth.bytes, budget + 1)) from error
+        ground = growth.start if ground is None else ground
+        return growth.highest - ground, ground
+
+    def too_small(self, budget: int, least: int) -> MemoryBudgetError:
+        """The error for a budget that does not hold the work on a few samples."""
+        least = math.ceil(1.1 * least) + 2 * _NOISE
+        found = f"a budget of {format_bytes(budget)}, where two samples take {format_bytes(least)}"
+        return MemoryBudgetError(self.asked, found, f"pass memory={least} or more", least)
+
+
+class SlicedBatches:
+    """A data set whose batches are handed out in slices that fit the memory budget.
+
+    Args:
+        batches: an iterable of batches that can be read again.
+        slicing: finds how large a slice may be.
+    """
+
+    def __init__(self, batches: Iterable[Any], slicing: Slicing) -> None:
+        self.batches, self.slicing = batches, slicing
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.batches:
+            at_once = self.slicing.at_once(batch)
+            if at_once is None:
+                yield batch
+            else:
+                yield from sliced(batch, sample_count(batch, None, self.slicing.asked), at_once)
+
+
+def tensors_in(batch: Any) -> list[Tensor]:
+    """The tensors of a batch."""
+    return [leaf for leaf in tree.leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _key(batch: Any) -> Any:
+    return tuple((leaf.shape[1:], leaf.dtype) for leaf in tensors_in(batch))
+
+
+def rows_of(value: Any, start: int, stop: int) -> Any:
+    """Samples of a batch, as views of its tensors."""
+    return tree.map_tree(lambda leaf: leaf[start:stop] if isinstance(leaf, Tensor) else leaf, value)
+
+
+def sliced(batch: Any, count: int, at_once: int) -> list[Any]:
+    """A batch in slices of equal length, up to one sample, of at most so many samples."""
+    number = -(-count // at_once)
+    bounds = [count * k // number for k in range(number + 1)]
+    return [rows_of(batch, start, stop) for start, stop in itertools.pairwise(bounds)]

@@ -1,0 +1,250 @@
+"""Matrices of batches that do not fit: slices add up to the whole, failures halve them, mixed samples are refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hesse
+from hesse.core.errors import MemoryBudgetError
+from hesse.curvature.gauss_newton import GaussNewton
+from hesse.curvature.slicing import Slicing
+from hesse.curvature.split import SplitBatch
+from tests.curvature import references
+from tests.parameters import oracle
+
+MIB = 2**20
+WEIGHT = torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64)
+LOSSES: dict[str, nn.Module] = {
+    "weights and ignored targets": nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=1),
+    "sum": nn.CrossEntropyLoss(weight=WEIGHT, ignore_index=1, reduction="sum"),
+    "smoothing": nn.CrossEntropyLoss(weight=WEIGHT, label_smoothing=0.1),
+}
+
+
+def problem(count: int = 11) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
+    """Targets in a row, so that some slices of three have nothing but ignored ones."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+    return model, (torch.randn(count, 4, dtype=torch.float64), torch.tensor([0, 2, 0, 2, 1, 1, 1, 1, 0, 2, 1])[:count])
+
+
+@pytest.fixture
+def slices_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slicing, "at_once", lambda self, batch: 3)
+
+
+@pytest.mark.usefixtures("slices_of_three")
+class TestSlicesAddUp:
+    @pytest.mark.parametrize("name", LOSSES)
+    def test_hessian_and_gauss_newton(self, name: str) -> None:
+        model, batch = problem()
+        for make, reference in ((hesse.loss_hessian, references.hessian), (hesse.ggn, references.ggn)):
+            found = make(model, LOSSES[name], batch)
+            assert isinstance(found, SplitBatch)
+            expected = reference(model, LOSSES[name], *batch)
+            assert oracle.difference(hesse.dense(found), expected) < 1e-10
+            assert oracle.difference(hesse.diagonal(found), expected.diagonal()) < 1e-10
+            assert hesse.trace(found, method="exact").value == pytest.approx(float(expected.trace()), rel=1e-10)
+            assert found.mass == pytest.approx(make(model, LOSSES[name], [batch]).mass)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @pytest.mark.parametrize("labels", ["true", "tensor"])
+    def test_empirical(self, labels: str) -> None:
+        model, (x, y) = problem()
+        given = "true" if labels == "true" else y.roll(2)
+        used = y if labels == "true" else y.roll(2)
+        by_sample = nn.CrossEntropyLoss(weight=WEIGHT, reduction="sum")
+        loss = nn.CrossEntropyLoss(weight=WEIGHT)
+        found = hesse.fisher(model, loss, (x, y), kind="empirical", labels=given)
+        expected = references.outer_products(model, by_sample, x, used) / WEIGHT[used].sum()
+        assert oracle.difference(hesse.dense(found), expected) < 1e-10
+
+    def test_sampled_is_the_same_matrix_whatever_the_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, batch = problem()
+        found = []
+        for size in (3, None):
+            monkeypatch.setattr(Slicing, "at_once", lambda self, batch, size=size: size)
+            generator = torch.Generator().manual_seed(5)
+            found.append(hesse.dense(hesse.fisher(model, LOSSES["sum"], batch, kind="sampled", generator=generator)))
+        assert oracle.difference(*found) < 1e-12
+
+    def test_gradient(self) -> None:
+        model, (x, y) = problem()
+        loss = LOSSES["weights and ignored targets"]
+        expected = torch.autograd.grad(loss(model(x), y), list(model.parameters()))
+        found = hesse.loss_hessian(model, loss, (x, y)).gradient  # pyright: ignore[reportAttributeAccessIssue]
+        for a, b in zip(found.values(), expected, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+    def test_batches_of_a_data_set_are_split_too(self) -> None:
+        model, (x, y) = problem()
+        loss = LOSSES["weights and ignored targets"]
+        found = hesse.ggn(model, loss, [(x[:4], y[:4]), (x[4:], y[4:])])
+        assert oracle.difference(hesse.dense(found), references.ggn(model, loss, x, y)) < 1e-10
+
+    @pytest.mark.parametrize("make", [hesse.kfac, hesse.ekfac])
+    def test_kronecker_factors(self, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        model, batch = problem()
+        with hesse.memory("1GiB"):
+            found = make(model, LOSSES["smoothing"], batch, kind="ggn")
+            monkeypatch.setattr(Slicing, "at_once", lambda self, batch: None)
+        whole = make(model, LOSSES["smoothing"], batch, kind="ggn")
+        assert oracle.difference(hesse.dense(found), hesse.dense(whole)) < 1e-10
+
+
+class TestMixed:
+    """Where samples influence each other the whole batch is needed, and the error says how much that takes."""
+
+    class Centered(nn.Module):
+        def __init__(self, strength: float) -> None:
+            super().__init__()
+            self.body, self.strength = nn.Linear(4, 3).double(), nn.Parameter(torch.tensor(strength, dtype=torch.float64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            out = self.body(x)
+            return out - self.strength * out.mean(0)
+
+    @pytest.mark.parametrize("strength", [1.0, 1e-4, 0.0], ids=["strong", "weak", "in the derivative alone"])
+    def test_refused(self, strength: float, slices_of_three: None) -> None:
+        model, (_, batch) = self.Centered(strength), problem()
+        for make in (hesse.loss_hessian, hesse.ggn):
+            with pytest.raises(MemoryBudgetError, match="influence each other"):
+                make(model, LOSSES["sum"], batch, memory=10_000)
+
+    def test_a_loss_that_does_not_add_up(self, slices_of_three: None) -> None:
+        model, batch = problem()
+        with pytest.raises(MemoryBudgetError, match="does not add up"):
+            hesse.loss_hessian(model, lambda out, target: out.mean(0).square().sum(), batch)
+
+
+class TestFailures:
+    def failing(self, monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+        """Products of more samples than `most` find no memory."""
+        sizes: list[int] = []
+        plain = GaussNewton.mv
+
+        def mv(self: GaussNewton, v: Any) -> Any:
+            sizes.append(self.run.forward.count)  # pyright: ignore[reportOptionalMemberAccess]
+            if sizes[-1] > most:
+                raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried")
+            return plain(self, v)
+
+        monkeypatch.setattr(GaussNewton, "mv", mv)
+        return sizes
+
+    def test_slices_are_halved(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(Slicing, "at_once", lambda self, batch: 11)
+        model, batch = problem()
+        A = hesse.ggn(model, LOSSES["smoothing"], batch)
+        sizes = self.failing(monkeypatch, 3)
+        v = torch.randn(A.shape[1], dtype=torch.float64)
+        expected = references.ggn(model, LOSSES["smoothing"], *batch) @ v
+        assert oracle.difference(A.flat @ v, expected) < 1e-10
+        assert sizes[:2] == [11, 5]
+        assert all(size <= 3 for size in sizes[3:])
+
+    def test_one_sample_that_fails_is_refused(self, monkeypatch: pytest.MonkeyPatch, slices_of_three: None) -> None:
+        model, batch = problem()
+        A = hesse.ggn(model, LOSSES["smoothing"], batch)
+        self.failing(monkeypatch, 0)
+        with pytest.raises(MemoryBudgetError):
+            _ = A @ A.in_space.zeros()
+
+    def test_other_errors_pass(self, monkeypatch: pytest.MonkeyPatch, slices_of_three: None) -> None:
+        model, batch = problem()
+        A = hesse.ggn(model, LOSSES["smoothing"], batch)
+
+        def broken(self: GaussNewton, v: Any) -> Any:
+            raise RuntimeError("sizes do not match")
+
+        monkeypatch.setattr(GaussNewton, "mv", broken)
+        with pytest.raises(RuntimeError, match="sizes do not match"):
+            _ = A @ A.in_space.zeros()
+
+    def test_a_matrix_that_cannot_be_made_whole_is_made_of_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = sys.modules["hesse.curvature.ggn"]
+
+        plain, model, batch = module.of_batch, *problem()
+        sizes: list[int] = []
+
+        def of_batch(model: Any, loss: Any, batch: Any, *rest: Any) -> GaussNewton:
+            sizes.append(len(batch[0]))
+            if sizes[-1] > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return plain(model, loss, batch, *rest)
+
+        monkeypatch.setattr(module, "of_batch", of_batch)
+        found = hesse.ggn(model, LOSSES["smoothing"], batch)
+        assert sizes[0] == 11
+        assert oracle.difference(hesse.dense(found), references.ggn(model, LOSSES["smoothing"], *batch)) < 1e-10
+
+
+def test_without_a_budget_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Slicing, "_measured", None)
+    monkeypatch.delenv("HESSE_MEMORY", raising=False)
+    model, batch = problem()
+    assert isinstance(hesse.ggn(model, LOSSES["sum"], batch), GaussNewton)
+    assert isinstance(hesse.ggn(model, LOSSES["sum"], batch, memory="8GiB"), GaussNewton)
+
+
+SCRIPT = """
+import json, sys, torch
+torch.set_num_threads(1)
+from torch import nn
+import hesse
+from hesse.core.errors import MemoryBudgetError
+from hesse.core.growth import Growth, settle
+
+def problem(n):
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 12, 3, padding=1), nn.Softplus(), nn.Conv2d(12, 12, 3, padding=1), nn.Softplus(), nn.AvgPool2d(4)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 4))
+    return model, nn.CrossEntropyLoss(), (torch.randn(n, 3, 32, 32), torch.randint(4, (n,)))
+
+makes = {"hessian": hesse.loss_hessian, "ggn": hesse.ggn, "kfac": lambda *given: hesse.kfac(*given, kind="ggn")}
+found = {}
+for name, make in makes.items():
+    def product(n):
+        model, loss, batch = problem(n)
+        A = make(model, loss, batch)
+        torch.manual_seed(1)
+        return A.out_space.ravel(A @ {k: torch.randn_like(p) for k, p in model.named_parameters()})
+    product(8)
+    with hesse.memory("20MiB"):
+        product(8)
+    settle()
+    with Growth(torch.device("cpu")) as free:
+        whole = product(128)
+    settle()
+    with hesse.memory(BUDGET), Growth(torch.device("cpu")) as held:
+        parts = product(128)
+    try:
+        with hesse.memory(300_000):
+            product(128)
+        least = 0
+    except MemoryBudgetError as error:
+        least = error.least
+    with hesse.memory(least):
+        product(128)
+    found[name] = [free.bytes, held.bytes, float((whole - parts).norm() / whole.norm()), least]
+print(json.dumps(found))
+"""
+
+
+def test_growth_stays_within_the_budget() -> None:
+    budget = 24 * MIB
+    script = SCRIPT.replace("BUDGET", str(budget))
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert not done.returncode, done.stderr
+    for name, (free, held, difference, least) in json.loads(done.stdout.splitlines()[-1]).items():
+        assert free > 1.4 * budget, (name, free, "the problem is too small to show anything")
+        assert held < 1.2 * budget, (name, held / budget)
+        assert difference < 1e-4, (name, difference)
+        assert 300_000 < least < budget, (name, least)
