@@ -38,6 +38,8 @@ PEERS = {
     "opacus": Peer("opacus==1.6.0", ("opt_einsum",)),
     "jax": Peer("jax==0.10.2", ("jaxlib==0.10.2", "ml_dtypes", "opt_einsum", "numba", "llvmlite", "asdex==0.5.1")),
     "hips": Peer("autograd==1.9.1", ()),
+    "trak": Peer("traker==0.3.2", ("tqdm",)),
+    "dattri": Peer("dattri==0.3.0", ("pyyaml", "tqdm")),
     "deepinv": Peer(
         "deepinv==0.5.0",
         (

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import hesse
 from hesse.check import assert_operator
-from hesse.core.errors import DataError, MemoryBudgetError, NondeterministicError, OneShotDataError, UnsupportedError
+from hesse.core.errors import DataError, MemoryBudgetError, NondeterministicError, OneShotDataError, StructureError
 
 
 @pytest.fixture
@@ -86,6 +86,15 @@ def test_chosen_outputs_and_parameters(model: nn.Module) -> None:
     assert torch.allclose(last, torch.einsum("ncd,mkd->ncmk", part, part), atol=1e-12)
 
 
+def test_outputs_of_each_samples_own(model: nn.Module) -> None:
+    x, own = inputs(5), torch.tensor([2, 0, 0, 1, 2])
+    rows = rows_of(model, x)[torch.arange(5), own]
+    K = hesse.ntk(model, [x[:2], x[2:4], x[4:]], outputs=own)
+    assert torch.allclose(K.tensor(), rows @ rows.T, atol=1e-12)
+    v = torch.randn(5, dtype=torch.float64)
+    assert torch.allclose(K @ v, rows @ (rows.T @ v), atol=1e-12)
+
+
 def test_bad_data_is_refused(model: nn.Module) -> None:
     x = inputs(6)
 
@@ -102,8 +111,8 @@ def test_bad_data_is_refused(model: nn.Module) -> None:
     with pytest.raises(DataError, match="other samples"):
         for _ in range(40):
             shuffled @ torch.ones(6, 3, dtype=torch.float64)
-    with pytest.raises(UnsupportedError, match="outputs="):
-        hesse.ntk(model, x, outputs=torch.zeros(6, dtype=torch.long))
+    with pytest.raises(StructureError, match="outputs="):
+        hesse.ntk(model, [x[:2], x[2:3], x[3:]], outputs=torch.zeros(7, dtype=torch.long))
     with pytest.raises(NondeterministicError):
         hesse.ntk(nn.Sequential(model, nn.Dropout(0.5)), x)
     with pytest.raises(MemoryBudgetError):

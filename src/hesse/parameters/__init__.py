@@ -1,7 +1,22 @@
 """The parameter Jacobian: contractions over the forms that capture finds."""
 
+from hesse.parameters.data_jacobian import DataJacobian
+from hesse.parameters.gram_blocks import Block
+from hesse.parameters.gram_plan import GramPlan, Task
 from hesse.parameters.jacobian import ParameterJacobian
 from hesse.parameters.kernel import TangentKernel, ntk
 from hesse.parameters.make import parameter_jacobian
+from hesse.parameters.storing.matrix import StoredMatrix, open_zarr
 
-__all__ = ["ParameterJacobian", "TangentKernel", "ntk", "parameter_jacobian"]
+__all__ = [
+    "Block",
+    "DataJacobian",
+    "GramPlan",
+    "ParameterJacobian",
+    "StoredMatrix",
+    "TangentKernel",
+    "Task",
+    "ntk",
+    "open_zarr",
+    "parameter_jacobian",
+]

@@ -3,34 +3,34 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.autodiff.roots import RowFacts, Rows
 from hesse.core import pages, tree
+from hesse.core.batching import slices
 from hesse.core.errors import StructureError
-from hesse.core.memory import Budget, chunk_size, current_budget
+from hesse.core.fingerprint import sample_hashes
+from hesse.core.memory import Budget
 from hesse.core.names import layer_of
 from hesse.core.space import Space
 from hesse.core.tree import Tree
-from hesse.linalg.dense import dense_rule
-from hesse.linalg.diagonal import column_squares_rule
-from hesse.linalg.woodbury import gram_rule
-from hesse.operators.base import LinearOperator
 from hesse.parameters import contractions
+from hesse.parameters.base import JacobianBySample, Per, require_same_parameters
 from hesse.parameters.contractions import Moments, Use
 from hesse.parameters.contractions.moments import Approximation
+from hesse.parameters.inner_products import inner_products
+from hesse.parameters.recipe import Recipe
 from hesse.parameters.selection import Names, chosen_names, chosen_samples
 from hesse.parameters.source import Kept, Selected, Source, source_of
 from hesse.parameters.writing import differentiable_rows, require_fit, write
-from hesse.rules.forms import Dense
 
 
-class ParameterJacobian(LinearOperator):
+class ParameterJacobian(JacobianBySample):
     """The Jacobian of a model's losses (or outputs) by sample, with respect to its parameters; made by `parameter_jacobian`.
 
     N samples, C elements of a sample's output (absent for a loss), D parameters. Nothing of size N x D is formed, except by
@@ -41,20 +41,62 @@ class ParameterJacobian(LinearOperator):
         additive: whether the losses of two batches add up (reduction "sum") instead of averaging by mass.
     """
 
-    def __init__(self, source: Source, facts: RowFacts, params: Tree, memory: Budget | None = None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        facts: RowFacts,
+        params: Tree,
+        memory: Budget | None = None,
+        recipe: Recipe | None = None,
+        batch: Any = None,
+    ) -> None:
         self.in_space = Space.of(params)
         self.out_space = Space.of(torch.empty(facts.shape, dtype=facts.dtype, device=facts.device))
         self.source, self.facts, self.memory, self.count = source, facts, memory, source.count
         self.mass, self.additive = facts.mass, facts.additive
-        self.params = params
+        self.params, self.sizes, self._recipe, self._batch = params, (source.count,), recipe, batch
         self._dtypes = dict(zip(self.in_space.names, self.in_space.dtypes, strict=True))
         self._shapes = dict(zip(self.in_space.names, self.in_space.shapes, strict=True))
 
     @classmethod
-    def of(cls, rows: Rows, params: Tree, memory: Budget | None = None) -> ParameterJacobian:
-        """The Jacobian behind captured rows."""
+    def of(
+        cls, rows: Rows, params: Tree, memory: Budget | None = None, recipe: Recipe | None = None, batch: Any = None
+    ) -> ParameterJacobian:
+        """The Jacobian behind captured rows (of a batch, captured by a recipe)."""
         shapes = {name: leaf.shape for name, leaf in tree.named_leaves(params)}
-        return cls(source_of(rows, shapes), rows.facts, params, memory)
+        return cls(source_of(rows, shapes), rows.facts, params, memory, recipe, batch)
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """How it was made; None where it was not made from a model, a loss and a batch."""
+        return self._recipe
+
+    @property
+    def hashes(self) -> Tensor | None:
+        """What the content of every sample hashes to: int64 ``[N]``; None without a recipe."""
+        return None if self.recipe is None else sample_hashes(*self.recipe.read(self._batch))
+
+    @property
+    def samples_at_once(self) -> int | None:
+        """None: what is captured need not be split."""
+        return None
+
+    def blocks(
+        self, skip: Callable[[slice], bool] | None = None, *, at_once: int | None = None
+    ) -> Iterator[tuple[slice, ParameterJacobian]]:
+        """Selections of so many samples, by default one of all; see `JacobianBySample.blocks`."""
+        for part in slices(self.count, at_once or self.count):
+            if skip is None or not skip(part):
+                yield part, self.tiles()(part)[0]
+
+    @property
+    def bytes_per_sample(self) -> int:
+        """Bytes of the records of a sample; 0 where they are not held."""
+        return (self.held_bytes or 0) // self.count
+
+    def tiles(self) -> Callable[[slice], list[ParameterJacobian]]:
+        """Selections of samples."""
+        return lambda part: [self if part == slice(0, self.count) else self.select(part)]
 
     @property
     def paths(self) -> dict[str, str]:
@@ -106,7 +148,7 @@ class ParameterJacobian(LinearOperator):
             leaves.append(part.reshape(shape).to(self._dtypes[name]))
         return self.in_space.rebuild(leaves)
 
-    def norms(self, per: Literal["parameter", "layer"] | None = None) -> Any:
+    def norms(self, per: Per = None) -> Any:
         """2-norms of the rows: ``[N]`` (``[N, C]``), or a dict of them by name of the parameter or of the layer.
 
         Args:
@@ -133,10 +175,6 @@ class ParameterJacobian(LinearOperator):
         self.source.visit(take)
         return self._tree({name: total.result() for name, total in sums.items()})
 
-    def mean(self) -> Tree:
-        """The mean of all rows, a tree like the parameters (without the loss's normalizer: divide by `mass` for that)."""
-        return self.weighted_sum(self._ones() / self.out_space.dim)
-
     def variance(self, *, correction: int = 1) -> Tree:
         """The variance of the rows, elementwise: a tree like the parameters.
 
@@ -159,9 +197,6 @@ class ParameterJacobian(LinearOperator):
         unused = {name: (rows - used[name]) * mean.square() for name, mean in means.items()}
         parts = [leaf + unused[name].reshape(leaf.shape).to(leaf.dtype) for name, leaf in found.items()]
         return self.in_space.rebuild([part / (rows - correction) if rows > correction else part * torch.nan for part in parts])
-
-    def _ones(self) -> Tensor:
-        return torch.ones(self.out_space.shapes[0], dtype=self.out_space.dtype, device=self.out_space.device)
 
     def clipped_sum(
         self, max_norm: float | dict[str, float], *, per_layer: bool = False, weights: Tensor | None = None
@@ -193,38 +228,22 @@ class ParameterJacobian(LinearOperator):
         scales = {key: weights * (bounds[key] / norm).clamp(max=1).to(norm.dtype) for key, norm in norms.items()}
         return self._weighted(lambda name: scales[layer_of(name) if per_layer else ""])
 
-    def gram(self, other: ParameterJacobian | None = None) -> Tensor:
+    def gram(self, other: JacobianBySample | None = None, out: Any = None) -> Any:
         """Inner products of rows: ``[N, M]``, for outputs ``[N, C, M, C]`` (the empirical tangent kernel; Jacot et al. 2018).
 
         Args:
-            other: the Jacobian of another batch of the same model; by default this one.
+            other: the Jacobian of another batch, or data set, of the same model; by default this one.
+            out: a tensor, or a NumPy array (memory-mapped, too), of the result's shape to write to.
 
         Raises:
-            StructureError: `other` is by other parameters.
+            StructureError: `other` is by other parameters, or `out` does not fit.
         """
+        if out is not None or not (other is None or isinstance(other, ParameterJacobian)):
+            return super().gram(other, out)
         second = self if other is None else other
-        if self.in_space != second.in_space:
-            raise StructureError(
-                "gram(other) needs Jacobians by the same parameters.", f"{second.in_space}", "same model, same params="
-            )
-        result, known = self._zeros(self.count * self.source.roots, second.count * second.source.roots), {}
-
-        def add(name: str, use: Use, others: Use) -> None:
-            nonlocal result
-            part = contractions.gram(use, others, self._shapes[name].numel(), known)
-            result = result + part if part.requires_grad else result.add_(part)
-
-        if self.source.roots == 1 and second is self:
-            self.source.visit(lambda root, name, use: add(name, use, use))
-        else:
-            zero = self._zeros(1)
-            uses = _stacked(self.source.collect(), self._shapes, zero)
-            pairs = uses if second is self else _stacked(second.source.collect(), self._shapes, zero)
-            for name, others in pairs.items():
-                if name in uses:
-                    add(name, uses[name], others)
-        if second is self:
-            result = result.tril() + result.tril(-1).mT
+        require_same_parameters(self, second)
+        zeros = self._zeros(self.count * self.source.roots, second.count * second.source.roots)
+        result = inner_products(self.source, second.source, self._shapes, zeros)
         by_root = result.reshape(self.source.roots, self.count, second.source.roots, second.count).permute(1, 0, 3, 2)
         return by_root.reshape(*self.out_space.shapes[0], *second.out_space.shapes[0]).to(self.out_space.dtype)
 
@@ -264,7 +283,8 @@ class ParameterJacobian(LinearOperator):
         source = Selected(self.source, names, None if index is None else index.to(self.facts.device))
         facts = replace(self.facts, shape=torch.Size((source.count, *self.facts.shape[1:])))
         kept = self.params if params is None else {name: named[name] for name in names}
-        return ParameterJacobian(source, facts, kept, self.memory)
+        recipe = None if self.recipe is None or index is not None else self.recipe.restricted(names)
+        return ParameterJacobian(source, facts, kept, self.memory, recipe, self._batch)
 
     def dense(self, out: Tensor | None = None) -> Tensor:
         """The rows written out: ``[N, D]`` (``[N, C, D]``), columns in the order of the parameters.
@@ -290,11 +310,6 @@ class ParameterJacobian(LinearOperator):
         write(self.source, {name: table[:, :, a:b] for name, a, b in zip(self._shapes, starts, starts[1:], strict=False)})
         return out if table is flat else out.copy_(table.reshape(shape))
 
-    def _require_room(self) -> None:
-        size = self.out_space.dim * self.in_space.dim * self.in_space.dtype.itemsize
-        budget = current_budget(self.memory, self.in_space.device)
-        chunk_size(1, size, 0, budget, f"a dense {self.shape[0]} x {self.shape[1]} Jacobian")
-
     def as_dict(self) -> dict[str, Tensor]:
         """The rows by parameter: name -> ``[N, *shape]`` (``[N, C, *shape]``)."""
         self._require_room()
@@ -307,26 +322,10 @@ class ParameterJacobian(LinearOperator):
             write(self.source, tables)
         return {name: table.reshape(*self.facts.shape, *self._shapes[name]) for name, table in tables.items()}
 
-    def as_tree(self) -> Tree:
-        """The rows as a tree like the parameters, with leaves ``[N, *shape]`` (``[N, C, *shape]``)."""
-        return self.in_space.rebuild(list(self.as_dict().values()))
-
     def mv(self, v: Tree) -> Tree:
         parts = dict(zip(self._shapes, self.in_space.check(v, "vector"), strict=True))
         found = self._by_row(lambda name, use: contractions.rows_times(use, parts[name]), lambda name: "")
         return found[""].to(self.out_space.dtype)
-
-    def transpose(self) -> LinearOperator:
-        return _Transposed(self)
-
-    def _check_weights(self, weights: Tensor) -> Tensor:
-        if tuple(weights.shape) != tuple(self.out_space.shapes[0]):
-            raise StructureError(
-                "Weights of rows have the shape of the rows.",
-                f"{tuple(weights.shape)} instead of {tuple(self.out_space.shapes[0])}",
-                "pass one weight a row",
-            )
-        return weights
 
     def weighted_sum(self, weights: Tensor) -> Tree:
         """``Jᵀ u`` for weights ``u`` of the shape of the rows: a tree like the parameters."""
@@ -352,41 +351,3 @@ def _root(square: Tensor) -> Tensor:
         return square.sqrt()
     positive = square > 0
     return torch.where(positive, square.where(positive, 1).sqrt(), 0)
-
-
-def _stacked(roots: list[dict[str, Use]], shapes: dict[str, torch.Size], zero: Tensor) -> dict[str, Use]:
-    """The uses of every parameter in all roots, one root after the other."""
-    names = [name for name in shapes if any(name in uses for uses in roots)]
-    count = next((use.count for uses in roots for use in uses.values()), 0)
-    nothing = {name: Dense(zero.expand(count, shapes[name].numel())) for name in names}
-    return {name: contractions.stack([uses.get(name, nothing[name]) for uses in roots]) for name in names}
-
-
-@dense_rule.register(ParameterJacobian)
-def _dense(A: ParameterJacobian, memory: Budget | None = None) -> Tensor:
-    return A.dense().reshape(A.shape)
-
-
-@column_squares_rule.register(ParameterJacobian)
-def _column_squares(J: ParameterJacobian) -> Tensor:
-    return J.in_space.ravel(J.sum_of_squares())
-
-
-@gram_rule.register(ParameterJacobian)
-def _gram(J: ParameterJacobian) -> Tensor:
-    return J.gram().reshape(J.shape[0], J.shape[0])
-
-
-class _Transposed(LinearOperator):
-    """The transpose of a parameter Jacobian: weighted sums of rows."""
-
-    def __init__(self, jacobian: ParameterJacobian) -> None:
-        self.jacobian, self.mass = jacobian, jacobian.mass
-        self.in_space, self.out_space = jacobian.out_space, jacobian.in_space
-
-    def mv(self, v: Tree) -> Tree:
-        (weights,) = self.in_space.check(v, "weights of the rows")
-        return self.jacobian.weighted_sum(weights)
-
-    def transpose(self) -> LinearOperator:
-        return self.jacobian

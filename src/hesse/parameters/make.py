@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 from torch import Tensor
 
-from hesse.autodiff.model import Selection, as_model
+from hesse.autodiff.model import Selection, as_model, is_one_batch
 from hesse.autodiff.roots import Asked, Loss, Outputs, capture_rows
 from hesse.core.errors import StructureError
-from hesse.core.memory import Budget
+from hesse.core.memory import Budget, given_budget
+from hesse.parameters.base import JacobianBySample
+from hesse.parameters.batches import cut
+from hesse.parameters.data_jacobian import FEW, PEAK, DataJacobian
 from hesse.parameters.jacobian import ParameterJacobian
+from hesse.parameters.recipe import Recipe
+
+_TEXT = "parameter_jacobian(model, loss, data) differentiates every sample by every parameter."
+_NOISE = 2**20  # bytes: what fits into them is not split
 
 
 def parameter_jacobian(  # noqa: PLR0913 - what to differentiate, how, and within which memory
     model: Any,
     loss: Loss,
-    batch: Any,
+    data: Any,
     *,
     params: Selection = None,
     output: Callable[[Any], Tensor] | None = None,
@@ -25,7 +33,7 @@ def parameter_jacobian(  # noqa: PLR0913 - what to differentiate, how, and withi
     records: Literal["kept", "streamed"] = "kept",
     create_graph: bool = False,
     memory: Budget | None = None,
-) -> ParameterJacobian:
+) -> JacobianBySample:
     """The Jacobian of every sample's loss by the parameters (per-sample gradients), or of the outputs if `loss` is None.
 
     Args:
@@ -35,8 +43,9 @@ def parameter_jacobian(  # noqa: PLR0913 - what to differentiate, how, and withi
             sample n's unreduced contribution (class weights kept, ignored positions 0) and `mass` is its normalizer. For any
             other callable, row n is the gradient of ``loss(output[n:n+1], target[n:n+1])``; that the batch loss is their sum
             or mean is checked.
-        batch: ``(inputs, targets)``; inputs: a tensor, a tuple of positional or a dict of keyword inputs. The first axis of
-            every tensor is the batch.
+        data: a batch ``(inputs, targets)``; inputs: a tensor, a tuple of positional or a dict of keyword inputs. The first
+            axis of every tensor is the batch. Or an iterable of batches that gives the same ones, in the same order, in every
+            pass (a list of them, a `DataLoader` that does not shuffle).
         params: names of the parameters to differentiate by, or a predicate ``(name, tensor) -> bool``.
         output: picks the tensor out of what the model returns.
         outputs: without a loss: which elements of a sample's (flattened) output to differentiate. An int (rows ``[N]``), a
@@ -46,11 +55,13 @@ def parameter_jacobian(  # noqa: PLR0913 - what to differentiate, how, and withi
             freed as the pass leaves the layer: less memory, for one quantity no more time.
         create_graph: whether results are differentiable by the model's own parameters (a penalty on the norms trains). Fused
             attention and recurrent kernels give way to plain ops then.
-        memory: budget for what is written out, in bytes, as a fraction of what is free, or as text ("2GiB").
+        memory: budget in bytes, as a fraction of what is free, or as text ("2GiB"). A batch whose records would not fit is
+            taken in parts, as a data set is.
 
     Returns:
-        A `ParameterJacobian`: ``[N, D]``, or ``[N, C, D]`` for outputs ``[N, C]``; an operator with `norms`, `gram`,
-        `sum_of_squares`, `clipped_sum`, `dense` and more.
+        A `ParameterJacobian` of one batch, a `DataJacobian` of an iterable (or of a batch in parts): ``[N, D]``, or
+        ``[N, C, D]`` for outputs ``[N, C]``; an operator with `norms`, `gram`, `sum_of_squares`, `clipped_sum`, `dense` and
+        more.
 
     Raises:
         MixedSamplesError: samples influence each other (batch normalization in train mode, a loss that is neither sum nor
@@ -58,9 +69,22 @@ def parameter_jacobian(  # noqa: PLR0913 - what to differentiate, how, and withi
         StructureError, UnsupportedError: as the names say.
 
     Cost: one forward pass and one backward pass without weight gradients (for outputs: C of these); quantities then cost less
-    than one gradient each. The first call for a model and a shape adds about one gradient of a few samples.
+    than one gradient each. The first call for a model and a shape adds about one gradient of a few samples. Of a data set the
+    call reads the data once and captures eight samples; every quantity is a pass with one capture of each batch.
     """
-    text = "parameter_jacobian(model, loss, batch) differentiates every sample by every parameter."
+    _require_options(loss, outputs, records, create_graph)
+    recipe = Recipe(as_model(model, params=params, output=output), loss, Asked(_TEXT, outputs, records == "kept", create_graph))
+    if not isinstance(data, (Tensor, dict)) and not is_one_batch(data):
+        if create_graph:
+            raise StructureError(_TEXT, "create_graph=True with a data set", "make the Jacobian of one batch")
+        return DataJacobian(recipe, data, memory)
+    if not create_graph and _is_too_large(recipe, data, memory):
+        return DataJacobian(recipe, [data], memory)
+    rows = capture_rows(recipe.model, loss, data, recipe.asked)
+    return ParameterJacobian.of(rows, recipe.model.params, memory, recipe, data)
+
+
+def _require_options(loss: Loss, outputs: Outputs, records: str, create_graph: bool) -> None:
     if records not in ("kept", "streamed") or (records == "streamed" and create_graph):
         raise StructureError(
             "records= is 'kept' or 'streamed'; differentiable results need kept ones.",
@@ -71,6 +95,16 @@ def parameter_jacobian(  # noqa: PLR0913 - what to differentiate, how, and withi
         raise StructureError(
             "outputs= chooses rows of an output Jacobian.", "outputs= with a loss", "pass loss=None, or leave outputs= away"
         )
-    resolved = as_model(model, params=params, output=output)
-    asked = Asked(text, outputs, records == "kept", create_graph)
-    return ParameterJacobian.of(capture_rows(resolved, loss, batch, asked), resolved.params, memory)
+
+
+def _is_too_large(recipe: Recipe, batch: Any, memory: Budget | None) -> bool:
+    """Whether the records of a batch would not fit into a budget that somebody has set, as a few samples show."""
+    given = given_budget(memory, recipe.model.device)
+    count = 0 if given is None else recipe.count(batch)
+    if given is None or count <= 2 * FEW:
+        return False
+    few = slice(0, FEW)
+    part = recipe.of_samples(few)
+    rows = capture_rows(part.model, part.loss, cut(recipe.read(batch), few), replace(part.asked, keep=True))
+    found = ParameterJacobian.of(rows, part.model.params).bytes_per_sample * PEAK * count
+    return found > max(given, _NOISE)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import final
 
 import torch
 from torch import Tensor
@@ -14,6 +16,16 @@ from hesse.parameters import contractions
 from hesse.parameters.contractions import Use
 
 Take = Callable[[int, str, Use], None]
+
+
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """No autocast inside: it would lower the contractions' matrix products to 16 bits, which belong to no model."""
+    with ExitStack() as stack:
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        yield
 
 
 class Source(ABC):
@@ -35,9 +47,15 @@ class Source(ABC):
     def paths(self) -> dict[str, str]:
         """Name -> how the rows of a parameter are represented."""
 
-    @abstractmethod
+    @final
     def visit(self, take: Take) -> None:
-        """Call ``take(root, name, use)`` for every root and every parameter that is used."""
+        """Call ``take(root, name, use)`` for every root and every parameter that is used, outside of any autocast region."""
+        with without_autocast():
+            self._visit(take)
+
+    @abstractmethod
+    def _visit(self, take: Take) -> None:
+        """As `visit`."""
 
     def collect(self) -> list[dict[str, Use]]:
         """All uses at once, by root and name."""
@@ -71,7 +89,7 @@ class Kept(Source):
         """Name -> path."""
         return self._paths
 
-    def visit(self, take: Take) -> None:
+    def _visit(self, take: Take) -> None:
         """Hand over what is kept."""
         self._guard.check(_ASKED, _REMEDY)
         for root, uses in enumerate(self._uses):
@@ -94,7 +112,7 @@ class Streamed(Source):
             self._paths = self._rows.stream(lambda root, name, forms: None, True)
         return self._paths
 
-    def visit(self, take: Take) -> None:
+    def _visit(self, take: Take) -> None:
         """One backward pass a root."""
         self._guard.check(_ASKED, _REMEDY)
         found = self._rows.stream(
@@ -115,7 +133,7 @@ class Selected(Source):
         """Name -> path."""
         return {name: path for name, path in self.source.paths.items() if name in self._names}
 
-    def visit(self, take: Take) -> None:
+    def _visit(self, take: Take) -> None:
         """Visit the source, and pick."""
 
         def pick(root: int, name: str, use: Use) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.core.batching import slices
+from hesse.parameters.contractions.by_positions import gram_by_positions, pays
 from hesse.parameters.contractions.tokens import equal_tokens
-from hesse.parameters.contractions.uses import Mixed, Parts, Use, flat_rows, row_blocks, wide
-from hesse.rules.forms import Contract, Dense, Lookup, Rows
+from hesse.parameters.contractions.uses import Parts, Use, flat_rows, row_blocks, wide
+from hesse.rules.forms import Contract, Dense, Lookup
 from hesse.rules.layers.convolution import Patches
 
 _KNOWN = 2  # products kept: of the factors of one layer
 _TRIANGLE = 64  # rows of a block, at least
-_BLOCK_ELEMENTS = 2**19  # of the rows, written for all samples but a part of the parameter
-_PATCH_ELEMENTS = 2**21  # the same for convolutions, whose patches are cut anew for every part
+_BLOCK_ELEMENTS = 2**21  # of the rows, written for all samples but a part of the parameter
+_PATCH_ELEMENTS = 2**22  # the same for convolutions, whose patches are cut anew for every part
 
 Known = dict[Any, tuple[Tensor, ...]]
 
@@ -84,6 +83,10 @@ def _contract(first: Contract, second: Contract, known: Known) -> Tensor:
             total = part if total is None else total + part
         assert total is not None
         return total
+    if pays(first, second):
+        found = gram_by_positions(first, second)
+        if found is not None:
+            return found
     first = _at_once(first)
     second = first if same else _at_once(second)
     kernel = next((math.prod(use.right.kernel) for use in (first, second) if isinstance(use.right, Patches)), 0)
@@ -110,62 +113,3 @@ def _partial_rows(use: Contract, part: slice) -> Tensor:
     """``[n, G * a * part]``: some columns of the rows of all samples, patches cut for these only."""
     right = use.right.columns(part)[:] if isinstance(use.right, Patches) else use.right[:][..., part]
     return (wide(use.left[:]).mT @ wide(right)).flatten(1)
-
-
-@dataclass(frozen=True, eq=False)
-class _Stacked:
-    """Rows of several roots, one root after the other along the samples."""
-
-    parts: Sequence[Any]
-    cut: Callable[[Any, slice], Tensor]
-    shape: torch.Size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.parts[0].dtype
-
-    @property
-    def count(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, samples: slice) -> Tensor:
-        return self.dense(samples)
-
-    def dense(self, samples: slice = slice(None)) -> Tensor:
-        start, stop, _ = samples.indices(self.shape[0])
-        each = self.shape[0] // len(self.parts)
-        found = []
-        for i, part in enumerate(self.parts):
-            first, last = max(start - i * each, 0), min(stop - i * each, each)
-            if first < last:
-                found.append(self.cut(part, slice(first, last)))
-        return torch.cat(found)
-
-
-def stack(uses: list[Use]) -> Use:
-    """The rows of several roots, one root after the other along the samples."""
-    if len(uses) == 1:
-        return uses[0]
-    contracts = [use for use in uses if isinstance(use, Contract)]
-    if len(contracts) == len(uses) and len({use.dims[1:] for use in contracts}) == 1:
-        return Contract(_stack_rows([use.left for use in contracts]), _stack_rows([use.right for use in contracts]))
-    lookups = [use for use in uses if isinstance(use, Lookup)]
-    if len(lookups) == len(uses) and len({use.index.shape[1] for use in lookups}) == 1:
-        return Lookup(torch.cat([use.index for use in lookups]), torch.cat([use.g for use in lookups]), lookups[0].table)
-    parts = [use for use in uses if isinstance(use, Parts)]
-    if len(parts) == len(uses) and len({tuple(box for box, _ in use.uses) for use in parts}) == 1:
-        columns = zip(*(use.uses for use in parts), strict=True)
-        return Parts(tuple((column[0][0], stack([use for _, use in column])) for column in columns), parts[0].whole)
-    if all(isinstance(use, Dense) for use in uses):
-        return Dense(torch.cat([use.dense() for use in uses]))
-    width = flat_rows(uses[0], slice(0, 1)).shape[1]
-    form = _Stacked(uses, flat_rows, torch.Size((sum(use.count for use in uses), width)))
-    return Mixed((form,), torch.Size((width,)))  # pyright: ignore[reportArgumentType]
-
-
-def _stack_rows(parts: list[Rows]) -> Rows:
-    patches = [part for part in parts if isinstance(part, Patches)]
-    if len(patches) == len(parts):
-        return replace(patches[0], image=torch.cat([part.image for part in patches]))
-    n, *rest = parts[0].shape
-    return _Stacked(parts, lambda rows, s: rows[s], torch.Size((n * len(parts), *rest)))

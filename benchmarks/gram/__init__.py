@@ -1,0 +1,1 @@
+"""Gram matrices of per-sample gradients too many to be held."""

@@ -1,0 +1,135 @@
+"""Gram matrices of Jacobians, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hesse.core import pages
+from hesse.core.errors import StructureError
+from hesse.core.memory import chunk_size, current_budget
+from hesse.core.progress import track
+from hesse.parameters.base import JacobianBySample, require_same_parameters
+from hesse.parameters.gram_plan import GramPlan, Key, Step, Task
+
+if TYPE_CHECKING:
+    from hesse.parameters.jacobian import ParameterJacobian
+
+Tile = list["ParameterJacobian"]
+
+_MOST_SAMPLES = 1024  # of a tile
+_IN_HAND = 3  # tiles' worth of memory that the capture of one may take
+_SHARE = 0.8  # of the budget that tiles may take; the contractions need the rest
+
+
+class Block(NamedTuple):
+    """A part of a Gram matrix or tangent kernel.
+
+    Attributes:
+        rows, columns: which samples of the first and of the second data set.
+        values: ``[n, m]``, for outputs ``[n, C, m, C]``.
+    """
+
+    rows: slice
+    columns: slice
+    values: Tensor
+
+
+def gram_blocks(
+    first: JacobianBySample, second: JacobianBySample, plan: GramPlan, tasks: Sequence[Task] | None = None
+) -> Iterator[Block]:
+    """The blocks of some tasks of a plan; see `JacobianBySample.gram_blocks`."""
+    require_same_parameters(first, second)
+    _require_plan(first, second, plan)
+    chosen = plan.tasks if tasks is None else tuple(tasks)
+    fetch: dict[str, Callable[[slice], Tile]] = {"rows": first.tiles()}
+    fetch["columns"] = fetch["rows"] if second is first else second.tiles()
+    here: dict[Key, Tile] = {}
+    for step in track(plan.schedule(chosen), "Gram matrix", len(chosen)):
+        yield _block(step, here, fetch)
+        for key in step.after:
+            here.pop(key, None)
+
+
+def _block(step: Step, here: dict[Key, Tile], fetch: dict[str, Callable[[slice], Tile]]) -> Block:
+    for key in step.before:
+        here.pop(key, None)
+    for key in step.fetch:
+        here[key] = fetch[key[0]](slice(*key[1:]))
+    rows, columns = (here[key] for key in step.keys)
+    axis = len(rows[0].out_space.shapes[0])
+    bands = [torch.cat([J.gram(None if other is J else other) for other in columns], axis) for J in rows]
+    return Block(*step.task, torch.cat(bands) if len(bands) > 1 else bands[0])
+
+
+def _require_plan(first: JacobianBySample, second: JacobianBySample, plan: GramPlan) -> None:
+    wanted = (first.sizes, None if second is first else second.sizes)
+    if (plan.sizes, plan.others) != wanted:
+        raise StructureError(
+            "A plan of a Gram matrix is made for the batches of its Jacobians.",
+            f"a plan for batches of {plan.sizes} and {plan.others}, Jacobians of {wanted[0]} and {wanted[1]} samples",
+            "make it by J.gram_plan(other), or GramPlan(J.sizes, other.sizes, ...)",
+        )
+
+
+def plan_gram(first: JacobianBySample, second: JacobianBySample, taken: int = 0) -> GramPlan:
+    """The plan that fits the memory budget of the first Jacobian, of which so many bytes are taken.
+
+    Raises:
+        MemoryBudgetError: two samples do not fit.
+    """
+    budget = current_budget(first.memory, first.in_space.device)
+    each = max(first.bytes_per_sample, second.bytes_per_sample, 1)
+    room = _SHARE * (budget - taken)
+    others = None if second is first else second.sizes
+    tile = min(_MOST_SAMPLES, max(int(room / each) // (4 * _IN_HAND), 1))
+    tile = min(tile, max(first.count, second.count))
+    if each * _IN_HAND > 2**20:
+        chunk_size(1, int(each * (_IN_HAND + 1) / _SHARE), taken, budget, "the Gram matrix of two samples")
+    held = max(int(room / (each * tile)) - _IN_HAND, 1)
+    most = -(-max(first.count, second.count) // tile) + max(len(first.sizes), len(second.sizes))
+    return GramPlan(first.sizes, others, tile, min(held, most))
+
+
+def write_gram(first: JacobianBySample, second: JacobianBySample, out: Any = None) -> Any:
+    """The whole Gram matrix, ``[N, M]`` or ``[N, C, M, C]``.
+
+    Args:
+        first, second: the Jacobians; the same one for a symmetric matrix.
+        out: a tensor or a NumPy array to write to, of any real dtype.
+
+    Raises:
+        StructureError: `out` has another shape. MemoryBudgetError: no room for the result.
+    """
+    shape = (*first.out_space.shapes[0], *second.out_space.shapes[0])
+    device, taken = first.out_space.device, 0
+    if out is None:
+        taken = first.shape[0] * second.shape[0] * first.out_space.dtype.itemsize
+        budget = current_budget(first.memory, device)
+        chunk_size(1, taken, 0, budget, f"a Gram matrix of {first.shape[0]} x {second.shape[0]} (out= takes a file)")
+    elif tuple(out.shape) != shape:
+        raise StructureError(
+            "gram(out=) writes to an array of the result's shape.",
+            f"{tuple(out.shape)} instead of {shape}",
+            f"pass one of shape {shape}",
+        )
+    plan = plan_gram(first, second, taken)
+    result = pages.empty(shape, first.out_space.dtype, device) if out is None else out
+    target = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
+    axis = len(first.out_space.shapes[0])
+    for block in gram_blocks(first, second, plan):
+        place(target, block, axis, both=second is first)
+    return result
+
+
+def place(target: Tensor, block: Block, axis: int, *, both: bool) -> None:
+    """Write a block into a matrix whose columns begin at `axis`, and (of a symmetric one) its mirror image."""
+    target[block.rows].narrow(axis, block.columns.start, block.columns.stop - block.columns.start).copy_(block.values)
+    if both and block.rows != block.columns:
+        swapped = (*range(axis, block.values.ndim), *range(axis))
+        mirror = target[block.columns].narrow(axis, block.rows.start, block.rows.stop - block.rows.start)
+        mirror.copy_(block.values.permute(swapped))

@@ -1,0 +1,1 @@
+"""Jacobians and Gram matrices larger than memory, on disk."""

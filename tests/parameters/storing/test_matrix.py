@@ -1,0 +1,231 @@
+"""The reader: lazy rows and columns, products, laws, incomplete and damaged folders."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import hesse
+from hesse.core.chunk_store import ChunkStore
+from hesse.core.errors import DataError, MemoryBudgetError, StoreError, StructureError
+from hesse.operators.projections import random_projection
+from hesse.parameters.storing.matrix import StoredMatrix, open_zarr
+from hesse.testing import operator_laws, parametrize_laws
+
+from .small import batches, model, plain_rows, stop_after
+
+CHUNKS = [140, 700, 10**6]
+
+
+def stored(path: Path, *, outputs: bool = False, chunk_bytes: int = 140, dtype: torch.dtype = torch.float64) -> StoredMatrix:
+    J = hesse.parameter_jacobian(model(dtype), None if outputs else nn.CrossEntropyLoss(), batches(dtype=dtype))
+    return J.to_zarr(path, chunk_bytes=chunk_bytes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("stored")
+    J, outputs = (hesse.parameter_jacobian(model(), loss, batches((3, 4, 2))) for loss in (nn.CrossEntropyLoss(), None))
+    J.to_zarr(path / "rows", chunk_bytes=300)
+    outputs.to_zarr(path / "outputs", chunk_bytes=300)
+    J.to_zarr(path / "projected", projection=random_projection(J, 5, seed=0), chunk_bytes=100)
+    outputs.gram_to_zarr(path / "gram", chunk_bytes=300)
+    J.gram_to_zarr(path / "mixed", outputs, chunk_bytes=300)
+    return path
+
+
+KINDS = ("rows", "outputs", "projected", "gram", "mixed")
+_folder: list[Path] = []
+
+
+@pytest.fixture(autouse=True)
+def _known(folder: Path) -> None:
+    _folder[:] = [folder]
+
+
+@parametrize_laws([law for kind in KINDS for law in operator_laws(lambda kind=kind: open_zarr(_folder[0] / kind), name=kind)])
+def test_laws(law: Any) -> None:
+    law()
+
+
+@pytest.mark.parametrize(("outputs", "chunk_bytes"), [(False, 140), (True, 700), (True, 10**6)])
+def test_rows_and_columns(outputs: bool, chunk_bytes: int, tmp_path: Path, sweep_rng: random.Random) -> None:
+    R = stored(tmp_path / "r", outputs=outputs, chunk_bytes=chunk_bytes)
+    rows = plain_rows(model(), None if outputs else nn.CrossEntropyLoss(), batches())
+    mask = torch.tensor([sweep_rng.random() < 0.4 for _ in range(15)]).index_fill_(0, torch.tensor([7]), True)
+    numbers = [sweep_rng.randrange(-15, 15) for _ in range(6)]
+    for samples in (slice(3, 9), slice(None), slice(None, None, 4), numbers, torch.tensor(numbers), mask, 11, -1):
+        assert torch.allclose(R[samples], rows[samples], rtol=1e-12, atol=1e-14)
+        starts = [0]
+        for name, parameter in model().named_parameters():
+            part = rows[..., starts[-1] : starts[-1] + parameter.numel()].unflatten(-1, parameter.shape)
+            starts.append(starts[-1] + parameter.numel())
+            assert torch.allclose(R.leaf(name, samples), part[samples], rtol=1e-12, atol=1e-14)
+    assert torch.equal(R.leaf("0.bias"), R[:][..., 35:42]) and len(R) == 15
+    assert torch.equal(R.samples, torch.arange(15)) and R.nbytes == rows.numel() * 8
+    for wrong in (15, [3, 99], slice(15, 20), torch.ones(3, dtype=torch.bool)):
+        with pytest.raises(StructureError):
+            R[wrong]
+    with pytest.raises(StructureError, match="no parameter 'bias'"):
+        R.leaf("bias")
+
+
+def test_only_the_wanted_chunks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    R = stored(tmp_path / "r", chunk_bytes=16 * 8)
+    assert R.bands.layout.chunks == (1, 16)
+    seen: list[tuple[int, ...]] = []
+    read = ChunkStore.read
+    monkeypatch.setattr(ChunkStore, "read", lambda self, name, index: (seen.append(index), read(self, name, index))[1])
+    R[[4, 2, 4]]
+    assert sorted(seen) == [(row, column) for row in (2, 4) for column in range(4)]
+    seen.clear()
+    R.leaf("0.bias", slice(5, 7))  # columns 35 to 42
+    assert sorted(seen) == [(5, 2), (6, 2)]
+    seen.clear()
+    R.gram()
+    assert len(seen) == len(set(seen)) == 15 * 4
+    seen.clear()
+    R @ R.in_space.zeros(3)
+    assert len(seen) == 15 * 4
+
+
+PRODUCTS = list(itertools.product([False, True], [torch.float64, torch.bfloat16], CHUNKS))
+
+
+def test_products(tmp_path: Path, sweep: Callable[..., list[tuple[bool, torch.dtype, int]]]) -> None:
+    for number, case in enumerate(sweep(PRODUCTS, 4)):
+        check_products(*case, tmp_path / str(number))
+
+
+def check_products(outputs: bool, dtype: torch.dtype, chunk_bytes: int, tmp_path: Path) -> None:
+    R = stored(tmp_path / "r", outputs=outputs, chunk_bytes=chunk_bytes, dtype=dtype)
+    rows = R[:].double()
+    flat = rows.flatten(0, -2)
+    close = {"rtol": 1e-12, "atol": 1e-13} if dtype == torch.float64 else {"rtol": 2e-2, "atol": 2e-2}
+    generator = torch.Generator().manual_seed(2)
+    V, U = R.in_space.normal(4, generator=generator), R.out_space.normal(2, generator=generator)
+    right, left = R.in_space.ravel(V, 1).double(), R.out_space.ravel(U, 1).double()
+
+    def same(found: Tensor, wanted: Tensor) -> None:
+        assert found.dtype == dtype and torch.allclose(found.double(), wanted, **close)
+
+    same(R.out_space.ravel(R @ V, 1), right @ flat.mT)
+    same(R.in_space.ravel(R.T @ U, 1), left @ flat)
+    same(R.gram().reshape(len(flat), len(flat)), flat @ flat.mT)
+    same(hesse.dense(R), flat)
+    assert torch.allclose(hesse.diagonal(R.T @ R).double(), flat.square().sum(0), **close)
+    with hesse.memory(1), pytest.raises(MemoryBudgetError) as small:
+        R.gram()
+    with hesse.memory(small.value.least):
+        same(R.gram().reshape(len(flat), len(flat)), flat @ flat.mT)
+
+
+def test_long_rows_in_float32(tmp_path: Path) -> None:
+    wide = nn.Linear(200_000, 2, bias=False)
+    J = hesse.parameter_jacobian(wide, nn.CrossEntropyLoss(), [(torch.rand(3, 200_000), torch.tensor([0, 1, 1]))])
+    R = J.to_zarr(tmp_path / "r")
+    rows = R[:].double()
+    wanted, size = rows @ rows.mT, rows.norm() ** 2
+    for found in (R.gram(), torch.stack([R @ R.in_space.unravel(row) for row in R[:]])):
+        assert (found.double() - wanted).abs().max() < 1e-6 * size
+
+
+def test_questions_of_the_operator(folder: Path) -> None:
+    R = open_zarr(folder / "rows")
+    b = R.in_space.normal()
+    x = hesse.solve(R.T @ R + 0.3 * hesse.identity(R.in_space), b)
+    rows = R[:]
+    wanted = torch.linalg.solve(rows.mT @ rows + 0.3 * torch.eye(63).double(), R.in_space.ravel(b))
+    assert torch.allclose(R.in_space.ravel(x), wanted, rtol=1e-8, atol=1e-10)
+    K = open_zarr(folder / "gram")
+    wanted = torch.linalg.eigvalsh(hesse.dense(K))[-2:].flip(0)
+    assert torch.allclose(hesse.eigsh(K, 2).values.sort(descending=True).values, wanted, rtol=1e-6)
+    with pytest.raises(StructureError, match="already"):
+        K.gram()
+    with pytest.raises(StructureError, match="a matrix of gram"):
+        K.leaf("0.weight")
+
+
+def test_budgets(folder: Path) -> None:
+    R = open_zarr(folder / "rows")
+    with hesse.memory(63 * 8 * 4):
+        assert R[:4].shape == (4, 63)
+        with pytest.raises(MemoryBudgetError, match="9 rows of 63"):
+            R[:]
+        with pytest.raises(MemoryBudgetError):
+            hesse.dense(R)
+        assert R.leaf("0.bias").shape == (9, 7)
+        assert (R @ R.in_space.normal()).shape == (9,)
+
+
+def test_incomplete_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    J = hesse.parameter_jacobian(model(), nn.CrossEntropyLoss(), batches())
+    rows = plain_rows(model(), nn.CrossEntropyLoss(), batches())
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_after(patched, 9)
+        J.to_zarr(tmp_path / "r", chunk_bytes=140)  # 4 chunks a row
+    with pytest.raises(StoreError, match="51 chunks missing"):
+        open_zarr(tmp_path / "r")
+    R = open_zarr(tmp_path / "r", partial=True)
+    assert torch.equal(R.samples, torch.arange(2)) and torch.allclose(R[:], rows[:2]) and R.shape == (2, 63)
+    (tmp_path / "r" / "rows" / "c" / "0" / "2").unlink()
+    R = open_zarr(tmp_path / "r", partial=True)
+    assert R.samples.tolist() == [1] and torch.allclose(R[:], rows[1:2]) and "1 of 15" in repr(R)
+    assert hesse.check_operator(R).ok
+    with pytest.raises(StructureError):
+        R[1]
+    (tmp_path / "r" / "rows" / "c" / "1" / "0").unlink()
+    with pytest.raises(StoreError, match="no complete row"):
+        open_zarr(tmp_path / "r", partial=True)
+
+
+def test_a_partial_kernel_is_not_symmetric(tmp_path: Path) -> None:
+    J = hesse.parameter_jacobian(model(), nn.CrossEntropyLoss(), batches((4, 4, 4)), memory=20_000)
+    whole = J.gram_to_zarr(tmp_path / "k", chunk_bytes=12 * 8)
+    max((tmp_path / "k" / "gram" / "c").iterdir(), key=lambda path: int(path.name)).joinpath("0").unlink()
+    K = open_zarr(tmp_path / "k", partial=True)
+    assert whole.tags and not K.tags and 0 < len(K) < 12
+    rows = plain_rows(model(), nn.CrossEntropyLoss(), batches((4, 4, 4)))
+    assert torch.allclose(K[:], (rows @ rows.mT)[K.samples], rtol=1e-10)
+
+
+def test_damaged_chunks(tmp_path: Path, sweep_rng: random.Random) -> None:
+    R = stored(tmp_path / "r")
+    victim = tmp_path / "r" / "rows" / "c" / "6" / "1"
+    data = bytearray(victim.read_bytes())
+    data[sweep_rng.randrange(len(data))] ^= 1 << sweep_rng.randrange(8)
+    victim.write_bytes(bytes(data))
+    assert R[:6].shape == (6, 63)
+    for read in (lambda: R[6], lambda: R @ R.in_space.zeros(), lambda: hesse.dense(R), R.gram):
+        with pytest.raises(DataError, match="checksum"):
+            read()
+    assert "rows, 15 by 63" in repr(R)
+
+
+def test_parts_one_below_the_other(tmp_path: Path) -> None:
+    from hesse.parameters.storing.rows import fill_rows, rows_part
+
+    data = batches((4, 3, 6))
+    shards = [hesse.parameter_jacobian(model(), nn.CrossEntropyLoss(), part) for part in (data[:2], data[2:])]
+    parts = [rows_part(J, chunk_bytes=700) for J in shards]
+    arrays = {f"rows.{rank}": part.layout for rank, part in enumerate(parts)}
+    identity = {f"rank {rank}": part.identity for rank, part in enumerate(parts)}
+    store = ChunkStore.create(tmp_path / "r", "rows", arrays, identity, parts[0].facts)
+    fill_rows(shards[1], ChunkStore.open(tmp_path / "r"), "rows.1", rank=1)
+    rows = plain_rows(model(), nn.CrossEntropyLoss(), data)
+    some = open_zarr(tmp_path / "r", partial=True)
+    assert some.samples.tolist() == list(range(7, 13)) and torch.allclose(some[:], rows[7:])
+    with pytest.raises(StoreError, match=r"chunks of 'rows\.0' missing"):
+        store.seal()
+    fill_rows(shards[0], store, "rows.0", rank=0)
+    store.seal()
+    R = open_zarr(tmp_path / "r")
+    assert torch.allclose(R[:], rows, rtol=1e-12, atol=1e-14) and torch.allclose(R[[8, 2]], rows[[8, 2]])
+    assert hesse.check_operator(R).ok

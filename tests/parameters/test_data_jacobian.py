@@ -1,0 +1,284 @@
+"""The parameter Jacobian of a data set against a plain loop over samples: losses, dtypes, uneven batches, changed data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import hesse
+from hesse.check import assert_operator
+from hesse.core.errors import (
+    DataError,
+    MemoryBudgetError,
+    NondeterministicError,
+    OneShotDataError,
+    StructureError,
+    UnsupportedError,
+)
+from hesse.parameters import DataJacobian
+from tests.parameters import oracle
+
+CLASSES, COUNT, WIDTH = 5, 11, 6
+WEIGHTS = torch.tensor([0.2, 1.7, 0.6, 2.0, 0.4], dtype=torch.float64)
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the head's, a convolution over positions, a frozen and an unused parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(CLASSES, 4)
+        self.mix = nn.Conv1d(4, 4, 3, padding=1)
+        self.frozen = nn.Parameter(torch.rand(4) + 0.5, requires_grad=False)
+        self.head = nn.Linear(4, CLASSES)
+        self.head.weight = self.embedding.weight
+        self.unused = nn.Parameter(torch.randn(3))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        mixed = torch.tanh(self.mix(self.embedding(tokens).mT)) * self.frozen.unsqueeze(1)
+        return self.head(mixed.mean(2))
+
+
+def tied() -> tuple[nn.Module, Tensor]:
+    return Tied().double(), torch.randint(0, CLASSES, (COUNT, WIDTH))
+
+
+def images() -> tuple[nn.Module, Tensor]:
+    layers = [nn.Conv2d(1, 3, 3, stride=2), nn.Tanh(), nn.Conv2d(3, 4, 2), nn.Flatten(), nn.Linear(4, CLASSES)]
+    return nn.Sequential(*layers).double(), torch.randn(COUNT, 1, 6, 5, dtype=torch.float64)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Tensor]]] = {"tied": tied, "images": images}
+LOSSES: dict[str, tuple[Callable[[Any, Any], Tensor], Callable[[Any, Any], Tensor]]] = {
+    "mean": (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="sum")),
+    "sum": (nn.CrossEntropyLoss(reduction="sum"), nn.CrossEntropyLoss(reduction="sum")),
+    "weighted": (nn.CrossEntropyLoss(WEIGHTS, ignore_index=1), nn.CrossEntropyLoss(WEIGHTS, ignore_index=1, reduction="sum")),
+    "own": (lambda o, y: (o.logsumexp(1) - o[:, 0] * y).mean(), lambda o, y: (o.logsumexp(1) - o[:, 0] * y).mean()),
+}
+
+
+def case(name: str, seed: int = 4) -> tuple[nn.Module, Tensor, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, x = MODELS[name]()
+        return model, x, torch.randint(0, CLASSES, (COUNT,))
+
+
+def batches(x: Tensor, y: Tensor, sizes: tuple[int, ...] = (4, 1, 5, 1)) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+
+def near(found: Any, expected: Tensor, tolerance: float = 1e-11) -> bool:
+    return oracle.difference(found, expected) < tolerance
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("name", MODELS)
+def test_quantities_equal_a_loop_over_samples(name: str, loss: str) -> None:
+    model, x, y = case(name)
+    rows = oracle.loss_rows(model, LOSSES[loss][1], x, y)
+    J = hesse.parameter_jacobian(model, LOSSES[loss][0], batches(x, y))
+    assert isinstance(J, DataJacobian) and J.shape == rows.shape and J.sizes == (4, 1, 5, 1)
+    flat = J.in_space.ravel
+    assert near(J.norms(), rows.norm(dim=1)) and near(J.gram(), rows @ rows.T) and near(J.dense(), rows)
+    assert near(flat(J.sum_of_squares()), rows.square().sum(0)) and near(flat(J.mean()), rows.mean(0))
+    assert near(flat(J.variance()), rows.var(0)) and near(flat(J.variance(correction=0)), rows.var(0, correction=0))
+    v, u = torch.randn(rows.shape[1], 2, dtype=torch.float64), torch.randn(COUNT, 3, dtype=torch.float64)
+    assert near(J.flat @ v[:, 0], rows @ v[:, 0]) and near(J.flat @ v, rows @ v)
+    assert near(J.T.flat @ u[:, 0], rows.T @ u[:, 0]) and near(J.T.flat @ u, rows.T @ u)
+    scale = (0.7 / rows.norm(dim=1)).clamp(max=1).nan_to_num(1.0)
+    assert near(flat(J.clipped_sum(0.7)), scale @ rows)
+    assert near(flat(J.clipped_sum(0.7, weights=u[:, 0])), (scale * u[:, 0]) @ rows)
+    start = 0
+    for key, p in model.named_parameters():
+        if p.requires_grad:
+            part = rows[:, start : start + p.numel()]
+            assert near(J.as_dict()[key].flatten(1), part) and near(J.norms("parameter")[key], part.norm(dim=1))
+            start += p.numel()
+
+
+@pytest.mark.parametrize("loss", ["mean", "sum", "weighted"])
+def test_the_mass_is_that_of_all_data(loss: str) -> None:
+    model, x, y = case("tied")
+    value, leaves = LOSSES[loss][0](model(x), y), oracle.trainable(model)
+    expected = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    J = hesse.parameter_jacobian(model, LOSSES[loss][0], batches(x, y))
+    before = J.mass
+    found = J.T @ (torch.ones(COUNT, dtype=torch.float64) / J.mass)
+    assert all(near(a, b) for a, b in zip(found.values(), expected, strict=True)) and J.mass == before
+    known = hesse.parameter_jacobian(model, LOSSES[loss][0], batches(x, y))
+    known.norms()
+    assert known.mass == pytest.approx(before, rel=1e-14)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs(name: str) -> None:
+    model, x, y = case(name)
+    rows = oracle.output_rows(model, x, COUNT)
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    J = hesse.parameter_jacobian(model, None, loader)
+    assert J.out_space.shapes[0] == (COUNT, CLASSES) and near(J.dense(), rows) and near(J.norms(), rows.norm(dim=2))
+    assert near(J.gram(), torch.einsum("ncd,mkd->ncmk", rows, rows))
+    assert near(J.in_space.ravel(J.sum_of_squares()), rows.square().sum((0, 1)))
+    own = hesse.parameter_jacobian(model, None, loader, outputs=y)
+    assert near(own.dense(), rows[torch.arange(COUNT), y])
+    assert near(own.flat @ torch.ones(J.in_space.dim, dtype=torch.float64), rows[torch.arange(COUNT), y].sum(1))
+
+
+def test_laws() -> None:
+    model, x, y = case("images")
+    assert_operator(hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x[:5], y[:5], (3, 2))))
+
+
+def test_an_autocast_region_lowers_the_model_and_not_the_contractions() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(36, 3))
+        x, y = torch.randn(9, 2, 5, 5), torch.randint(0, 3, (9,))
+    rows = oracle.loss_rows(model, nn.CrossEntropyLoss(reduction="sum"), x, y).double()
+    with torch.autocast("cpu", torch.bfloat16):
+        J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), (x, y))
+        many = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y, (4, 5)))
+        found = [J.gram(), many.gram(), hesse.parameter_jacobian(model, None, x).gram().diagonal().sum() * torch.ones(1)]
+        inside = J.dense().double()
+    assert float((inside - rows).norm() / rows.norm()) < 0.02
+    for gram in found[:2]:
+        assert float((gram.double() - inside @ inside.T).norm() / (inside @ inside.T).norm()) < 0.01
+
+
+def test_moments_of_layers_without_shared_positions_add_up() -> None:
+    model, x, y = case("images")
+    loss = nn.CrossEntropyLoss()
+    J = hesse.parameter_jacobian(model, loss, batches(x, y)).select(params=["4.weight"])
+    z = model[:4](x).detach()
+    logits = model(x).detach()
+    g = logits.softmax(1) - nn.functional.one_hot(y, CLASSES)
+    found = J.moments()["4.weight"]
+    assert near(found.left[0], g.T @ g) and near(found.right[0], z.T @ z) and found.terms == COUNT
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dtypes_are_kept(dtype: torch.dtype) -> None:
+    model, x, y = case("tied")
+    rows = oracle.loss_rows(model, nn.CrossEntropyLoss(reduction="sum"), x, y)
+    J = hesse.parameter_jacobian(model.to(dtype), nn.CrossEntropyLoss(), batches(x, y))
+    flat = J.in_space.ravel
+    pairs = [(J.dense(), rows), (J.norms(), rows.norm(dim=1)), (J.gram(), rows @ rows.T), (flat(J.mean()), rows.mean(0))]
+    for found, expected in [*pairs, (flat(J.variance()), rows.var(0)), (flat(J.sum_of_squares()), rows.square().sum(0))]:
+        assert found.dtype == dtype
+        assert float((found.double() - expected).norm()) < 40 * torch.finfo(dtype).eps * float(expected.norm())
+
+
+def test_blocks_skip_and_split() -> None:
+    model, x, y = case("tied")
+    rows = oracle.loss_rows(model, nn.CrossEntropyLoss(reduction="sum"), x, y)
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y))
+    places = [place for place, _ in J.blocks()]
+    assert places == [slice(0, 4), slice(4, 5), slice(5, 10), slice(10, 11)]
+    for place, block in J.blocks(at_once=2):
+        assert near(block.dense(), rows[place]) and block.count <= 2 and torch.equal(block.hashes, J.hashes[place])
+    calls: list[int] = []
+    handle = model.register_forward_pre_hook(lambda m, args: calls.append(len(args[0])))
+    assert [place for place, _ in J.blocks(skip=lambda place: place.start != 5)] == [slice(5, 10)]
+    handle.remove()
+    assert calls == [5]
+
+
+def test_one_batch_comes_in_blocks_too() -> None:
+    model, x, y = case("images")
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), (x, y))
+    rows = J.dense()
+    assert torch.equal(torch.cat([block.dense() for _, block in J.blocks(at_once=3)]), rows)
+    assert [place for place, _ in J.blocks()] == [slice(0, COUNT)] and J.recipe is not None and J.hashes is not None
+    assert len(J.hashes) == COUNT and J.select([1, 2]).hashes is None
+
+
+class Changing:
+    """Batches of which some change, come in another order, or are missing in later passes."""
+
+    def __init__(self, first: list[Any], later: list[Any]) -> None:
+        self.passes = [first, later]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.passes.pop(0) if len(self.passes) > 1 else self.passes[0])
+
+
+@pytest.mark.parametrize("kind", ["order", "inside", "content", "targets", "fewer", "more"])
+def test_other_data_in_a_later_pass_are_refused(kind: str) -> None:
+    model, x, y = case("tied")
+    data = batches(x, y)
+    other = {
+        "order": data[::-1],
+        "inside": [(data[0][0].flip(0), data[0][1].flip(0)), *data[1:]],
+        "content": [*data[:2], ((data[2][0] + 1) % CLASSES, data[2][1]), data[3]],
+        "targets": [*data[:3], (data[3][0], (data[3][1] + 1) % CLASSES)],
+        "fewer": data[:3],
+        "more": [*data, data[0]],
+    }[kind]
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), Changing(data, other))
+    with pytest.raises(DataError, match=r"batch \d|batches"):
+        J.norms()
+
+
+def test_what_cannot_be_read_again_or_answers_anew_is_refused() -> None:
+    model, x, y = case("images")
+    loss = nn.CrossEntropyLoss()
+    with pytest.raises(OneShotDataError):
+        hesse.parameter_jacobian(model, loss, iter(batches(x, y)))
+    with pytest.raises(DataError, match="int as data"):
+        hesse.parameter_jacobian(model, loss, 5)
+    with pytest.raises(DataError, match="without a batch"):
+        hesse.parameter_jacobian(model, loss, [])
+    with pytest.raises(NondeterministicError):
+        hesse.parameter_jacobian(nn.Sequential(model, nn.Dropout(0.5)), loss, batches(x, y))
+    with pytest.raises(StructureError, match="create_graph"):
+        hesse.parameter_jacobian(model, loss, batches(x, y), create_graph=True)
+    J = hesse.parameter_jacobian(model, loss, batches(x, y))
+    with pytest.raises(UnsupportedError, match="choice of samples"):
+        J.select([1])
+    with torch.no_grad():
+        model[0].weight.add_(0.1)
+    for quantity in (J.norms, J.gram):
+        with pytest.raises(DataError, match="changed in place"):
+            quantity()
+
+
+def test_some_parameters() -> None:
+    model, x, y = case("images")
+    rows = oracle.loss_rows(model, nn.CrossEntropyLoss(reduction="sum"), x, y)
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y))
+    J = J.select(params=lambda name, p: name.startswith("0."))
+    assert J.in_space.names == ("0.weight", "0.bias") and near(J.dense(), rows[:, : J.in_space.dim])
+    assert near(J.gram(), rows[:, : J.in_space.dim] @ rows[:, : J.in_space.dim].T)
+
+
+@pytest.mark.parametrize("records", ["kept", "streamed"])
+def test_a_batch_too_large_for_the_budget_is_taken_in_parts(records: Any) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(50, 60), nn.Tanh(), nn.Linear(60, 3)).double()
+        x, y = torch.randn(1500, 50, dtype=torch.float64), torch.randint(0, 3, (1500,))
+    loss = nn.CrossEntropyLoss(torch.tensor([0.3, 2.0, 1.1], dtype=torch.float64))
+    whole = hesse.parameter_jacobian(model, loss, (x, y))
+    seen: list[int] = []
+    handle = model.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    J = hesse.parameter_jacobian(model, loss, (x, y), memory="3MiB", records=records)
+    assert isinstance(J, DataJacobian) and J.samples_at_once is not None and J.samples_at_once < 1500
+    assert near(J.norms(), whole.norms()) and J.mass == pytest.approx(whole.mass, rel=1e-12)
+    assert near(J.in_space.ravel(J.sum_of_squares()), J.in_space.ravel(whole.sum_of_squares()))
+    handle.remove()
+    assert 1 < max(seen) < 1500
+    with pytest.raises(MemoryBudgetError):
+        J.dense()
+    assert isinstance(hesse.parameter_jacobian(model, loss, (x, y), memory="1GiB"), hesse.ParameterJacobian)
+
+
+def test_repr() -> None:
+    model, x, y = case("images")
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y))
+    assert repr(J) == "DataJacobian(11 x 107 of the loss by 6 parameters, over 4 batches)"
