@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -16,8 +16,10 @@ try:
     import torch
     from rich.console import Console
 
+    from hesse.autodiff.model import is_one_batch
     from hesse.core.memory import parse_budget
     from hesse.core.progress import progress
+    from hesse.distributed.dealt import deal, start_processes, take_gpu
     from hesse.report import (
         Report,
         Settings,
@@ -121,6 +123,7 @@ def _options(command: str, panels: tuple[str, ...]) -> _Decorator:
 @click.version_option(package_name="hesse")
 def main() -> None:
     """Derivatives of a PyTorch model beyond the plain gradient."""
+    take_gpu()  # before a command reads --device
 
 
 @main.command(short_help="Report on the derivatives of a model.")
@@ -133,6 +136,8 @@ def report(
 
     TARGET is path.py:function or module:function; the function takes no arguments and returns (model, loss, data): an
     nn.Module or a pair (f, params); loss(output, target); one batch (inputs, targets) or an iterable of batches.
+
+    Under torchrun, the batches are dealt out to the processes; the first one writes and prints.
 
     Exit code: 0; 1 where hesse refuses something; 2 where TARGET cannot be used or the code behind it raises.
     """
@@ -238,10 +243,32 @@ def _make(command: str, target: str, out: str, settings: Settings) -> tuple[Repo
     with _refusals(target, out):
         torch.manual_seed(settings.seed)
         case = load_target(target)
-        with progress():
-            made = make_report(case.model, case.loss, case.data, settings=settings, name=case.name, command=command)
-        return made, list(write_files(made, out))
+        with _processes(case.data) as (data, is_first), progress() if is_first else nullcontext():
+            made = make_report(case.model, case.loss, data, settings=settings, name=case.name, command=command)
+        if is_first:
+            return made, list(write_files(made, out))
+        sys.exit(1 if made.refused else 0)  # the first process writes and prints
     raise AssertionError  # _refusals has left
+
+
+@contextmanager
+def _processes(data: Any) -> Iterator[tuple[Any, bool]]:
+    """The data, dealt out to the processes that torchrun started, and whether this is the first of them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield data, True
+        return
+    if is_one_batch(data):  # nothing to deal out: the first process does it all
+        if os.environ.get("RANK", "0") != "0":
+            sys.exit(0)
+        yield data, True
+        return
+    made = start_processes()
+    try:
+        dealt = deal(data)
+        yield dealt, dealt.rank == 0
+    finally:
+        if made:
+            torch.distributed.destroy_process_group()
 
 
 @contextmanager

@@ -224,7 +224,16 @@ def test_a_part_that_was_replaced_runs_with_the_parameters_that_are_passed() -> 
     torch.testing.assert_close(f(params, x), by_hand(params, x))
 
 
-@pytest.mark.parametrize("module", [None, nn.Linear, nn.DataParallel(nn.Linear(3, 2))], ids=["none", "class", "parallel"])
+def test_the_module_inside_a_wrapper_runs() -> None:
+    module = net()
+    f, params = functional(nn.DataParallel(module))
+    assert list(params) == [name for name, _ in module.named_parameters()]
+    x = torch.ones(2, 3, dtype=torch.float64)
+    twice = {name: 2 * p for name, p in params.items()}
+    torch.testing.assert_close(f(twice, x), by_hand(twice, x))
+
+
+@pytest.mark.parametrize("module", [None, nn.Linear], ids=["none", "class"])
 def test_what_is_no_plain_module_is_refused(module: nn.Module) -> None:
     with pytest.raises(StructureError, match=r"takes an nn\.Module that runs in Python"):
         functional(module)

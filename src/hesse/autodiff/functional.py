@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from hesse.core.errors import LeafError, StructureError
+from hesse.core.wrapped import unwrapped
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _guard = threading.Lock()
 _Part = tuple[str, nn.Module]
 _Slot = tuple[dict[str, Any], str, Tensor | None]  # the place, the name in it, and what stood there
-_JITTED = (torch.jit.ScriptModule, torch.jit.ScriptFunction, nn.DataParallel)
+_JITTED = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
 
 
 class FunctionalModule:
@@ -128,7 +129,7 @@ def functional(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Tensor]
     """A module as a pure function and its parameters.
 
     Args:
-        module: any module.
+        module: any module; of one that `DistributedDataParallel`, `DataParallel` or `torch.compile` wraps, the module inside.
 
     Returns:
         ``(f, params)``: ``f(params, *inputs, **inputs)`` runs the module with these parameters and leaves it as it was.
@@ -137,14 +138,16 @@ def functional(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Tensor]
         running statistics do not move.
 
     Raises:
-        StructureError: not a module, or one that runs code of its own (scripted, data-parallel).
+        StructureError: not a module, or a scripted one, which runs code of its own.
+        UnsupportedError: parameters that are sharded over ranks, or a wrapper that computes something else.
         LeafError: a lazy module without values; at a call, parameters that the module does not have.
 
     Cost: one forward pass a call.
     """
     if not isinstance(module, nn.Module) or isinstance(module, _JITTED):
-        remedy = "pass the plain module (of nn.DataParallel: its .module; of a scripted one: the original)"
+        remedy = "pass the plain module (of a scripted one: the original)"
         raise StructureError("functional(module) takes an nn.Module that runs in Python.", type(module).__name__, remedy)
+    module = unwrapped(module, "functional(module) runs the module itself, by its own parameters.")
     with _guard:
         lock = _locks.setdefault(module, threading.RLock())
     with lock:  # another thread may be running the module with parameters of its own

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
 from hesse.autodiff.recording import node_outputs
+from hesse.autodiff.rounding import machine_epsilon
 from hesse.rules.layers import SampleAxis
 
 
@@ -61,8 +62,9 @@ class Walk:
 
     def rounding(self) -> float:
         """The coarsest machine epsilon among the floating-point tensors of the graph."""
-        dtypes = {meta.dtype for node in self.nodes for meta in node_outputs(node)}
-        return max((torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex), default=0.0)
+        kinds = {(meta.dtype, meta.device) for node in self.nodes for meta in node_outputs(node)}
+        found = (machine_epsilon(dtype, at) for dtype, at in kinds if dtype.is_floating_point or dtype.is_complex)
+        return max(found, default=0.0)
 
     def signature(self, size: Callable[[int], int] = int) -> tuple[Any, ...]:
         """Names, shapes, edges and options: equal for graphs of the same program on data of the same shapes.

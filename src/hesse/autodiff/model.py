@@ -26,6 +26,7 @@ from hesse.core.errors import (
     UnsupportedError,
 )
 from hesse.core.tree import Tree
+from hesse.core.wrapped import is_sharded, sharded_leaves, unwrapped
 
 Selection = Iterable[str] | Callable[[str, Tensor], bool] | None
 
@@ -63,29 +64,34 @@ def as_model(model: Any, *, params: Selection = None, output: Callable[[Any], Te
     """Bring a module, or a pair ``(f, params)``, to one form.
 
     Args:
-        model: an `nn.Module`, or ``(f, params)`` with ``f(params, *inputs)``.
+        model: an `nn.Module`, or ``(f, params)`` with ``f(params, *inputs)``. Of `DistributedDataParallel`, `DataParallel` and
+            `torch.compile` the module inside is taken, under its own names; the wrapper does not run.
         params: names of the parameters to differentiate by, or a predicate ``(name, tensor) -> bool``; default: all that
             require grad (for a pair: all).
         output: picks the tensor out of what the model returns.
 
     Raises:
         StructureError: neither of the two. MixedSamplesError: batch normalization in train mode.
-        UnsupportedError: an embedding with max_norm, which changes its weight when it is used.
+        UnsupportedError: an embedding with max_norm, which changes its weight when it is used; parameters sharded over ranks;
+            a wrapper that computes something else than the module inside.
     """
     if isinstance(model, nn.Module):
-        _refuse_modules(model)
-        f, everything = functional(model)
-        key, module, own = model, model, dict(model.named_parameters())
+        module = unwrapped(model, "Derivatives of a model are taken of the module itself, by its own parameters.")
+        _refuse_modules(module)
+        f, everything = functional(module)
+        key, own = module, dict(module.named_parameters())
     elif isinstance(model, tuple) and len(model) == 2 and callable(model[0]):
         f, everything = model
         own = {name: leaf for name, leaf in tree.named_leaves(everything) if isinstance(leaf, Tensor)}
         _refuse_differentiated(own)
+        _refuse_sharded(own)
         everything = tree.map_tree(lambda p: torch.as_tensor(p).detach(), everything)
         key = getattr(f, "module", f)
         module = key if isinstance(key, nn.Module) else None
         if module is not None:
             _refuse_modules(module)
-            own = {**own, **dict(module.named_parameters())}
+            sharded = dict(sharded_leaves(module))  # whose full values are in the pair
+            own |= {name: leaf for name, leaf in module.named_parameters() if name not in sharded}
     else:
         raise StructureError(
             "A model is an nn.Module or a pair (f, params).", type(model).__name__, "pass functional(module) or (f, params)"
@@ -146,6 +152,16 @@ def _refuse_differentiated(own: Mapping[str, Tensor]) -> None:
                 "Derivatives of a model are taken at fixed parameters.",
                 f"'{name}' is differentiated by torch.func around the call",
                 "use hesse.linearize or hesse.hessian_operator of a function, or parameter_jacobian(..., create_graph=True)",
+            )
+
+
+def _refuse_sharded(own: Mapping[str, Tensor]) -> None:
+    for name, leaf in own.items():
+        if is_sharded(leaf):
+            raise UnsupportedError(
+                "Derivatives of a function are taken by tensors of this process.",
+                f"'{name}' is sharded over ranks",
+                "pass hesse.distributed.gather(params), and let the function take full tensors",
             )
 
 
@@ -227,10 +243,12 @@ def sample_count(inputs: Any, targets: Any, asked: str) -> int:
 
 
 def check_inputs(model: Model, inputs: Any, asked: str) -> None:
-    """Refuse NaN among the inputs and inputs on another device than the parameters."""
+    """Refuse NaN among the inputs, inputs on another device than the parameters, and inputs sharded over ranks."""
     for name, leaf in tree.named_leaves(inputs):
         if not isinstance(leaf, Tensor):
             continue
+        if is_sharded(leaf):
+            raise DataError(asked, f"input '{name}' is a DTensor", "pass this rank's samples: .to_local()")
         if leaf.device != model.device:
             raise DeviceError(
                 asked, f"input '{name}' on {leaf.device}, parameters on {model.device}", "move them to one device"

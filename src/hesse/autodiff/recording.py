@@ -19,6 +19,7 @@ from torch._C._functorch import TransformType, get_interpreter_stack, peek_inter
 from hesse.autodiff.engine import pull_along
 from hesse.autodiff.fused import FUSED_RECURRENCES, differentiable_attention, with_plain_recurrences
 from hesse.autodiff.plain_bags import FUSED_BAGS, WithPlainBags
+from hesse.autodiff.rounding import machine_epsilon
 from hesse.autodiff.weight_norm import FUSED_WEIGHT_NORM, with_plain_weight_norm
 from hesse.core import tree
 from hesse.core.errors import DeviceError, LeafError, NonFiniteError, StructureError, UnsupportedError
@@ -79,9 +80,10 @@ class Recording:
     def rounding(self) -> float:
         """The coarsest machine epsilon among the values between x and ``f(x)``."""
         roots = [y.grad_fn for y in self.outputs if y.grad_fn is not None]
-        dtypes = {meta.dtype for node in nodes(roots) for meta in node_outputs(node)}
-        dtypes.update(self.in_space.dtypes, self.out_space.dtypes)
-        return max(torch.finfo(dtype).eps for dtype in dtypes if dtype.is_floating_point or dtype.is_complex)
+        kinds = {(meta.dtype, meta.device) for node in nodes(roots) for meta in node_outputs(node)}
+        for space in (self.in_space, self.out_space):
+            kinds.update(zip(space.dtypes, space.devices, strict=True))
+        return max(machine_epsilon(dtype, at) for dtype, at in kinds if dtype.is_floating_point or dtype.is_complex)
 
     def outputs_at(self, leaves: Sequence[Tensor]) -> list[Tensor]:
         """The leaves of the value at another point, given by its leaves."""

@@ -132,9 +132,9 @@ def _require_checkable(module: nn.Module, level: str, diagonal: Diagonal | None)
     if not isinstance(module, nn.Module):
         raise StructureError("check_module(module, *inputs) takes an nn.Module.", type(module).__name__,
                              "pass a module, or call check_derivatives(f, x)")  # fmt: skip
-    if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel)):
+    if isinstance(module, (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)):
         raise StructureError("check_module checks modules that run in Python.", type(module).__name__,
-                             "pass the plain module: .module of nn.DataParallel, the original of a scripted one")  # fmt: skip
+                             "pass the plain module: .module of a parallel one, the original of a scripted one")  # fmt: skip
     inference = [name for name, p in module.named_parameters() if not nn.parameter.is_lazy(p) and p.is_inference()]
     if inference:
         raise StructureError("check_module differentiates by parameters.", f"'{inference[0]}' was made under inference_mode()",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from hesse.core import tree
 from hesse.core.errors import HesseError, StructureError
 from hesse.core.memory import memory
 from hesse.core.progress import track
+from hesse.distributed.dealt import Dealt
 from hesse.report.case import Case, Settings, make_case
 from hesse.report.page import made_with
 from hesse.report.panel import Cost, Numbers, Panel, PanelResult, View
@@ -57,7 +58,7 @@ def make_report(
     Args:
         model: a module, or a pair (f, params).
         loss: ``loss(output, target)``.
-        data: one batch (inputs, targets), or an iterable of batches that can be read again.
+        data: one batch (inputs, targets), an iterable of batches that can be read again, or `hesse.distributed.deal` of such.
         settings: which panels, seed, device, dtype, memory.
         name: how the page calls the model.
         command: what the report is made for, see `Report`.
@@ -71,7 +72,9 @@ def make_report(
     settings = settings or Settings()
     panels = choose_panels(settings.panels)
     with nullcontext() if settings.memory is None else memory(settings.memory):
-        case = make_case(model, loss, data, settings)
+        case = make_case(model, loss, data.whole if isinstance(data, Dealt) else data, settings)
+        if isinstance(data, Dealt):
+            case = replace(case, data=data.like(case.data))
         results = tuple(_run(panel, case) for panel in track(panels, "panels"))
     return Report(_about(case, name or type(model).__name__), results, command)
 

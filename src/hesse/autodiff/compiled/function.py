@@ -92,7 +92,7 @@ class CompiledFunction:
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What ``run(*args, **kwargs)`` returns."""
-        if _is_inside_other_tracer():
+        if is_inside_other_tracer():
             return self._run(*args, **kwargs)
         key = mode_key() if self._signature is None else (self._signature(*args, **kwargs), *mode_key())
         if key[0] is None:
@@ -260,7 +260,7 @@ class CompiledFunction:
 _MISSED = object()
 
 
-def _is_inside_other_tracer() -> bool:
+def is_inside_other_tracer() -> bool:
     """Whether someone watches the operations of this thread (an outer trace, a `torch.func` transform)."""
     return bool(
         torch._C._len_torch_dispatch_stack()

@@ -199,13 +199,13 @@ def _verify(runner: Runner, inputs: list[Tensor], direct: _Direct, rewind: Rewin
         if isinstance(found, Deviation):
             raise Unrecordable("a value that Python reads from a tensor differs between two runs of the same call")
         found = [*found, *(t.detach().clone() for t in direct.changed)]
-    scale = max((_largest(t) for t in (*inputs, *direct.results)), default=0.0)
+    scale = max((largest(t) for t in (*inputs, *direct.results)), default=0.0)
     for mine, its in zip(found, (*direct.results, *direct.values), strict=True):
-        if not _agree(mine, its.detach(), scale):
+        if not agree(mine, its.detach(), scale):
             raise Unrecordable("the compiled result differs from the direct one")
 
 
-def _largest(tensor: Tensor) -> float:
+def largest(tensor: Tensor) -> float:
     """The largest finite magnitude among floating numbers."""
     if not (tensor.dtype.is_floating_point or tensor.dtype.is_complex):
         return 0.0
@@ -220,7 +220,7 @@ def _largest(tensor: Tensor) -> float:
     return float(finite.max()) if finite.numel() else 0.0
 
 
-def _agree(mine: Tensor, its: Tensor, scale: float) -> bool:
+def agree(mine: Tensor, its: Tensor, scale: float) -> bool:
     """Agreement to half of the digits; of numbers that are rounding beside the others, to three quarters of theirs."""
     if mine.shape != its.shape or mine.dtype != its.dtype:
         return False
@@ -229,7 +229,7 @@ def _agree(mine: Tensor, its: Tensor, scale: float) -> bool:
     wide = torch.complex128 if its.dtype.is_complex else torch.float64
     a, b = mine.to(wide), its.to(wide)
     rtol = torch.finfo(its.dtype).eps ** 0.5
-    atol = rtol * _largest(its) + rtol**1.5 * scale
+    atol = rtol * largest(its) + rtol**1.5 * scale
     if not a.numel() or float((a - b).abs().sub_(b.abs(), alpha=rtol).max()) <= atol:
         return True
     return torch.allclose(a, b, rtol=rtol, atol=atol, equal_nan=True)  # infinite, or not a number, in the same places

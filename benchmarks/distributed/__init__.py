@@ -1,0 +1,1 @@
+"""Products over several processes: their time beside the model's, and the bytes they send."""

@@ -1,0 +1,57 @@
+"""What processes tell each other when one failed, or when they were asked different things; and the error of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hesse.core.errors import DistributedError
+
+_IN_ORDER = "Every process has to ask the same things in the same order"
+_SAME_CODE = "run the same code on all processes, with the same memory budget, and no branch on what only one of them knows"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What one process tells.
+
+    Attributes:
+        asked: what it was asked.
+        error: its error as text, or "".
+        given: a hash of what it was given.
+        details: named hashes of which `given` is made.
+    """
+
+    asked: str
+    error: str
+    given: int
+    details: dict[str, int] | None
+
+
+def explained(what: str, told: Sequence[Told], rank: int) -> DistributedError:
+    """The error that says which process failed, asked something else, or was given something else.
+
+    Args:
+        what: was asked here.
+        told: by each rank.
+        rank: of this process.
+    """
+    failed = [f"rank {other}: {one.error}" for other, one in enumerate(told) if one.error]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        return DistributedError(f"{what}: over {len(told)} processes.", f"{failed[0]}{more}", "see that process's error")
+    others = [f"rank {other}: {one.asked}" for other, one in enumerate(told) if one.asked != what]
+    if others:
+        return DistributedError(f"{_IN_ORDER}; rank {rank} asked: {what}.", "; ".join(others[:3]), _SAME_CODE)
+    odd = [other for other, one in enumerate(told) if one.given != told[0].given]
+    if not odd:
+        found = "the same question at different places in the order"
+        return DistributedError(f"{_IN_ORDER}; rank {rank} asked: {what}.", found, _SAME_CODE)
+    first, theirs = told[0].details or {}, told[odd[0]].details or {}
+    named = [name for name in {**first, **theirs} if theirs.get(name) != first.get(name)]
+    where = f" at '{named[0]}'{f' and {len(named) - 1} more' if len(named) > 1 else ''}" if named else ""
+    return DistributedError(
+        f"{what} has to be the same on all {len(told)} processes.",
+        f"rank {', '.join(map(str, odd))} differs from rank 0{where}",
+        "load the same state everywhere, seed every process alike (torch.manual_seed, generator=), or broadcast from rank 0",
+    )

@@ -1,0 +1,68 @@
+"""What processes tell each other of an operator, so that one without data can take part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from hesse.core.space import Space
+from hesse.core.tree import Tree
+from hesse.operators import Average, Tag
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the operators of all processes have in common.
+
+    Attributes:
+        trees: vectors of zeros of both spaces, whose tensors hold one number each.
+        devices: types of the devices of their leaves.
+        tags: of the operator.
+        additive: whether batches add up, instead of averaging by mass.
+    """
+
+    trees: tuple[Tree, Tree]
+    devices: tuple[tuple[str, ...], tuple[str, ...]]
+    tags: frozenset[Tag]
+    additive: bool
+
+    @classmethod
+    def of(cls, operator: Average) -> Facts:
+        """Those of an average."""
+        spaces = (operator.in_space, operator.out_space)
+        devices = tuple(tuple(device.type for device in space.devices) for space in spaces)
+        return cls((_example(spaces[0]), _example(spaces[1])), (devices[0], devices[1]), operator.tags, operator.additive)
+
+    @property
+    def in_space(self) -> Space:
+        """The space that the operator takes vectors of, on this process's devices."""
+        return self._space(0)
+
+    @property
+    def out_space(self) -> Space:
+        """The space that it gives vectors of."""
+        return self._space(1)
+
+    def _space(self, index: int) -> Space:
+        return replace(Space.of(self.trees[index]), devices=tuple(device_here({kind}) for kind in self.devices[index]))
+
+    def __str__(self) -> str:
+        spaces = (self.in_space, self.out_space)
+        described = " to ".join(f"({', '.join(map(_leaf, s.names, s.shapes, s.dtypes))})" for s in spaces)
+        tags = "".join(f", {name}" for name in sorted(tag.value for tag in self.tags))
+        return f"{described}{tags}{', adding up' if self.additive else ''}"
+
+
+def device_here(kinds: set[str]) -> torch.device:
+    """This process's device of these types: its current accelerator, unless all are the CPU."""
+    kind = next(iter(kinds - {"cpu"}), "cpu")
+    return torch.device(kind) if kind == "cpu" else torch.device(kind, torch.cuda.current_device())
+
+
+def _example(space: Space) -> Tree:
+    return space.rebuild([torch.zeros((), dtype=t).expand(s) for s, t in zip(space.shapes, space.dtypes, strict=True)])
+
+
+def _leaf(name: str, shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{name} {list(shape)} {str(dtype).removeprefix('torch.')}"

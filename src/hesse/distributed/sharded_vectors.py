@@ -1,0 +1,166 @@
+"""Vectors whose leaves are sharded over ranks like a model's parameters, and operators that take and return such vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+
+from hesse.core import tree
+from hesse.core.errors import StructureError, UnsupportedError
+from hesse.core.fingerprint import sample_hashes
+from hesse.core.tree import Tree
+from hesse.core.wrapped import inside, sharded_leaves
+from hesse.distributed.sharded_agree import full, require_equal
+from hesse.operators.base import LinearOperator
+
+
+def gather(vector: Tree) -> Tree:
+    """A tree with every leaf full: `DTensor` s are gathered, other leaves are the same tensors.
+
+    To be called on all ranks of the leaves' meshes together.
+
+    Args:
+        vector: a tree; partial sums are added up.
+
+    Returns:
+        The tree with plain tensors, detached.
+
+    Cost: (p - 1) / p of the vector's bytes received by each of p ranks.
+    """
+    return tree.map_tree(lambda leaf: full(leaf, "gather"), vector)
+
+
+def shard(vector: Tree, like: nn.Module | Tree) -> Tree:
+    """A tree with every leaf sharded over ranks as it is in `like`; undone by `gather`.
+
+    Nothing is sent: each rank keeps its part of the full tensors that it has. That they are the same on all ranks is checked.
+
+    Args:
+        vector: a tree of full tensors (batch axes in front allowed), the same on every rank, such as a result that was
+            averaged over ranks.
+        like: a model, or a tree of `DTensor` s with the paths of `vector`; leaves that are plain there stay plain.
+
+    Raises:
+        StructureError: a path or a shape that `like` does not have. DistributedError: other values on another rank.
+
+    Cost: a pass over the vector; 8 bytes a leaf are exchanged.
+    """
+    return _Layout(like).shard(vector)
+
+
+class ShardedOperator(LinearOperator):
+    """A square operator on trees like a model's parameters that takes and returns them sharded; made by `sharded`.
+
+    Vectors without `DTensor` s go in and come out full, so that questions (`solve`, `trace`, `eigsh`) work as for the operator
+    inside, with full vectors on every rank.
+    """
+
+    def __init__(self, operator: LinearOperator, layout: _Layout) -> None:
+        self.operator, self._layout = operator, layout
+        self.in_space, self.out_space = operator.in_space, operator.out_space
+        self.tags, self.mass = operator.tags, operator.mass
+
+    def mv(self, v: Tree) -> Tree:
+        """``A v``, sharded like the parameters if `v` has sharded leaves."""
+        return self._apply(v, self.operator.mv)
+
+    def mm(self, V: Tree) -> Tree:
+        """``A v`` for every ``v`` along the leading axis of the leaves."""
+        return self._apply(V, self.operator.mm)
+
+    def _apply(self, v: Tree, product: Callable[[Tree], Tree]) -> Tree:
+        is_sharded = any(isinstance(leaf, DTensor) for leaf in tree.leaves(v))
+        result = product(gather(v))
+        return self._layout.shard(result) if is_sharded else result
+
+    def transpose(self) -> LinearOperator:
+        """The transpose, which takes and returns sharded vectors, too."""
+        return ShardedOperator(self.operator.transpose(), self._layout)
+
+
+def sharded(operator: LinearOperator, like: nn.Module | Tree) -> ShardedOperator:
+    """An operator whose vectors are sharded over ranks like a model's parameters.
+
+    The operator inside works on full vectors: the memory is that of the unsharded model and a few vectors of its size.
+
+    Args:
+        operator: a square operator by the parameters, the same on all ranks: one over the data of all ranks (`spread`), made
+            from `gathered(model)`. One of this rank's data alone is found out at its first product.
+        like: the model, or its parameters by name; `params=` of the operator may have chosen some of them.
+
+    Raises:
+        UnsupportedError: an operator that is not square. StructureError: a parameter that `like` does not have, or has in
+            another shape. At a product: DistributedError if the ranks have different results.
+
+    Cost: a product gathers the vector: (p - 1) / p of its bytes received by each of p ranks.
+    """
+    if operator.in_space != operator.out_space:
+        raise UnsupportedError(
+            "sharded(operator, like) takes an operator from parameters to parameters.",
+            f"{operator}",
+            "for products with a parameter Jacobian call gather(v), and shard(J.T @ u, model) once it is summed over ranks",
+        )
+    layout = _Layout(like)
+    for name, shape in zip(operator.in_space.names, operator.in_space.shapes, strict=True):
+        layout.require(name, shape)
+    return ShardedOperator(operator, layout)
+
+
+class _Layout:
+    """How each leaf of a tree lies on the ranks."""
+
+    def __init__(self, like: nn.Module | Tree) -> None:
+        asked = "Vectors are sharded like a model or a tree of DTensors."
+        if isinstance(like, nn.Module):
+            module = inside(like, asked)
+            placed = dict(sharded_leaves(module))
+            leaves: Mapping[str, Any] = {name: placed.get(name, leaf) for name, leaf in module.named_parameters()}
+        else:
+            leaves = dict(tree.named_leaves(like))
+        self.shapes = {name: leaf.shape for name, leaf in leaves.items()}
+        self.placed = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, DTensor)}
+        for name, leaf in self.placed.items():
+            if any(placement.is_partial() for placement in leaf.placements):
+                raise UnsupportedError(asked, f"a partial sum at '{name}'", "redistribute it to Shard or Replicate placements")
+
+    def require(self, name: str, shape: torch.Size) -> None:
+        """Refuse a leaf of another path or shape."""
+        if self.shapes.get(name) != shape:
+            found = f"{tuple(self.shapes[name])} there" if name in self.shapes else "no such leaf there"
+            raise StructureError(
+                "A vector is sharded like leaves of its own paths and shapes.",
+                f"'{name}' {tuple(shape)}: {found}",
+                "pass the model or the tree that the vector belongs to",
+            )
+
+    def shard(self, vector: Tree) -> Tree:
+        """The tree, its leaves (batch axes in front allowed) sharded."""
+        named = tree.named_leaves(gather(vector))
+        first, leaf = named[0]
+        axes = max(leaf.ndim - len(self.shapes.get(first, ())), 0)
+        for name, leaf in named:
+            self.require(name, leaf.shape[axes:])
+        hashes = {name: int(sample_hashes(leaf.unsqueeze(0))) for name, leaf in named}
+        require_equal(self.placed, hashes, "A vector that is sharded (average over the data of all ranks first)")
+        return tree.flatten(vector)[1].unflatten(self._place(name, leaf, axes) for name, leaf in named)
+
+    def _place(self, name: str, leaf: Tensor, axes: int) -> Tensor:
+        if name not in self.placed:
+            return leaf
+        like = self.placed[name]
+        placements = [_moved(placement, axes) for placement in like.placements] if axes else like.placements
+        return distribute_tensor(leaf.detach(), like.device_mesh, placements, src_data_rank=None)
+
+
+def _moved(placement: Any, axes: int) -> Any:
+    """The placement of a tensor with so many axes more in front."""
+    if not placement.is_shard():
+        return placement
+    if type(placement) is Shard:
+        return Shard(placement.dim + axes)
+    asked = "Blocks of vectors are sharded by Shard and Replicate placements."
+    raise UnsupportedError(asked, f"{placement}", "apply the operator to one vector at a time")

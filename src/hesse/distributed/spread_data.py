@@ -1,0 +1,166 @@
+"""Data sets whose batches lie on several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from hesse.core.errors import DataError, DistributedError
+from hesse.core.fingerprint import sample_hashes
+from hesse.core.memory import Budget
+from hesse.distributed.average import OverProcesses
+from hesse.distributed.buffers import Layout
+from hesse.distributed.facts import Facts, device_here
+from hesse.distributed.link import Link, Part
+from hesse.operators import Average, LinearOperator, Spread
+from hesse.operators.data_set import refuse_one_shot
+
+_END = object()
+Tables = dict[Hashable, Tensor]
+
+
+def spread(batches: Iterable[Any], *, group: dist.ProcessGroup | None = None, timeout: float = 300.0) -> SpreadData:
+    """A data set that is spread over the processes of a group, each of which holds some of its batches.
+
+    It is what `hesse.ggn`, `hesse.fisher`, `hesse.loss_hessian`, `hesse.kfac`, `hesse.ekfac` and `hesse.average` take as data::
+
+        data = hesse.distributed.spread(my_batches)
+        G = hesse.ggn(model, loss, data)
+        hesse.trace(G, rtol=0.01)
+
+    Every process asks the same questions in the same order; every process gets the same answer, that of all data together,
+    as one process would compute it, up to rounding. What only one process asks for hangs until the timeout, and is refused.
+
+    Args:
+        batches: of this process, an iterable that can be read again and again; may be empty on some processes. That no batch
+            is on two processes cannot be known here: cut the data by rank, as `torch.utils.data.DistributedSampler` does
+            (with ``drop_last=True``: without it, samples are repeated until all parts are of one length).
+        group: of `torch.distributed`; by default all processes. Without any (no `torchrun`), this process alone.
+        timeout: seconds to wait for the others at each exchange: longer than the slowest process needs more than the fastest.
+
+    Returns:
+        the data set; it does not iterate, so that nothing takes a part for the whole. `batches` is the part.
+
+    Raises:
+        DistributedError: several processes were started and have no group yet. OneShotDataError: a generator.
+
+    Cost: a product: one all-reduce of its numbers (see `hesse.distributed.count_traffic`).
+    """
+    refuse_one_shot(batches, "Data are read once for every product.")
+    return SpreadData(batches, Link(group, timeout))
+
+
+class SpreadData(Spread):
+    """A data set of which this process holds a part; see `spread`.
+
+    Attributes:
+        batches: the part of this process.
+        link: to the others.
+    """
+
+    def __init__(self, batches: Iterable[Any], link: Link) -> None:
+        self.batches, self.link = batches, link
+
+    @property
+    def rank(self) -> int:
+        """This process's place."""
+        return self.link.rank
+
+    @property
+    def ranks(self) -> int:
+        """How many processes there are."""
+        return self.link.ranks
+
+    def average(
+        self,
+        make: Callable[[Any], LinearOperator],
+        *,
+        additive: bool | None = None,
+        data_check: bool = True,
+        keep: bool = True,
+        memory: Budget | None = None,
+        name: str = "",
+    ) -> OverProcesses:
+        """The average over the batches of all processes.
+
+        Args:
+            make, additive, data_check, keep, memory: as for `hesse.average`.
+            name: how errors call it; the same on all processes.
+
+        Raises:
+            DataError: no process has a batch. DistributedError: operators, or the tensors that they read, are not alike.
+        """
+        local: list[Average] = []
+        name = name or getattr(make, "__qualname__", type(make).__name__).partition(".")[0]
+
+        def facts() -> Facts | None:
+            if self._is_empty():
+                return None
+            own = Average(make, self.batches, additive=additive, data_check=data_check, keep=keep, memory=memory)
+            local.append(own)
+            return Facts.of(own)
+
+        told = [one for one in self.link.exchange(name, facts) if one is not None]
+        if not told:
+            raise DataError("An operator over data needs data.", f"no batch on any of {self.ranks} processes", "pass batches")
+        first = told[0]
+        odd = next((one for one in told if str(one) != str(first)), None)
+        if odd is not None:
+            raise DistributedError(
+                "The batches of all processes need operators of one kind.",
+                f"{odd} beside {first}",
+                "use the same model, loss and parameters on all processes",
+            )
+        return OverProcesses(self.link, local[0] if local else first, name)
+
+    def add_up(self, what: str, work: Callable[[], Tables]) -> Tables:
+        """Tables of tensors added up over the processes, key by key; a key that a process lacks is zero there.
+
+        Raises:
+            DistributedError: another process failed, or has a tensor of another shape. DataError: no process has any data.
+        """
+        own: Tables = {}
+
+        def layout() -> dict[Hashable, tuple[tuple[int, ...], torch.dtype, str]]:
+            own.update(work())
+            return {key: (tuple(leaf.shape), leaf.dtype, leaf.device.type) for key, leaf in own.items()}
+
+        told = self.link.exchange(what, layout)
+        merged: dict[Hashable, tuple[tuple[int, ...], torch.dtype, str]] = {}
+        for rank, one in enumerate(told):
+            for key, form in one.items():
+                if merged.setdefault(key, form) != form:
+                    found = f"{key}: {form[0]} {form[1]} on rank {rank}, {merged[key][0]} {merged[key][1]} before"
+                    raise DistributedError(f"{what} over processes.", found, "use the same model on all processes")
+        device = device_here({kind for _, _, kind in merged.values()})
+        total = Layout(tuple(s for s, _, _ in merged.values()), tuple(d for _, d, _ in merged.values()), device)
+        zeros = (own.get(key, torch.zeros(shape, dtype=dtype, device=device)) for key, (shape, dtype, _) in merged.items())
+        sums, _ = self.link.total(what, total, lambda: Part(list(zeros)))
+        return {key: leaf.to(form[1]) for (key, form), leaf in zip(merged.items(), sums, strict=True)}
+
+    def require_same(self, what: str, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse tensors that are not equal on all processes, bit by bit.
+
+        Raises:
+            DistributedError: names the first that differs, and the ranks.
+
+        Cost: one pass over their bytes, and one exchange of a few numbers.
+        """
+        self.link.check_same(what, lambda: {name: content_hash(tensor) for name, tensor in tensors.items()})
+
+    def _is_empty(self) -> bool:
+        if hasattr(self.batches, "__len__"):
+            return len(self.batches) == 0  # pyright: ignore[reportArgumentType]
+        return next(iter(self.batches), _END) is _END
+
+    def __repr__(self) -> str:
+        return f"SpreadData(rank {self.rank} of {self.ranks}: {type(self.batches).__name__})"
+
+
+def content_hash(tensor: Tensor) -> int:
+    """A hash of a tensor's dtype, shape and content."""
+    return int(sample_hashes(tensor.detach().unsqueeze(0))[0])

@@ -1,0 +1,169 @@
+"""Processes that fail, differ, ask different things, hang or die: typed errors on the others, in time, and no wrong sums."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+import hesse
+from hesse.core.errors import DistributedError, StructureError
+from hesse.distributed import spread
+from hesse.distributed.buffers import Layout
+from hesse.distributed.link import Link, Part
+
+from . import cases
+from .ranks import run_ranks, try_ranks
+
+Told = tuple[str, str]
+
+
+def told_by(ask: Callable[[], Any]) -> Told:
+    try:
+        ask()
+    except Exception as error:
+        return type(error).__name__, str(error)
+    return "nothing", ""
+
+
+def operators(rank: int, seed: int = 0) -> tuple[Any, Any]:
+    data = spread(cases.part(rank, 2), timeout=30)
+    net = cases.model()
+    return hesse.loss_hessian(net, cases.KNOWN, data), hesse.ggn(net, cases.KNOWN, data)
+
+
+def failing_data(rank: int) -> list[Told]:
+    """Bad from the second pass on: on rank 1 alone."""
+
+    class Data:
+        passes = 0
+
+        def __iter__(self) -> Any:
+            Data.passes += 1
+            if rank == 1 and Data.passes > 3:  # two looks at the first batch, one product
+                raise OSError("the disk is gone")
+            return iter(cases.part(rank, 2))
+
+    G = hesse.average(lambda batch: hesse.ggn(cases.model(), cases.KNOWN, batch), spread(Data(), timeout=30), keep=False)
+    v = torch.ones(44, dtype=torch.float64)
+    return [told_by(lambda: G.flat @ v), told_by(lambda: G.flat @ v), told_by(lambda: G.mass)]
+
+
+def other_parameters(rank: int) -> Told:
+    net = cases.model()
+    with torch.no_grad():
+        net[2].bias += 1e-12 * rank  # type: ignore[operator]
+    return told_by(lambda: hesse.ggn(net, cases.KNOWN, spread(cases.part(rank, 2), timeout=30)))
+
+
+def other_buffers(rank: int) -> Told:
+    net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4)).double().eval()
+    torch.nn.init.ones_(net[0].weight)
+    net[1].running_mean += rank  # type: ignore[operator]
+    return told_by(lambda: hesse.kfac(net, cases.KNOWN, spread(cases.part(rank, 2), timeout=30)))
+
+
+def other_seeds(rank: int) -> Told:
+    data, source = spread(cases.part(rank, 2), timeout=30), torch.Generator().manual_seed(rank)
+    return told_by(lambda: hesse.fisher(cases.model(), cases.KNOWN, data, kind="sampled", generator=source))
+
+
+def other_probes(rank: int) -> Told:
+    H, _ = operators(rank)
+    return told_by(lambda: hesse.trace(H, method="hutchinson", rtol=0.5, generator=torch.Generator().manual_seed(rank)))
+
+
+def other_questions(rank: int) -> list[Told]:
+    H, G = operators(rank)
+    v = torch.ones(44, dtype=torch.float64)
+    first = told_by(lambda: hesse.diagonal(G) if rank else H.flat @ v)
+    second = told_by(lambda: (H if rank else G).flat @ v)
+    third = told_by(lambda: G.mm(G.in_space.normal(2 + rank)))
+    return [first, second, third, told_by(lambda: G.flat @ v)]
+
+
+def other_models(rank: int) -> Told:
+    net = torch.nn.Linear(3, 4, bias=bool(rank)).double()
+    return told_by(
+        lambda: hesse.average(lambda batch: hesse.ggn(net, cases.KNOWN, batch), spread(cases.part(rank, 2), timeout=30))
+    )
+
+
+def wrong_size(rank: int) -> Told:
+    link = Link(None, 30)
+    layout = Layout(((3,),), (torch.float64,), torch.device("cpu"))
+    return told_by(lambda: link.total("three numbers", layout, lambda: Part([torch.ones(3 + rank)])))
+
+
+def everything(rank: int) -> dict[str, Any]:
+    differing = (other_parameters, other_buffers, other_seeds, other_probes, other_questions, other_models)
+    return {ask.__name__: ask(rank) for ask in (failing_data, *differing, wrong_size)}
+
+
+def test_failures_and_differences_are_told_on_all_processes() -> None:
+    zero, one = run_ranks(everything, 2)
+    name = DistributedError.__name__
+    assert zero["failing_data"][0] == one["failing_data"][0] == ("nothing", "")
+    assert zero["failing_data"][1][0] == name and "rank 1: OSError: the disk is gone" in zero["failing_data"][1][1]
+    assert one["failing_data"][1] == ("OSError", "the disk is gone")
+    for told in (zero, one):
+        expected = {
+            "other_parameters": "be the same on all 2 processes.\n  found: rank 1 differs from rank 0 at '2.bias'\n",
+            "other_buffers": "at '1.running_mean'\n",
+            "other_seeds": "seed that the generator gives has to be the same",
+            "other_probes": "vectors with loss_hessian",
+            "other_models": "bias [4] float64",
+        }
+        for ask, text in expected.items():
+            assert told[ask][0] == name and text in told[ask][1], (ask, told[ask])
+        kinds = [kind for kind, _ in told["other_questions"]]
+        assert kinds == [name] * 3 + ["nothing"]  # and the processes go on together
+    assert "rank 1: Whether the diagonal is known of ggn" in zero["other_questions"][0][1]
+    assert "rank 0: A product with loss_hessian" in one["other_questions"][0][1]
+    assert "A product with ggn" in one["other_questions"][1][1]
+    assert zero["wrong_size"][0] == name and "rank 1: StructureError: What is summed" in zero["wrong_size"][1]
+
+
+def leaves_early(rank: int, way: str, ranks: int) -> None:
+    data = spread(cases.batches()[:1], timeout=1)
+    G = hesse.ggn(cases.model(), cases.KNOWN, data)
+    v = torch.ones(44, dtype=torch.float64)
+    _ = G.flat @ v
+    if rank == ranks - 1 and way == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if rank == ranks - 1:
+        time.sleep(60)
+    told_by(lambda: G.flat @ v)
+    began = time.monotonic()
+    try:
+        G.flat @ v
+    finally:
+        assert time.monotonic() - began < 0.5  # what broke stays broken: nobody waits twice
+
+
+@pytest.mark.parametrize("way", ["dies", "hangs"])
+@pytest.mark.parametrize("ranks", [2] if os.environ.get("HESSE_TEST_ALL", "") in ("", "0") else [2, 3, 4])
+def test_a_process_that_is_gone_or_silent_is_told_in_time(way: str, ranks: int) -> None:
+    *others, last = try_ranks(leaves_early, ranks, way, ranks, timeout=8, group_timeout=30)
+    assert last.kind == {"dies": "died", "hangs": "hung"}[way]
+    for outcome in others:
+        assert outcome.kind == "error", outcome
+        assert isinstance(outcome.error, DistributedError), outcome.trace
+        assert outcome.seconds < 7
+    if way == "hangs":
+        assert all(f"no sign of life of rank {ranks - 1};" in str(outcome.error) for outcome in others)
+
+
+def test_processes_without_a_group_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(DistributedError, match=r"2 processes \(WORLD_SIZE\) and no group"):
+        spread(cases.batches())
+    monkeypatch.delenv("WORLD_SIZE")
+    for timeout in (0, -1, "10"):
+        with pytest.raises(StructureError, match="timeout= is a number of seconds"):
+            spread(cases.batches(), timeout=timeout)  # type: ignore[arg-type]
