@@ -15,7 +15,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench bench-functional bench-checks bench-nonfinite bench-sparse bench-convolutions clean FORCE
+.PHONY: help demo examples test test-all doc-blocks lint types docs docs-serve bench bench-functional bench-checks bench-nonfinite bench-sparse bench-convolutions bench-compiled bench-distributed bench-memory bench-gram bench-gpu test-gpu clean FORCE
 
 help:  ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -66,6 +66,24 @@ bench-sparse: $(STAMP)-demo  ## time sparse derivatives beside asdex and dense o
 
 bench-convolutions: $(STAMP)-demo  ## time inverse convolutions beside Fourier division, SciPy and deepinv
 	$(BIN)/python -m benchmarks.convolutions.run
+
+bench-compiled: $(STAMP)-demo  ## time compiled products beside the operators they are of
+	$(BIN)/python -m benchmarks.compiled.run
+
+bench-distributed: $(STAMP)-demo  ## time products over 1 to 4 processes beside the model of their time
+	$(BIN)/python -m benchmarks.distributed.run
+
+bench-memory: $(STAMP)-demo  ## how much memory every quantity takes, beside its budget
+	$(BIN)/python -m benchmarks.memory.run
+
+bench-gram: $(STAMP)-demo  ## the Gram matrix of 10,000 gradients of 10 million numbers
+	$(BIN)/python -m benchmarks.gram.run --samples 10000 --memory 3GiB
+
+test-gpu: $(STAMP)-test  ## every quantity on a GPU, in every dtype
+	HESSE_TEST_DEVICE=cuda $(BIN)/python -m pytest tests/device
+
+bench-gpu: $(STAMP)-demo  ## time every quantity on a GPU
+	$(BIN)/python -m benchmarks.gpu.run
 
 clean:  ## remove what the other commands made
 	rm -rf $(VENV) .venv-*/ site build hesse-*/ .pytest_cache .ruff_cache .hypothesis

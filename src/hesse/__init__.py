@@ -4,10 +4,11 @@ Everything public stands here. Jacobians, Hessians, per-sample gradients, Fisher
 kind, a `LinearOperator` between spaces of named trees, of which one asks questions (`dense`, `trace`, `solve`, ...).
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from hesse import debug, nn, operators
-from hesse.autodiff import Linearization, compiling, custom_vjp, functional, hessian_operator, linearize
+from hesse.autodiff import Linearization, compile_products, compiling, custom_vjp, functional, hessian_operator, linearize
 from hesse.check import (
     CheckReport,
     WrongDerivativeError,
@@ -88,10 +89,21 @@ from hesse.linalg import (
 )
 from hesse.nn import optim
 from hesse.operators import LinearOperator, Tag, average, block_diagonal, identity, load, restrict, save
-from hesse.parameters import ParameterJacobian, TangentKernel, ntk, parameter_jacobian
+from hesse.operators.projections import random_projection
+from hesse.parameters import (
+    DataJacobian,
+    GramPlan,
+    ParameterJacobian,
+    StoredMatrix,
+    TangentKernel,
+    ntk,
+    open_zarr,
+    parameter_jacobian,
+)
 from hesse.rules.losses import GaussianNLL
 
 if TYPE_CHECKING:
+    from hesse import distributed
     from hesse.sparse import (
         ColoredPattern,
         Pattern,
@@ -111,6 +123,7 @@ __all__ = [
     "CheckReport",
     "ColoredPattern",
     "ConditionWarning",
+    "DataJacobian",
     "DiagonalEstimate",
     "DivergenceResult",
     "Eigen",
@@ -118,6 +131,7 @@ __all__ = [
     "Factorization",
     "GaussianNLL",
     "GradResult",
+    "GramPlan",
     "HesseError",
     "HessianResult",
     "Information",
@@ -138,6 +152,7 @@ __all__ = [
     "SparseJacobian",
     "Sparsity",
     "Spectrum",
+    "StoredMatrix",
     "Svd",
     "Tag",
     "TangentKernel",
@@ -153,6 +168,7 @@ __all__ = [
     "check_module",
     "check_operator",
     "coloring",
+    "compile_products",
     "compiling",
     "condition",
     "convolution",
@@ -162,6 +178,7 @@ __all__ = [
     "dense",
     "diagonal",
     "diagonal_by_sample",
+    "distributed",
     "divergence",
     "effective_dimension",
     "eigsh",
@@ -194,6 +211,7 @@ __all__ = [
     "ntk",
     "null_space",
     "nystrom",
+    "open_zarr",
     "operators",
     "optim",
     "output_hessian",
@@ -203,6 +221,7 @@ __all__ = [
     "prepare_jacobian",
     "progress",
     "propagated_diagonal",
+    "random_projection",
     "rank",
     "restrict",
     "save",
@@ -217,13 +236,15 @@ __all__ = [
     "watch_nonfinite",
 ]
 
-_SPARSE = frozenset(__all__) - frozenset(globals())
+_LATER = frozenset(__all__) - frozenset(globals())
 
 
 def __getattr__(name: str) -> Any:
-    """Sparse derivatives bring SciPy, which takes longer to import than all of hesse: at their first use, then."""
-    if name not in _SPARSE:
+    """At their first use: sparse derivatives, whose SciPy takes longer to import than all of hesse, and `hesse.distributed`."""
+    if name not in _LATER:
         raise AttributeError(f"module 'hesse' has no attribute '{name}'")
+    if name == "distributed":
+        return import_module("hesse.distributed")
     from hesse import sparse
 
     return getattr(sparse, name)

@@ -1,0 +1,42 @@
+"""Rows of a data set, written, projected, and in blocks: ``name -> case``."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import hesse
+
+from .cases_curvature import LOSS, Case
+from .place import Place
+
+CASES: dict[str, Case] = {}
+
+
+def rows(p: Place) -> Any:
+    x, y = p.batch()
+    return hesse.parameter_jacobian(p.network(), LOSS, [(x[:4], y[:4]), (x[4:], y[4:])])
+
+
+def _data(p: Place) -> Any:
+    J = rows(p)
+    return J.norms(), J.gram(), J.sum_of_squares(), J.dense()
+
+
+def _projected(p: Place) -> Any:
+    x, y = p.batch()
+    J = hesse.parameter_jacobian(p.network(), LOSS, (x, y))
+    return J.project(hesse.random_projection(J, 5, seed=1))
+
+
+def _stored(p: Place) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        rows(p).to_zarr(Path(folder) / "rows.zarr")
+        stored = hesse.open_zarr(Path(folder) / "rows.zarr")
+        return stored.dense()
+
+
+CASES.update(dict.fromkeys(("DataJacobian", "GramPlan"), _data))
+CASES["random_projection"] = _projected
+CASES.update(dict.fromkeys(("open_zarr", "StoredMatrix"), _stored))
