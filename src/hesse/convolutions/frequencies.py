@@ -13,7 +13,7 @@ from hesse.convolutions.operator import Convolution
 from hesse.convolutions.products import convolve, convolve_transposed
 from hesse.convolutions.symbol import from_frequencies, multiplicities, symbol, to_frequencies
 from hesse.convolutions.truncation import factor_dtype
-from hesse.core import random
+from hesse.core import pages, random
 
 _SMALL = 100  # units of rounding: residuals up to this need no look at where they point
 
@@ -38,7 +38,8 @@ def rows(g: Geometry, V: Tensor, *, adjoint: bool) -> Tensor:
     W = to_frequencies(phases(g, V) if adjoint else V, g.ndim)
     W = W.conj() if adjoint else W
     k, channels = len(V), W.shape[1] // g.groups
-    flat = W.reshape(k * g.groups * channels, -1).T.contiguous()
+    flat = W.reshape(k * g.groups * channels, -1).T
+    flat = pages.empty(tuple(flat.shape), flat.dtype, flat.device).copy_(flat)
     return flat.reshape(-1, k, g.groups, channels).transpose(1, 2).reshape(-1, k, channels)
 
 
@@ -160,6 +161,5 @@ class Witness:
 
     def _lengths(self, rows: Tensor) -> Tensor:
         """``[k]``: the norms of the images of rows."""
-        numbers = torch.view_as_real(rows.resolve_conj())
-        squares = self._parts @ numbers.square().reshape(len(numbers), -1)
-        return squares.reshape(rows.shape[1], -1).sum(1).sqrt()
+        sizes = torch.linalg.vector_norm(torch.view_as_real(rows.resolve_conj()).flatten(2), dim=-1)
+        return (self._parts @ sizes.square()).sqrt()
