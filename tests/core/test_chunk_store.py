@@ -133,6 +133,16 @@ def test_layouts_that_are_none() -> None:
         ArrayLayout((3,), (3,), torch.int64)
 
 
+def test_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    complete(Path("~/s"), numbers())
+    assert ChunkStore.open("~/s").path == tmp_path / "s" and not (tmp_path / "~").exists()
+    with pytest.raises(StructureError, match="a folder of the file system"):
+        ChunkStore.open("s3://bucket/s")
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_nothing_is_overwritten(tmp_path: Path) -> None:
     values = numbers()
     complete(tmp_path / "s", values)

@@ -94,6 +94,25 @@ def other_models(rank: int) -> Told:
     )
 
 
+def other_options(rank: int) -> list[Told]:
+    data, net = spread(cases.part(rank, 2), timeout=30), cases.model()
+    weights = torch.arange(1.0, 5.0, dtype=torch.float64) ** (1 + rank)
+    weighted = torch.nn.CrossEntropyLoss(weight=weights)
+    reduced = torch.nn.CrossEntropyLoss(reduction=("mean", "sum")[rank])
+    kind, approximation = ("empirical", "expected")[rank], ("expand", "reduce")[rank]
+    asked: list[Callable[[], Any]] = [
+        lambda: hesse.ggn(net, weighted, data),
+        lambda: hesse.loss_hessian(net, torch.nn.CrossEntropyLoss(ignore_index=rank), data),
+        lambda: hesse.kfac(net, reduced, data),
+        lambda: hesse.ekfac(net, reduced, data),
+        lambda: hesse.fisher(net, cases.KNOWN, data, kind=kind),  # type: ignore[arg-type]
+        lambda: hesse.fisher(net, cases.KNOWN, data, kind="sampled", samples=1 + rank, generator=torch.Generator().manual_seed(0)),
+        lambda: hesse.kfac(net, cases.KNOWN, data, kind=kind),  # type: ignore[arg-type]
+        lambda: hesse.ekfac(net, cases.KNOWN, data, approximation=approximation),  # type: ignore[arg-type]
+    ]
+    return [told_by(ask) for ask in asked]
+
+
 def wrong_size(rank: int) -> Told:
     link = Link(None, 30)
     layout = Layout(((3,),), (torch.float64,), torch.device("cpu"))
@@ -101,7 +120,7 @@ def wrong_size(rank: int) -> Told:
 
 
 def everything(rank: int) -> dict[str, Any]:
-    differing = (other_parameters, other_buffers, other_seeds, other_probes, other_questions, other_models)
+    differing = (other_parameters, other_buffers, other_seeds, other_probes, other_questions, other_models, other_options)
     return {ask.__name__: ask(rank) for ask in (failing_data, *differing, wrong_size)}
 
 
@@ -121,6 +140,9 @@ def test_failures_and_differences_are_told_on_all_processes() -> None:
         }
         for ask, text in expected.items():
             assert told[ask][0] == name and text in told[ask][1], (ask, told[ask])
+        places = ["loss", "loss", "loss", "loss", "kind", "samples", "kind", "approximation"]
+        for (kind, text), place in zip(told["other_options"], places, strict=True):
+            assert kind == name and f"differs from rank 0 at '{place}'" in text, (place, text)
         kinds = [kind for kind, _ in told["other_questions"]]
         assert kinds == [name] * 3 + ["nothing"]  # and the processes go on together
     assert "rank 1: Whether the diagonal is known of ggn" in zero["other_questions"][0][1]

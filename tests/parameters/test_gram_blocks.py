@@ -151,6 +151,12 @@ def test_out_may_be_a_file(tmp_path: Path) -> None:
     assert oracle.difference(batch.gram(out=torch.zeros_like(buffer)), expected) < 1e-12
     with pytest.raises(StructureError, match="shape"):
         J.gram(out=buffer[:5])
+    with pytest.raises(StructureError, match="cut off digits"):
+        J.gram(out=torch.zeros(23, 23, dtype=torch.int64))
+    with pytest.raises(StructureError, match="a read-only array"):  # to write to one of a file would end the process
+        J.gram(out=np.load(tmp_path / "gram.npy", mmap_mode="r"))
+    with pytest.raises(StructureError, match="a list"):
+        J.gram(out=[[0.0]])
 
 
 def test_the_whole_is_put_together_from_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from hesse.core.chunk_store_files import (
     StoreError,
     checksum,
     clear_temporaries,
+    folder_of,
     locked,
     require_disk,
     write_json,
@@ -95,7 +96,7 @@ class ChunkStore:
             StoreError: something is there; the disk has less room than needed. DataError: another kind, identity or layout.
         """
         cls.require_new(path, mode)
-        folder = Path(os.path.realpath(path))
+        folder = folder_of(path)
         if (folder / _JSON).exists():
             store = cls.open(folder)
             store._require_same(kind, arrays, identity)
@@ -129,7 +130,7 @@ class ChunkStore:
         Raises:
             DataError: written by something else, of a newer format, or damaged. FileNotFoundError: no folder.
         """
-        folder = Path(os.path.realpath(path))
+        folder = folder_of(path)
         if not folder.is_dir():
             raise FileNotFoundError(f"no folder '{folder}'")
         header = _json(folder / _JSON).get("attributes", {}).get(_ENTRY)
@@ -152,7 +153,7 @@ class ChunkStore:
             StoreError: something is there. StructureError: no such mode.
         """
         require_mode(mode)
-        folder = Path(os.path.realpath(path))
+        folder = folder_of(path)
         if mode == "resume" and (folder / _JSON).exists():
             return
         if folder.exists() and not folder.is_dir():

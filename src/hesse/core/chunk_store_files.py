@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from hesse.core.errors import MissingExtraError, StoreError
+from hesse.core.errors import MissingExtraError, StoreError, StructureError
 from hesse.core.memory import format_bytes
 
 Data = bytes | memoryview
@@ -23,6 +23,18 @@ _TEMPORARY = ".partial"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _held: set[str] = set()
 _held_lock = threading.Lock()
+
+
+def folder_of(path: str | os.PathLike[str]) -> Path:
+    """The folder that a path means, ``~`` being the user's home.
+
+    Raises:
+        StructureError: an address of another kind than a path.
+    """
+    text = os.fspath(path)
+    if "://" in text:
+        raise StructureError("Rows are stored in a folder of the file system.", repr(text), "pass a path")
+    return Path(os.path.realpath(os.path.expanduser(text)))
 
 
 def checksum(data: Data | np.ndarray) -> bytes:

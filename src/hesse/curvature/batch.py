@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -25,6 +26,7 @@ from hesse.operators.average import Average
 from hesse.operators.base import LinearOperator
 from hesse.operators.data_set import refuse_one_shot
 from hesse.operators.spread import Spread
+from hesse.parameters.storing.identity import describe_value
 
 BatchLoss = Callable[[Any, Any], Tensor]
 
@@ -136,17 +138,19 @@ def over_data(
     if is_one_batch(data):
         return make(data)
     if isinstance(data, Spread):
-        require_same_model(model, data)
         return data.average(make, data_check=data_check, memory=memory, name=asked.partition("(")[0])
     refuse_one_shot(data, asked)
     return Average(make, data, data_check=data_check, memory=memory)
 
 
-def require_same_model(model: Model, data: Any) -> None:
-    """Refuse data on several processes whose models differ, in a parameter or a buffer."""
+def require_same_question(model: Model, loss: BatchLoss, data: Any, **options: Any) -> None:
+    """Refuse data on several processes that differ in the model (a parameter or a buffer), in the loss or in an option."""
     if isinstance(data, Spread):
         buffers = {} if model.module is None else dict(model.module.named_buffers())
         data.require_same("The model", {**buffers, **model.own})
+        texts = {name: json.dumps(describe_value(value)).encode() for name, value in {"loss": loss, **options}.items()}
+        hashes = {name: torch.tensor(list(text), dtype=torch.uint8) for name, text in texts.items()}
+        data.require_same("The loss, and every option,", hashes)
 
 
 def seed_for(data: Any, generator: torch.Generator | None) -> int:

@@ -12,7 +12,7 @@ from hesse.autodiff.model import Selection, as_model, is_one_batch
 from hesse.core.errors import DataError
 from hesse.core.fingerprint import fingerprint
 from hesse.core.space import Space
-from hesse.curvature.batch import BatchLoss, require_same_model
+from hesse.curvature.batch import BatchLoss, require_same_question
 from hesse.curvature.fisher import Labels
 from hesse.curvature.kfac import WIDEST, KfacKind, accumulated, boxes_of, make_how
 from hesse.curvature.kronecker import Box, KroneckerFactored, Place
@@ -69,7 +69,7 @@ def ekfac(  # noqa: PLR0913 - as kfac
     kept: list[ParameterJacobian] = []
     passes: tuple[list[Tensor], list[Tensor]] = ([], [])
     seen = (None, None) if one or not data_check else passes
-    require_same_model(resolved, data)
+    require_same_question(resolved, loss, data, **vars(how))
 
     def first() -> Iterator[ParameterJacobian]:
         for rows in how.over(resolved, loss, data, keep=one, hashes=seen[0]):

@@ -14,7 +14,7 @@ from hesse.autodiff.output_curvature import require_distribution
 from hesse.autodiff.roots import Asked, capture_rows
 from hesse.core.errors import DataError, StructureError
 from hesse.core.memory import Budget
-from hesse.curvature.batch import BatchLoss, OfBatch, over_data, seed_for
+from hesse.curvature.batch import BatchLoss, OfBatch, over_data, require_same_question, seed_for
 from hesse.curvature.gauss_newton import require_samples
 from hesse.curvature.ggn import of_batch, sampled_of_batch
 from hesse.curvature.hessian import hessian_of_batch
@@ -78,6 +78,7 @@ def fisher(  # noqa: PLR0913 - a model, a loss, data, and which of the four
     if kind != "empirical":
         require_distribution(loss, kind, _ASKED)
     resolved = as_model(model, params=params, output=output)
+    require_same_question(resolved, loss, data, kind=kind, samples=samples, labels=labels)
     data, labels = _labeled(data, labels)
     rest = (resolved, data, _ASKED, data_check, memory)
     if kind == "observed":

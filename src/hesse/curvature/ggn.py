@@ -18,7 +18,7 @@ from hesse.autodiff.output_curvature import Kind, loss_curvature, refuse_linear
 from hesse.autodiff.second_order import hessian_operator
 from hesse.core.errors import StructureError, UnsupportedError
 from hesse.core.memory import Budget
-from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data, seed_for
+from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data, require_same_question, seed_for
 from hesse.curvature.gauss_newton import GaussNewton, require_samples
 from hesse.curvature.output import OutputHessian
 from hesse.operators.algebra import Congruence
@@ -65,6 +65,7 @@ def ggn(  # noqa: PLR0913 - a model, a loss, data, and how
         raise StructureError("ggn takes kind='exact' or 'sampled'.", repr(kind), "pass one of these")
     resolved = as_model(model, params=params, output=output)
     refuse_linear(loss, _ASKED)
+    require_same_question(resolved, loss, data, kind=kind, samples=samples)
     rest = (resolved, data, _ASKED, data_check, memory)
     if kind == "exact":
         return over_data(lambda batch: of_batch(resolved, loss, batch, "hessian", _ASKED), *rest)

@@ -17,7 +17,7 @@ from hesse.core.errors import HesseError
 from hesse.core.guard import PARAMETERS
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
-from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data
+from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data, require_same_question
 from hesse.curvature.gauss_newton import GaussNewton
 from hesse.curvature.ggn import of_batch
 from hesse.linalg.diagonal import diagonal_rule
@@ -65,6 +65,7 @@ def loss_hessian(
     1024 times the bytes of batch and parameters adds products on about a tenth of a batch, which measure what they take.
     """
     resolved = as_model(model, params=params, output=output)
+    require_same_question(resolved, loss, data)
     return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), resolved, data, _ASKED, data_check, memory)
 
 

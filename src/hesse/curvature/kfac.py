@@ -16,7 +16,7 @@ from hesse.core.fingerprint import sample_hashes
 from hesse.core.memory import given_budget
 from hesse.core.progress import track
 from hesse.core.space import Space
-from hesse.curvature.batch import BatchLoss, open_batch, require_same_model, seed_for
+from hesse.curvature.batch import BatchLoss, open_batch, require_same_question, seed_for
 from hesse.curvature.fisher import Labels, check_labels, empirical_rows
 from hesse.curvature.gauss_newton import require_samples
 from hesse.curvature.ggn import of_batch
@@ -89,7 +89,7 @@ def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is 
     """
     how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data)
     resolved = as_model(model, params=params, output=output)
-    require_same_model(resolved, data)
+    require_same_question(resolved, loss, data, **vars(how))
     how, data = how.within_budget(resolved, loss, data)
     return accumulated(how, how.over(resolved, loss, data), data).operator(Space.of(resolved.params))
 

@@ -17,7 +17,7 @@ from hesse.core.memory import current_budget, format_bytes
 from hesse.distributed.gram_shares import agreed_shares
 from hesse.distributed.link import Link
 from hesse.parameters.base import JacobianBySample
-from hesse.parameters.gram_blocks import Block, place
+from hesse.parameters.gram_blocks import Block, place, require_target
 
 _ROUND = 2**24  # bytes of blocks that a process sends at once
 _TIMEOUT = 1800.0
@@ -148,9 +148,8 @@ def _require_target(
         found = f"to={to} of {ranks} processes"
         raise StructureError("gram(to=) takes a rank of the group.", found, "pass 0, or leave to= away")
     shape = (*first.out_space.shapes[0], *second.out_space.shapes[0])
-    if out is not None and tuple(out.shape) != shape:
-        found = f"{tuple(out.shape)} instead of {shape}"
-        raise StructureError("gram(out=) writes to an array of the result's shape.", found, "pass one like that")
+    if out is not None:
+        require_target(out, shape)
     needed = first.shape[0] * second.shape[0] * first.out_space.dtype.itemsize
     allowed = current_budget(first.memory, first.out_space.device)
     if gets and out is None and needed > allowed:

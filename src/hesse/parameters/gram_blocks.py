@@ -111,12 +111,8 @@ def write_gram(first: JacobianBySample, second: JacobianBySample, out: Any = Non
         taken = first.shape[0] * second.shape[0] * first.out_space.dtype.itemsize
         budget = current_budget(first.memory, device)
         chunk_size(1, taken, 0, budget, f"a Gram matrix of {first.shape[0]} x {second.shape[0]} (out= takes a file)")
-    elif tuple(out.shape) != shape:
-        raise StructureError(
-            "gram(out=) writes to an array of the result's shape.",
-            f"{tuple(out.shape)} instead of {shape}",
-            f"pass one of shape {shape}",
-        )
+    else:
+        require_target(out, shape)
     plan = plan_gram(first, second, taken)
     result = pages.empty(shape, first.out_space.dtype, device) if out is None else out
     target = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
@@ -124,6 +120,29 @@ def write_gram(first: JacobianBySample, second: JacobianBySample, out: Any = Non
     for block in gram_blocks(first, second, plan):
         place(target, block, axis, both=second is first)
     return result
+
+
+def require_target(out: Any, shape: tuple[int, ...]) -> None:
+    """Refuse to write a Gram matrix to what cannot hold it.
+
+    Raises:
+        StructureError: no tensor or array, of another shape, of integers, or read-only.
+    """
+    if not isinstance(out, (Tensor, np.ndarray)):
+        found = f"a {type(out).__name__}"
+    elif tuple(out.shape) != shape:
+        found = f"{tuple(out.shape)} instead of {shape}"
+    elif not (out.dtype.is_floating_point if isinstance(out, Tensor) else out.dtype.kind == "f"):
+        found = f"numbers of {out.dtype}, which would cut off digits"
+    elif isinstance(out, np.ndarray) and not out.flags.writeable:
+        found = "a read-only array"
+    else:
+        return
+    raise StructureError(
+        "gram(out=) writes to a tensor or NumPy array of floating-point numbers, of the result's shape.",
+        found,
+        f"pass one of shape {shape} that can be written to",
+    )
 
 
 def place(target: Tensor, block: Block, axis: int, *, both: bool) -> None:

@@ -70,7 +70,7 @@ def test_rows_and_columns(outputs: bool, chunk_bytes: int, tmp_path: Path, sweep
             assert torch.allclose(R.leaf(name, samples), part[samples], rtol=1e-12, atol=1e-14)
     assert torch.equal(R.leaf("0.bias"), R[:][..., 35:42]) and len(R) == 15
     assert torch.equal(R.samples, torch.arange(15)) and R.nbytes == rows.numel() * 8
-    for wrong in (15, [3, 99], slice(15, 20), torch.ones(3, dtype=torch.bool)):
+    for wrong in (15, [3, 99], slice(15, 20), torch.ones(3, dtype=torch.bool), (2, 3), (slice(2, 4), 1), True, None):
         with pytest.raises(StructureError):
             R[wrong]
     with pytest.raises(StructureError, match="no parameter 'bias'"):

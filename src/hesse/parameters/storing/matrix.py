@@ -109,6 +109,9 @@ class StoredMatrix(LinearOperator):
         return found[0] if isinstance(samples, int) else found
 
     def _index(self, samples: Any) -> Tensor:
+        if samples is None or isinstance(samples, (bool, tuple)):
+            remedy = "pass a number, a slice or a list of numbers, and take columns of what comes back"
+            raise StructureError("R[samples] reads rows.", repr(samples), remedy)
         index = chosen_samples(samples, len(self))
         assert index is not None
         return index
