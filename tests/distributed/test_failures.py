@@ -100,13 +100,14 @@ def other_options(rank: int) -> list[Told]:
     weighted = torch.nn.CrossEntropyLoss(weight=weights)
     reduced = torch.nn.CrossEntropyLoss(reduction=("mean", "sum")[rank])
     kind, approximation = ("empirical", "expected")[rank], ("expand", "reduce")[rank]
+    source = torch.Generator().manual_seed(0)
     asked: list[Callable[[], Any]] = [
         lambda: hesse.ggn(net, weighted, data),
         lambda: hesse.loss_hessian(net, torch.nn.CrossEntropyLoss(ignore_index=rank), data),
         lambda: hesse.kfac(net, reduced, data),
         lambda: hesse.ekfac(net, reduced, data),
         lambda: hesse.fisher(net, cases.KNOWN, data, kind=kind),  # type: ignore[arg-type]
-        lambda: hesse.fisher(net, cases.KNOWN, data, kind="sampled", samples=1 + rank, generator=torch.Generator().manual_seed(0)),
+        lambda: hesse.fisher(net, cases.KNOWN, data, kind="sampled", samples=1 + rank, generator=source),
         lambda: hesse.kfac(net, cases.KNOWN, data, kind=kind),  # type: ignore[arg-type]
         lambda: hesse.ekfac(net, cases.KNOWN, data, approximation=approximation),  # type: ignore[arg-type]
     ]
