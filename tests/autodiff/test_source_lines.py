@@ -205,6 +205,34 @@ def test_one_map_in_two_threads() -> None:
     assert results["logs"].lines("div", "backward") == {"return x.double().log().sum()"}
 
 
+def test_a_thread_after_another_has_lines_of_its_own() -> None:
+    """It may get the identifier of the one that ended, and counts its nodes anew."""
+    shared = SourceMap()
+    found: list[Places] = []
+
+    def work(op: Any) -> None:
+        x = variable(3)
+        with Places() as places:
+            places.map = shared
+            for _ in range(20):
+                torch.autograd.grad(op(x), x)
+        found.append(places)
+
+    def sines(x: Tensor) -> Tensor:
+        return x.sin().sum()
+
+    def logs(x: Tensor) -> Tensor:
+        return x.double().log().sum()
+
+    for op in (sines, logs):
+        thread = threading.Thread(target=work, args=(op,))
+        thread.start()
+        thread.join()
+    assert found[0].lines("cos", "backward") == {"return x.sin().sum()"}
+    assert found[1].lines("div", "backward") == {"return x.double().log().sum()"}
+
+
+
 def test_a_stack_ends_with_the_users_outermost_frame() -> None:
     stack = user_stack()
     assert stack[0].file == stack[-1].file == __file__  # neither pytest nor what started it

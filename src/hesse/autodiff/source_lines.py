@@ -222,9 +222,11 @@ def _functions(file: str) -> tuple[CodeType, ...]:
 @dataclass
 class _Thread:
     """What a thread has done: the number of its next autograd node, and the places of its nodes: one for the numbers from
-    `lowest` to below `above`, in ascending order."""
+    `lowest` to below `above`, in ascending order; the stack around its latest op, and that op's place."""
 
     upcoming: int
+    around: tuple[Any, tuple[Frame, ...], str] = (None, (), "")
+    latest: tuple[Any, Place] = (None, Place(None, "forward", ()))
     lowest: list[int] = field(default_factory=list)
     above: list[int] = field(default_factory=list)
     places: list[Spot | Place] = field(default_factory=list)
@@ -266,9 +268,9 @@ class SourceMap:
 
     def __init__(self, *, stacks: bool = False) -> None:
         self.stacks, self.module = stacks, ""
-        self._around: tuple[Any, tuple[Frame, ...], str] = None, (), ""
-        self._latest: tuple[Any, Place] = None, Place(None, "forward", ())
-        self._threads = {threading.get_ident(): _Thread(_sequence())}
+        self._own = threading.local()  # not by the threads' identifiers, which are given again to those that come later
+        self._own.thread = _Thread(_sequence())
+        self._threads = [self._own.thread]
 
     def locate(self) -> tuple[Frame | None, Phase]:
         """The ``(source, phase)`` of the op being dispatched; see `place`."""
@@ -283,7 +285,7 @@ class SourceMap:
         """The place of the op being dispatched, to be looked up when somebody asks for it."""
         if _node() is not None or _pass() != -1:
             return self._place(sys._getframe(1))
-        where, now, thread = Spot(self.module), _sequence(), self._threads.get(threading.get_ident())
+        where, now, thread = Spot(self.module), _sequence(), getattr(self._own, "thread", None)
         if thread is None or now != thread.upcoming:
             (thread or self._thread(now)).note(where, now)
         return where
@@ -296,12 +298,16 @@ class SourceMap:
     @property
     def is_current(self) -> bool:
         """Whether this thread has made no autograd node since its last op: then the place of an op need not be asked for."""
-        thread = self._threads.get(threading.get_ident())
+        thread = getattr(self._own, "thread", None)
         return thread is not None and thread.upcoming == _sequence()
 
     def _thread(self, now: int) -> _Thread:
         """What this thread has done."""
-        return self._threads.setdefault(threading.get_ident(), _Thread(now - 1))
+        thread = getattr(self._own, "thread", None)
+        if thread is None:
+            thread = self._own.thread = _Thread(now - 1)
+            self._threads.append(thread)
+        return thread
 
     def _place(self, frame: FrameType | None) -> Place:
         node, now = _node(), _sequence()
@@ -312,12 +318,12 @@ class SourceMap:
         if in_backward and (entered or found is None) and node is not None:
             place = self._forward_of(node, thread, found is not None)
         if place is None:
-            place = self._seen(found, "backward" if in_backward or seeds else "forward", in_backward)
+            place = self._seen(thread, found, "backward" if in_backward or seeds else "forward", in_backward)
         if now > thread.upcoming:
             thread.note(place, now)
         return place
 
-    def _seen(self, frame: FrameType | None, phase: Phase, in_backward: bool) -> Place:
+    def _seen(self, thread: _Thread, frame: FrameType | None, phase: Phase, in_backward: bool) -> Place:
         """The place of the user's frame; the same object as long as the op's line stays the same."""
         if frame is None:
             return Place(None, phase, (), int(phase == "backward"), self.module)
@@ -328,21 +334,21 @@ class SourceMap:
             0 if above is None else above.f_lasti,
         )  # fmt: skip
         key = (frame.f_lasti, phase, in_backward, self.module)
-        if self._around[0] != around:
-            self._around = (around, _callers(_levels(caller)), _region(_levels(frame))) if self.stacks else (around, (), "")
-        elif self._latest[0] == key:
-            return self._latest[1]
+        if thread.around[0] != around:
+            thread.around = (around, _callers(_levels(caller)), _region(_levels(frame))) if self.stacks else (around, (), "")
+        elif thread.latest[0] == key:
+            return thread.latest[1]
         order = int(phase == "backward" and not (in_backward and _recomputed(frame)))
         source = _named(frame)
-        place = Place(source, phase, (source, *self._around[1]), order, self.module, self._around[2])
-        self._latest = key, place
+        place = Place(source, phase, (source, *thread.around[1]), order, self.module, thread.around[2])
+        thread.latest = key, place
         return place
 
     def _forward_of(self, node: Any, here: _Thread, own: bool) -> Place | None:
         """The place of the op that made this node, looked for first among the thread's own nodes, or last (a thread of
         autograd's runs what others made). An in-place op on a view makes its node only after it was dispatched."""
         number, earlier = node._sequence_nr(), node.name().endswith("CopySlices")
-        others = [thread for thread in list(self._threads.values()) if thread is not here]
+        others = [thread for thread in list(self._threads) if thread is not here]
         for thread in (here, *others) if own else (*others, here):
             found = thread.maker(number, earlier)
             if found is not None:
