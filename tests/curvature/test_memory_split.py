@@ -222,9 +222,12 @@ for name, make in makes.items():
     settle()
     with Growth(torch.device("cpu")) as free:
         whole = product(128)
-    settle()
-    with hesse.memory(BUDGET), Growth(torch.device("cpu")) as held:
-        parts = product(128)
+    grown = []
+    for _ in range(3):  # what the C library keeps back, and a busy machine, only add to it: the least of three counts
+        settle()
+        with hesse.memory(BUDGET), Growth(torch.device("cpu")) as held:
+            parts = product(128)
+        grown.append(held.bytes)
     try:
         with hesse.memory(300_000):
             product(128)
@@ -233,7 +236,7 @@ for name, make in makes.items():
         least = error.least
     with hesse.memory(least):
         product(128)
-    found[name] = [free.bytes, held.bytes, float((whole - parts).norm() / whole.norm()), least]
+    found[name] = [free.bytes, min(grown), float((whole - parts).norm() / whole.norm()), least]
 print(json.dumps(found))
 """
 

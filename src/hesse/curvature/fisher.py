@@ -79,16 +79,15 @@ def fisher(  # noqa: PLR0913 - a model, a loss, data, and which of the four
         require_distribution(loss, kind, _ASKED)
     resolved = as_model(model, params=params, output=output)
     require_same_question(resolved, loss, data, kind=kind, samples=samples, labels=labels)
-    data, labels = _labeled(data, labels)
-    rest = (resolved, data, _ASKED, data_check, memory)
+    (data, labels), rest = _labeled(data, labels), (_ASKED, data_check, memory)
     if kind == "observed":
-        return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), *rest)
+        return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), resolved, data, *rest)
     if kind == "expected":
-        return over_data(lambda batch: of_batch(resolved, loss, batch, "information", _ASKED), *rest)
+        return over_data(lambda batch: of_batch(resolved, loss, batch, "information", _ASKED), resolved, data, *rest)
     if kind == "sampled":
         how = ("information", require_samples(samples), seed_for(data, generator))
-        return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), *rest)
-    return over_data(lambda batch: _empirical(resolved, loss, batch, labels), *rest)
+        return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), resolved, data, *rest)
+    return over_data(lambda batch: _empirical(resolved, loss, batch, labels), resolved, data, *rest)
 
 
 def _labeled(data: Any, labels: Labels) -> tuple[Any, Labels]:

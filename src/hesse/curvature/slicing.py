@@ -115,7 +115,7 @@ class Slicing:
         """The error for a budget that does not hold the work on a few samples."""
         least = math.ceil(1.1 * least) + 2 * _NOISE
         found = f"a budget of {format_bytes(budget)}, where two samples take {format_bytes(least)}"
-        return MemoryBudgetError(self.asked, found, f"allow it: with hesse.memory({least}): ...", least)
+        return MemoryBudgetError(self.asked, found, f"pass memory={least}, or work within hesse.memory({least})", least)
 
 
 class SlicedBatches:
