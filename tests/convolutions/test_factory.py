@@ -61,7 +61,7 @@ def by_torch(options: dict[str, Any]) -> tuple[nn.Module, torch.Size] | None:
 
 def test_accepted_and_refused_as_by_torch(sweep: Callable[..., list[int]]) -> None:
     seen = {True: 0, False: 0}
-    for seed in sweep(range(4000), 150):
+    for seed in sweep(range(4000), 400):
         options = wild(random.Random(seed))
         known = by_torch(options)
         groups = max(options["groups"], 1)
@@ -79,7 +79,7 @@ def test_accepted_and_refused_as_by_torch(sweep: Callable[..., list[int]]) -> No
         assert A.out_space.shapes[0] == known[1], options
         x = randn(*shape, seed=seed)
         torch.testing.assert_close(A @ x, known[0](x[None])[0], rtol=1e-12, atol=1e-12)
-    assert min(seen.values()) > 30
+    assert min(seen.values()) > 30, seen  # a quarter of the draws is accepted
 
 
 W = randn(4, 2, 3, 3)
