@@ -155,6 +155,8 @@ def test_out_may_be_a_file(tmp_path: Path) -> None:
         J.gram(out=torch.zeros(23, 23, dtype=torch.int64))
     with pytest.raises(StructureError, match="a read-only array"):  # to write to one of a file would end the process
         J.gram(out=np.load(tmp_path / "gram.npy", mmap_mode="r"))
+    with pytest.raises(StructureError, match="share memory"):
+        J.gram(out=torch.zeros(1, dtype=torch.float64).expand(23, 23))
     with pytest.raises(StructureError, match="a list"):
         J.gram(out=[[0.0]])
 

@@ -134,6 +134,8 @@ def require_target(out: Any, shape: tuple[int, ...]) -> None:
         found = f"{tuple(out.shape)} instead of {shape}"
     elif not (out.dtype.is_floating_point if isinstance(out, Tensor) else out.dtype.kind == "f"):
         found = f"numbers of {out.dtype}, which would cut off digits"
+    elif any(size > 1 and stride == 0 for size, stride in zip(out.shape, _strides(out), strict=True)):
+        found = "an expanded one, whose entries share memory"
     elif isinstance(out, np.ndarray) and not out.flags.writeable:
         found = "a read-only array"
     else:
@@ -143,6 +145,10 @@ def require_target(out: Any, shape: tuple[int, ...]) -> None:
         found,
         f"pass one of shape {shape} that can be written to",
     )
+
+
+def _strides(array: Tensor | np.ndarray) -> tuple[int, ...]:
+    return array.stride() if isinstance(array, Tensor) else array.strides
 
 
 def place(target: Tensor, block: Block, axis: int, *, both: bool) -> None:
