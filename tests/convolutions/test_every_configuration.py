@@ -54,7 +54,8 @@ def test_krylov_on_benign_kernels(sweep: Sweep) -> None:
     numbers = sweep(range(COUNT // 4), KEPT["krylov"])
     configurations = [replace(configuration(number, kernels=BENIGN), rtol=None) for number in numbers]
     scores = [score(c, made_by("krylov")) for c in configurations]
-    assert not report([s for s in scores if s.condition < 30 and not s.deficient])
+    # one that lacks rank may say that singular values have to be cut off, which iterations cannot
+    assert not report([s for s in scores if s.condition < 30 and not (s.deficient and s.kind == "troubled")])
     assert not [s.text for s in scores if s.kind in ("WRONG", "PENROSE", "crashed")]
 
 
