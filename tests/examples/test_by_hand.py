@@ -15,8 +15,7 @@ def test_they_are_equal_to_rounding(example, tmp_path) -> None:
     for cell in (rnn, lstm):
         assert max(cell.differences.values()) < 1e-13, cell.name
         assert sum(cell.losses[-20:]) < 0.85 * sum(cell.losses[:20]) and len(cell.flow) == module.REACH
-        # this training is chaotic: weights changed by 1e-14 end at 0 to 0.011 for the plain network
-        assert cell.flow[-1] < 0.1 * cell.flow[0], "gradients vanish"
+        assert cell.flow[-1] < 1e-2 * cell.flow[0], "gradients vanish"
 
 
 def test_a_difference_is_seen(example) -> None:
