@@ -84,7 +84,7 @@ def test_the_source_line_is_named() -> None:
     (crash,) = isolated(partial(harmed, HARMS["segmentation fault"][0])).findings
     assert "test_isolated.py:" in crash.diagnosis
     assert "ctypes.string_at(0)" in crash.diagnosis
-    (hang,) = isolated(partial(spin), timeout=1.0).findings
+    (hang,) = isolated(partial(spin), timeout=2.0).findings
     assert " in spin at " in hang.diagnosis
 
 
@@ -127,12 +127,12 @@ def test_exceptions_come_back_with_their_type() -> None:
 
 def test_news_put_off_the_timeout() -> None:
     def slow() -> CheckReport:
-        for step in range(6):
-            time.sleep(0.5)
+        for step in range(16):
+            time.sleep(0.2)
             tell(Running(f"step {step}"))
         return REPORT
 
-    assert isolated(slow, timeout=1.5) == REPORT
+    assert isolated(slow, timeout=3.0) == REPORT
 
 
 def test_findings_before_the_crash_are_kept() -> None:

@@ -67,7 +67,7 @@ def isolated(run: Run, *, name: str = "the check", level: str = "quick", timeout
             ended = _listen(process, receiver, log, timeout)
             if not ended:
                 child.ask_for_traceback(process)
-                process.join(_POLL)
+                _await_words(process, Path(folder) / child.TRACE)
             else:
                 process.join(_GRACE)
         finally:
@@ -86,6 +86,14 @@ def isolated(run: Run, *, name: str = "the check", level: str = "quick", timeout
         where = place((Path(folder) / child.TRACE).read_text(errors="replace"))
         said = "" if log.raised or not ended else last_line(told)
         return log.unfinished(name, level, end + where + said)
+
+
+def _await_words(process: BaseProcess, trace: Path) -> None:
+    """Until a child that was asked for its traceback has written it, or its grace is over."""
+    end = time.monotonic() + _GRACE
+    while process.is_alive() and not trace.stat().st_size and time.monotonic() < end:
+        process.join(_POLL / 10)
+    process.join(_POLL)  # for the rest of what it writes
 
 
 @dataclass
