@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -51,7 +50,6 @@ def test_every_hard_one_is_answered_by_the_ladder(sweep: Sweep) -> None:
 
 def test_single_precision_is_right_or_warned_of(sweep: Sweep) -> None:
     """With weights that single precision holds exactly; the condition number decides."""
-    seen: Counter[str] = Counter()
     for number in sweep(range(COUNT // 4), 25):
         c = configuration(30_000 + number, largest=200)
         single = torch.complex64 if c.weight.is_complex() else torch.float32
@@ -67,16 +65,10 @@ def test_single_precision_is_right_or_warned_of(sweep: Sweep) -> None:
         plus = torch.linalg.pinv(c.matrix(), rtol=c.rtol)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            try:
-                found = hesse.pinv(A, rtol=c.rtol) @ y
-            except HesseError:
-                seen["refused"] += 1
-                continue
+            found = hesse.pinv(A, rtol=c.rtol) @ y
         error = relative(found.flatten().to(c.weight.dtype), plus @ y.flatten().to(c.weight.dtype))
         is_warned = any("condition" in str(w.message) for w in caught)
         assert is_warned or error <= 100 * known.condition * 2.0**-23, f"{c}: {error:.1e} at condition {known.condition:.1e}"
-        seen["right"] += 1
-    assert seen["refused"] <= 0.05 * sum(seen.values()), seen
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

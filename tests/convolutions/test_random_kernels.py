@@ -16,21 +16,21 @@ from tests.convolutions.exact import LONG
 from tests.convolutions.scores import relative
 
 Sweep = Callable[[Sequence[int], int], list[int]]
-KEPT = {"auto": 100, "boundary": 5}
+KEPT = {"auto": 100, "boundary": 40}  # ratios above 1000 are 17 %: those of 5 had such a median in one run of 25
 
 
 @pytest.mark.skipif(not LONG, reason="true errors take long doubles of 80 bits")
 @pytest.mark.parametrize("method", ["auto", "boundary"])
 def test_the_bound_of_the_error_holds(method: str, sweep: Sweep) -> None:
-    """In 99.9 % of all kernels; a solution that says that it failed is not counted."""
+    """For every kernel; a cut-off without a gap is not judged."""
     numbers = sweep(range(0, RANDOM_COUNT, EVERY[method]), KEPT[method])
     found = [bounded(random_configuration(number), method) for number in numbers]
     judged = [b for b in found if b.kind == "judged"]
     failed = [b for b in judged if not b.holds]
-    assert len(failed) <= 1e-3 * len(judged), _listed(failed)
+    assert not failed, _listed(failed)
     assert len(judged) >= 0.9 * len(found) - 3
     refused = [b.text for b in found if b.kind in ("refused", "crashed")]
-    assert len(refused) <= {"auto": 0, "boundary": 2 + 0.05 * len(found)}[method], refused
+    assert not refused
     ratios = [b.bound / b.error for b in judged if b.error]
     print(f"{method}: bound over error, median {statistics.median(ratios):.1f}, of {len(judged)}")
     assert statistics.median(ratios) < 1000

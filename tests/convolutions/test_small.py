@@ -65,6 +65,16 @@ def test_cut_off_without_a_gap_is_reported() -> None:
     assert inverse.gap == pytest.approx(float(values[place] / values[place + 1]), rel=1e-10)
 
 
+@pytest.mark.parametrize(("out", "beside", "is_noise"), [(1, 1.4, False), (4, 2.0, True)])
+def test_what_counts_as_zero_for_the_gap_is_told_by_the_longer_side_of_a_group(out: int, beside: float, is_noise: bool) -> None:
+    """Two groups of 10 columns and ``10 out`` rows, with singular values 1 and t."""
+    t = 16 * (10 * beside) ** 0.5 * torch.finfo(torch.float64).eps
+    weight = torch.tensor([1.0, t], dtype=torch.float64).repeat_interleave(out) / out**0.5
+    inverse = small.make(convolution(weight.reshape(-1, 1, 1), (10,), groups=2), rtol=1e-12)
+    assert inverse is not None and inverse.truncated == 10
+    assert inverse.gap == (float("inf") if is_noise else pytest.approx(1 / t, rel=1e-9))
+
+
 def test_oracle_is_the_layer() -> None:
     A = CASES["reflect"]
     x = images(A, 2, out=False)

@@ -16,7 +16,6 @@ from hesse.operators import LinearOperator
 _FIRST = 8
 _STEPS = 40
 _EXACT = 1e-15
-_COARSE = 0.02  # cut-offs above leave well-conditioned problems, of which more digits are expected
 _FEW = 3  # steps after which a block that has nothing small is believed
 _MARGIN = 1.5
 _INVARIANT = 1e-12  # what an inverse iteration may add to the span of converged vectors
@@ -84,8 +83,6 @@ def small_triplets(A: Convolution, system: System, needed: float, most: int) -> 
             V = torch.cat([V, system.small_first(more)])
         V = _orthonormal(V)
         block = _ritz(B, system, V)
-    if needed > _COARSE and bool((block.values <= needed).any()):
-        block = _ritz(B, system, _orthonormal(_corrected(B, system, block)))
     return _result(A, block, needed, len(V) == count)
 
 
@@ -97,17 +94,6 @@ class _Block(NamedTuple):
     V: Tensor
     images: Tensor
     left_out: Tensor
-
-
-def _corrected(B: LinearOperator, system: System, block: _Block) -> Tensor:
-    """The vectors without what is left in them of large singular values, from ``B^H B V - V (BV)^H (BV)``.
-
-    Inverse iteration leaves them as exact as its systems are solved, ``eps / d``; this leaves ``eps / needed^2``.
-    """
-    images = B @ block.V
-    inner = images.flatten(1) @ images.flatten(1).mH
-    missed = B.H @ images - (inner @ block.V.flatten(1)).reshape(block.V.shape)
-    return block.V - system.small_first(missed)
 
 
 def _result(A: Convolution, block: _Block, needed: float, is_all: bool) -> Triplets:
