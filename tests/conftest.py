@@ -1,22 +1,27 @@
-"""The session's seed, sampled or full sweeps, one thread a worker, a fixture that watches global state."""
+"""The session's seed, sampled or full sweeps, one thread a worker, a fixture that watches global state.
+
+What tests draw from torch's default generator depends on their names alone, not on what ran before on the same worker.
+"""
 
 from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+import zlib
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, TypeVar
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 Case = TypeVar("Case")
 _SEED = "HESSE_TEST_SEED"
 _ALL = "HESSE_TEST_ALL"
 
-settings.register_profile("sampled", deadline=None, max_examples=40, database=None)
-settings.register_profile("all", deadline=None, max_examples=400, database=None)
+_SLOW = [HealthCheck.too_slow]  # a busy machine is no error
+settings.register_profile("sampled", deadline=None, max_examples=40, database=None, suppress_health_check=_SLOW)
+settings.register_profile("all", deadline=None, max_examples=400, database=None, suppress_health_check=_SLOW)
 
 
 def _full() -> bool:
@@ -42,6 +47,36 @@ def pytest_report_header(config: pytest.Config) -> str:
     return (
         f"hesse: {_SEED}={os.environ[_SEED]}, sweeps {'full' if _full() else f'sampled ({_ALL}=1 runs all)'}"
     )
+
+
+def _seed(name: str) -> None:
+    torch.default_generator.manual_seed(zlib.crc32(name.encode()))
+
+
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    if isinstance(collector, pytest.Module):
+        _seed(collector.nodeid)  # for what a module draws as it is imported
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if isinstance(item, pytest.Function):
+        _seed(item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup(
+    fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+) -> Generator[None, object, object]:
+    """A fixture of many tests draws the same whichever of them comes first, and leaves that one's numbers as they are."""
+    if fixturedef.scope == "function":
+        return (yield)
+    state = torch.get_rng_state()
+    _seed(f"{fixturedef.baseid}:{fixturedef.argname}:{getattr(request, 'param_index', 0)}")
+    try:
+        return (yield)
+    finally:
+        torch.set_rng_state(state)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+import time
 
 import torch
 
@@ -17,7 +18,9 @@ def test_a_peak_that_is_over_is_seen() -> None:
     settle()
     with Growth(CPU) as growth:
         for _ in range(2):
-            torch.ones(64 * MIB // 4).sum()
+            held = torch.ones(64 * MIB // 4)
+            time.sleep(0.1)  # on a busy machine the thread that looks may wait for its turn
+            del held
     assert 60 * MIB < growth.bytes < 80 * MIB
     assert growth.highest == growth.start + growth.bytes
 
@@ -38,11 +41,11 @@ def test_taken_bytes_follow_what_is_held() -> None:
 
 
 def test_no_side_effects() -> None:
-    threads, mark = threading.active_count(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    mark = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     try:
         with Growth(CPU):
             raise KeyError
     except KeyError:
         pass
-    assert threading.active_count() == threads
+    assert "hesse-memory" not in [thread.name for thread in threading.enumerate()]
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >= mark, "the user's own high-water mark is not reset"

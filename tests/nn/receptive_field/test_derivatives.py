@@ -29,6 +29,7 @@ def as_function(module: torch.nn.Module) -> Callable[..., Tensor]:
 def test_first_and_second_derivatives_by_differences(sweep: Sweep) -> None:
     cases = [(name, reduce) for name in FUNCTIONS if name != "distance" for reduce in (*REDUCTIONS, torch.median)]
     for name, reduce in sweep(cases, 2):
+        torch.manual_seed(0)  # a case has the same numbers whatever was drawn before: differences need to stay off kinks
         fn, weight_shape = FUNCTIONS[name]
         module = ReceptiveFieldConv2d(
             fn,

@@ -60,6 +60,7 @@ def made(options: tuple[Any, ...], name: str, reduce: str, bias: bool) -> tuple[
 def test_values_and_gradients_are_those_of_loops(sweep: Sweep, sweep_rng: random.Random) -> None:
     whats = itertools.cycle(sweep_rng.sample(list(itertools.product(FUNCTIONS, REDUCTIONS, (True, False))), 96))
     for (name, reduce, bias), options in zip(whats, sweep(OPTIONS, 6)):  # noqa: B905 - the first never ends
+        torch.manual_seed(0)
         module, case = made(options, name, reduce, bias)
         x = torch.rand(2, 2, *SIZES[options[0]], dtype=torch.float64, requires_grad=True)
         leaves = [x, *module.parameters()]
@@ -99,6 +100,7 @@ def test_multiply_and_sum_is_the_convolution(fn: Any, sweep: Sweep) -> None:
             "groups": groups,
             "bias": bias,
         }
+        torch.manual_seed(0)
         conv = CONV[dims](4, 6, kernel, **same, dtype=torch.float64)
         module = CLASSES[dims](fn, 4, 6, kernel, **same, dtype=torch.float64)
         module.load_state_dict(conv.state_dict())
