@@ -1,7 +1,7 @@
-"""Time products of kept graphs beside replayed and compiled ones, a process a model; one thread.
+"""Time products of kept graphs, and per-sample quantities, beside replayed and compiled ones, a process a model; one thread.
 
-``python -m benchmarks.compiled.run`` prints a Markdown table and writes ``benchmarks/results/compiled.json``; `--write-docs`
-puts the table into ``docs/benchmarks_compiled.md``.
+``python -m benchmarks.compiled.run`` prints Markdown tables and writes ``benchmarks/results/compiled.json``; `--write-docs`
+puts them into ``docs/benchmarks_compiled.md``.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,6 +22,9 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.compiled.cases import CASES, OPERATORS, operator  # noqa: E402
+from benchmarks.compiled.rows import measure_peer, measure_rows  # noqa: E402
+from benchmarks.compiled.table import render  # noqa: E402
+from benchmarks.compiled.timing import in_turn  # noqa: E402
 from benchmarks.run import machine_info  # noqa: E402
 from benchmarks.tables import write_between_markers  # noqa: E402
 from hesse.autodiff.compiled.products import CompiledProducts  # noqa: E402
@@ -31,42 +32,67 @@ from hesse.core import tree  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "compiled.json"
 PAGE = ROOT / "docs" / "benchmarks_compiled.md"
-SECONDS = 0.8  # of processor time, for the rounds of one operator
-FEWEST = 15
-COLUMNS = [
-    "model", "product", "one gradient", "direct, in gradients", "replay faster", "native faster", "to record", "to compile",
-    "products until replay pays", "until native pays",
-]  # fmt: skip
+PARTS = {"products": ["products"], "rows": ["rows", "peer"]}  # which `MEASURES` make up a part
+
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES), metavar="CASE")
-    parser.add_argument("--write-docs", action="store_true", help=f"put the table into {PAGE.relative_to(ROOT)}")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
+    parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="the others stay as the last run left them")
+    parser.add_argument("--write-docs", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.one:
-        print(json.dumps(measure(args.one)))
+        print(json.dumps(MEASURES[args.one[0]](args.one[1])))
         return
-    report: dict[str, Any] = {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "torch": torch.__version__,
-        "machine": machine_info(),
-        "cases": {},
-    }
-    for name in args.cases:
-        print(name, file=sys.stderr, flush=True)
-        command = [sys.executable, "-m", "benchmarks.compiled.run", "--one", name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
-        if done.returncode:
-            raise SystemExit(done.stderr[-2000:])
-        report["cases"][name] = json.loads(done.stdout.splitlines()[-1])
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(report, indent=1))
-        if args.write_docs:
-            write_between_markers(PAGE, render(report))
+    report = known()
+    for part in args.parts:
+        report[part] = {
+            "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+            "torch": torch.__version__,
+            "machine": machine_info(),
+            "cases": {},
+        }
+        for name in args.cases:
+            print(f"{part}: {name}", file=sys.stderr, flush=True)
+            report[part]["cases"][name] = joined(*(alone(measure, name) for measure in PARTS[part]))
+            RESULTS.parent.mkdir(parents=True, exist_ok=True)
+            RESULTS.write_text(json.dumps(report, indent=1))
+            if args.write_docs:
+                write_between_markers(PAGE, render(report))
     print(render(report))
+
+
+def known() -> dict[str, Any]:
+    """What the last run left; nothing if there was none."""
+    found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    return {part: found[part] for part in PARTS if part in found} or ({"products": found} if "cases" in found else {})
+
+
+def alone(measure: str, name: str) -> dict[str, Any]:
+    """One of `MEASURES` in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.compiled.run", "--one", measure, name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def joined(first: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
+    """What several processes measured of the same kinds, which have to agree.
+
+    Raises:
+        RuntimeError: two libraries give different numbers.
+    """
+    for other in others:
+        for kind, result in other.items():
+            mine, its = first[kind].get("sum", 0.0), result.get("sum", first[kind].get("sum", 0.0))
+            if abs(mine - its) > 1e-3 * abs(mine):
+                raise RuntimeError(f"{kind}: {mine} and {its}")
+            first[kind] = {**result, **first[kind]}
+    return first
 
 
 def measure(name: str) -> dict[str, Any]:
@@ -99,50 +125,7 @@ def measure(name: str) -> dict[str, Any]:
     return found
 
 
-def in_turn(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Medians of processor time, the runs in turn, so that what slows the machine slows all of them."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    start = time.process_time()
-    while time.process_time() - start < SECONDS or len(times["direct"]) < FEWEST:
-        for name, run in runs.items():
-            before = time.process_time()
-            run()
-            times[name].append(time.process_time() - before)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def render(report: dict[str, Any]) -> str:
-    """The table."""
-    machine = report["machine"]
-    head = (
-        f"{report['date']}; {machine['processor']}, {machine['cores']} cores, Python {machine['python']}, "
-        f"torch {report['torch']}; float32, one thread, medians of processor time, load average at the start "
-        f"{machine['load']:.1f}."
-    )
-    lines = [
-        head,
-        "",
-        f"| {' | '.join(COLUMNS)} |",
-        "|---" * len(COLUMNS) + "|",
-    ]
-    for name, kinds in report["cases"].items():
-        for kind, r in kinds.items():
-            gains = [f"{r['direct'] / r[way]:.1f}x" for way in ("replay", "native")]
-            took = f"{r['replay_seconds'] * 1e3:.0f} ms", f"{r['native_seconds']:.1f} s"
-            units = f"{r['gradient'] * 1e6:.0f} µs", f"{r['direct'] / r['gradient']:.2f}"
-            cells = [name, OPERATORS[kind], *units, *gains, *took, pays(r, "replay"), pays(r, "native")]
-            lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def pays(result: dict[str, float], way: str) -> str:
-    """How many products win back what recording and compiling took."""
-    gain = result["direct"] - result[way]
-    if result["direct"] < 1.05 * result[way]:
-        return "never"
-    count = result[f"{way}_seconds"] / gain
-    return f"{count:.2g}" if count < 100 else f"{round(count, -2):,.0f}" if count >= 1000 else f"{round(count, -1):.0f}"
-
+MEASURES: dict[str, Callable[[str], dict[str, Any]]] = {"products": measure, "rows": measure_rows, "peer": measure_peer}
 
 if __name__ == "__main__":
     main()

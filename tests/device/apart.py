@@ -19,7 +19,7 @@ LIMITS = {
     "indexing with a slice and None at once gives the whole axis": {"ggn", "diagonal", "diagonal_by_sample", "trace"},
     "tensors cannot be resized or written to by address": {"check_module", "check_operator"},
     "functorch has no vmap over a function that it compiles": {"nn"},
-    "its operations are Python code, which no record of a product may hold": {"compile_products"},
+    "its operations are Python code, which no record may hold": {"compile_products", "compile_rows"},
     "safetensors does not know it": {"save"},
 }
 """What this device cannot do and a GPU can, with the cases that need it."""

@@ -30,6 +30,14 @@ def _projected(p: Place) -> Any:
     return J.project(hesse.random_projection(J, 5, seed=1))
 
 
+def _compiled(p: Place) -> Any:
+    model, (x, y) = p.network(), p.batch()
+    rows = hesse.compile_rows(model, LOSS, lambda J: (J.norms(), J.clipped_sum(0.5), J.sum_of_squares()))
+    found = [rows((x * scale, y)) for scale in (1.0, 0.9, 0.8, 0.7)]
+    assert rows.replays >= 2, rows.direct
+    return found
+
+
 def _stored(p: Place) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         rows(p).to_zarr(Path(folder) / "rows.zarr")
@@ -39,4 +47,5 @@ def _stored(p: Place) -> Any:
 
 CASES.update(dict.fromkeys(("DataJacobian", "GramPlan"), _data))
 CASES["random_projection"] = _projected
+CASES["compile_rows"] = _compiled
 CASES.update(dict.fromkeys(("open_zarr", "StoredMatrix"), _stored))

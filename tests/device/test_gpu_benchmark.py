@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from benchmarks.compiled import run as compiled
+from benchmarks.compiled import run
+from benchmarks.compiled import table as compiled
 from benchmarks.gpu import run as gpu
 
 
@@ -35,3 +36,16 @@ def test_products_until_it_pays() -> None:
     assert compiled.pays(result, "replay") == "10"
     assert compiled.pays(result, "native") == "never"
     assert compiled.pays({**result, "native": 1e-3}, "native") == "2,500"
+
+
+def test_the_table_of_per_sample_quantities() -> None:
+    ours = {"gradient": 1e-3, "direct": 4e-3, "replay": 2e-3, "native": 1e-3, "sum": 7.0}
+    ours |= {"replay_seconds": 0.2, "native_seconds": 3.0}
+    peer = {"vmap": 5e-3, "vmap_seconds": 0.1, "compiled_vmap_fails": "RuntimeError: no compiler", "sum": 7.001}
+    joined = run.joined({"norms": dict(ours)}, {"norms": peer})
+    machine = {"processor": "a processor", "cores": 2, "python": "3", "load": 0.5}
+    text = compiled.render({"rows": {"date": "today", "torch": "2", "machine": machine, "cases": {"MLP": joined}}})
+    assert "| MLP | norms | 1000 µs | 4.00 | 2.00 | 1.00 | 5.00 | fails | 200 ms | 3.0 s | - | 100 | 1,000 |" in text
+    assert "RuntimeError: no compiler" in text
+    with pytest.raises(RuntimeError, match="norms"):
+        run.joined({"norms": dict(ours)}, {"norms": {**peer, "sum": 8.0}})

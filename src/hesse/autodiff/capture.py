@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
+from hesse.autodiff.compiled.unrecorded import note_irregular
 from hesse.autodiff.deliver import Captured, Collector, deliver
 from hesse.autodiff.forward import Forward, run_samples
 from hesse.autodiff.layout import Walk, rounded
@@ -61,7 +62,12 @@ def plan_of(forward: Forward, walk: Walk, asked: str) -> tuple[Plan, bool]:
             while len(remembered) > _PLANS_OF_A_MODEL:
                 del remembered[next(iter(remembered))]
     mover = moves_samples(plan, walk, forward.count)
-    return (Plan((), reason=f"samples change places in {mover}"), True) if mover else (plan, is_new)
+    if mover:
+        plan, is_new = Plan((), reason=f"samples change places in {mover}"), True
+    if is_new or plan.reason:
+        alone = f"it runs samples one by one, since {plan.reason}" if plan.reason else ""
+        note_irregular(alone or "it plans its graph, and checks it", lasting=bool(plan.reason))
+    return plan, is_new
 
 
 def _new_plan(forward: Forward, walk: Walk, asked: str) -> Plan:

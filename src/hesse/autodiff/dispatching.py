@@ -30,6 +30,14 @@ class LightMode(TorchDispatchMode):
         """
         return func(*args, **kwargs)
 
+    def note_irregular(self, reason: str, *, lasting: bool) -> None:
+        """Be told that this run does what a later one of the same program would not do, or would do otherwise.
+
+        Args:
+            reason: what it does.
+            lasting: whether every run may.
+        """
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         see = _see_shielded if "torch._dynamo" in sys.modules else _see
         return see(self, func, args, kwargs or {})

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.autodiff.compiled.unrecorded import unrecorded
 from hesse.autodiff.functional import buffers_preserved
 from hesse.autodiff.fused import FUSED_RECURRENCES, differentiable_attention, plain_recurrences
 from hesse.autodiff.layout import Walk
@@ -81,7 +82,7 @@ def run_forward(
             set_random_state(before, model.device)
             with plain_recurrences(), PlainWeightNorm():
                 leaves, output = run()
-    drew = any(not torch.equal(a, b) for a, b in zip(before, random_state(model.device), strict=True))
+    drew = draws_since(before, model.device)
     if not isinstance(output, Tensor) and not any_output:
         raise StructureError(asked, f"the model returned {type(output).__name__}", "pick the tensor: output=lambda o: o.logits")
     return Forward(model, inputs, count, output, leaves, drew, before, attached)
@@ -99,6 +100,12 @@ def random_state(device: torch.device) -> list[Tensor]:
     """The state of every random generator that a model on this device draws from."""
     states = [torch.get_rng_state()]
     return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+
+
+def draws_since(before: list[Tensor], device: torch.device) -> bool:
+    """Whether random numbers were drawn since `random_state` was read; a record holds the draws, and not this question."""
+    with unrecorded() if torch._C._len_torch_dispatch_stack() else nullcontext():
+        return any(not torch.equal(a, b) for a, b in zip(before, random_state(device), strict=True))
 
 
 def set_random_state(states: list[Tensor], device: torch.device) -> None:

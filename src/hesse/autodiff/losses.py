@@ -69,10 +69,11 @@ def _sample_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: A
     terms = _terms(loss, output, target, asked)
     with torch.enable_grad():
         for scale in (1.0, 0.9):  # elsewhere too where both fit (terms or slopes that cancel), in the domain of any loss
-            is_sum, is_mean, found = _reductions(loss, output.detach() * scale, target, count, asked)
+            is_sum, is_mean, whole, total = _reductions(loss, output.detach() * scale, target, count, asked)
             if is_sum != is_mean:
                 break
     if not (is_sum or is_mean):
+        found = f"a loss of {whole.item():.6g} for the batch where its samples add up to {total.item():.6g}"
         raise MixedSamplesError(
             asked,
             f"{found}, neither the sum of its samples nor their mean",
@@ -87,8 +88,11 @@ def _terms(loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any, aske
 
 def _reductions(
     loss: Callable[[Any, Any], Tensor], output: Tensor, target: Any, count: int, asked: str
-) -> tuple[bool, bool, str]:
-    """Whether value and slope of the batch loss are those of the samples' sum, of their mean; and what was found."""
+) -> tuple[bool, bool, Tensor, Tensor]:
+    """Whether value and slope of the batch loss are those of the samples' sum, of their mean; and the two values.
+
+    Python reads nothing but the two answers, so that a record of them holds for other numbers.
+    """
     output.requires_grad_()
     twice = torch.arange(count).repeat(2 if count == 1 else 1)  # one sample alone cannot tell a sum from a mean
     terms = select_rows(_terms(loss, output, target, asked), twice)
@@ -96,14 +100,13 @@ def _reductions(
     total = terms.sum()
     slopes = [_slope(value, output) for value in (whole, total)]
     eps = 64 * torch.finfo(whole.dtype).eps * len(twice) ** 0.5
-    slack = eps * float(terms.detach().abs().sum()), eps * float(slopes[1].norm())
+    slack = 2 * eps * terms.detach().abs().sum() + 1e-30, 2 * eps * slopes[1].norm() + 1e-30
 
     def fits(divisor: int) -> bool:
-        off = abs(float(whole.detach() * divisor - total.detach())), float((slopes[0] * divisor - slopes[1]).norm())
-        return off[0] <= 2 * slack[0] + 1e-30 and off[1] <= 2 * slack[1] + 1e-30
+        off = (whole.detach() * divisor - total.detach()).abs(), (slopes[0] * divisor - slopes[1]).norm()
+        return bool((off[0] <= slack[0]) & (off[1] <= slack[1]))
 
-    found = f"a loss of {whole.item():.6g} for the batch where its samples add up to {total.item():.6g}"
-    return fits(1), fits(len(twice)), found
+    return fits(1), fits(len(twice)), whole, total
 
 
 def _slope(value: Tensor, output: Tensor) -> Tensor:

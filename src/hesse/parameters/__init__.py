@@ -1,5 +1,6 @@
 """The parameter Jacobian: contractions over the forms that capture finds."""
 
+from hesse.parameters.compile_rows import compile_rows
 from hesse.parameters.data_jacobian import DataJacobian
 from hesse.parameters.gram_blocks import Block
 from hesse.parameters.gram_plan import GramPlan, Task
@@ -16,6 +17,7 @@ __all__ = [
     "StoredMatrix",
     "TangentKernel",
     "Task",
+    "compile_rows",
     "ntk",
     "open_zarr",
     "parameter_jacobian",

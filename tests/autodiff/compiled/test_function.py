@@ -14,6 +14,7 @@ from hesse.autodiff.compiled.function import CompiledFunction, CompileNotice
 from hesse.autodiff.compiled.profile import Profile
 from hesse.autodiff.compiled.trace import Trace
 from hesse.autodiff.compiled.unrecordable import Unrecordable
+from hesse.autodiff.compiled.unrecorded import note_irregular
 
 F64 = torch.float64
 
@@ -393,3 +394,46 @@ def test_what_a_path_writes_is_checked_against_the_direct_run(monkeypatch: pytes
     assert state.tolist() == [0.0, 1.0, 1.0]  # what the direct run wrote; what was tried is undone
     c(torch.ones(3), state)
     assert state.tolist() == [0.0, 2.0, 2.0]
+
+
+def test_a_function_that_switches_autocast_off_is_replayed_without_it() -> None:
+    def f(x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return x @ x.T
+
+    c, x = Counted(f), torch.randn(4, 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        for _ in range(3):
+            torch.testing.assert_close(c(x), f(x), rtol=1e-6, atol=1e-6)
+    assert c.runs == 1
+
+
+def test_a_run_that_plans_is_followed_by_one_that_is_recorded() -> None:
+    def run(x: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            note_irregular("it plans")
+        return 2 * x
+
+    profile, x = Profile("summary"), torch.randn(3)
+    compiled = CompiledFunction(run, run, mode="replay", variables=(), profile=profile)
+    for grad_mode in (True, True, False, False, False):
+        with torch.set_grad_enabled(grad_mode):
+            assert torch.equal(compiled((x,), {}), 2 * x)
+    assert (profile.report().traces, profile.report().hits) == (3, 2)
+    x = torch.randn(4)
+    with pytest.warns(CompileNotice, match="at every call it plans"):
+        for _ in range(6):
+            assert torch.equal(compiled((x,), {}), 2 * x)
+    assert compiled.direct == "at every call it plans"
+
+
+def test_a_record_that_cannot_be_simplified_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(trace: Trace) -> None:
+        raise KeyError("node")
+
+    monkeypatch.setattr(path_module, "optimize", fail)
+    c, x = Counted(lambda x: 2 * x), torch.randn(3)
+    with pytest.warns(CompileNotice, match="could not be simplified"):
+        for _ in range(3):
+            assert torch.equal(c(x), 2 * x)
+    assert c.runs == 3

@@ -170,3 +170,12 @@ def test_random_numbers_are_drawn_although_nobody_uses_them() -> None:
     expected = run()[0]
     torch.manual_seed(3)
     assert torch.equal(replay(x)[0], expected)
+
+
+def test_a_product_added_to_itself() -> None:
+    x = [torch.randn(3, 2, dtype=F64), torch.randn(2, 3, dtype=F64)]
+
+    def run() -> tuple[Tensor, ...]:
+        return x[0] @ x[1] + x[0] @ x[1], (x[0] + 1) @ x[1] + x[0] @ x[1]
+
+    check(run, x, [torch.randn(3, 2, dtype=F64), torch.randn(2, 3, dtype=F64)])

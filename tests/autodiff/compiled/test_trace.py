@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.compiled.trace import Trace, record, same_value
+from hesse.autodiff.compiled.unrecorded import note_irregular
+from hesse.parameters.contractions.moments import Known
 
 aten = torch.ops.aten
 
@@ -126,3 +128,25 @@ def test_same_value() -> None:
     nan = float("nan")
     assert same_value(nan, nan) and same_value([1.0, nan], [1.0, nan]) and same_value(0.0, 0.0)
     assert not same_value(0.0, -0.0) and not same_value(1, True) and not same_value(1, 1.0) and not same_value([1], [1, 2])
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_a_run_that_plans_is_not_the_one_to_be_recorded(lasting: bool) -> None:
+    def run() -> Tensor:
+        note_irregular("it plans", lasting=lasting)
+        return torch.ones(2)
+
+    trace, _ = record(run, [])
+    assert trace.irregular == "it plans"
+    assert trace.refused == ("it plans" if lasting else "")
+    note_irregular("nobody records")
+
+
+def test_comparisons_of_addresses_by_hesse_itself_are_noted() -> None:
+    x = torch.eye(3)
+    known = Known()
+    trace, _ = record(lambda: known.product(x) + known.product(x), [x])
+    assert trace.compares_memory
+    assert not trace.refused
+    trace, _ = record(lambda: x.data_ptr(), [x])
+    assert "its address" in trace.refused

@@ -31,6 +31,7 @@ _MOST_KINDS = 64
 _MOST_PATHS = 32
 _MOST_UNREPEATED = 32
 _ATTEMPTS = 2
+_MOST_IRREGULAR = 3
 _PATIENCE = 12  # traces without a replay in between, after which a function is left alone
 
 
@@ -43,6 +44,7 @@ class _Kind:
         self.paths: list[Path] = []
         self.direct = ""  # why such calls are not compiled
         self.refusals = 0  # runs whose Python state could not be guarded
+        self.irregular = 0  # runs since the last record that were not like those to come
         self.fruitless = 0  # traces since the last replay
 
 
@@ -67,6 +69,8 @@ class CompiledFunction:
             once. None: there are none.
         watches: which of the tensors that the function closes over a path holds for with the values of its recording only (set
             it before the first call). None: it holds for any values, as long as what Python reads of them is the same.
+        looks: whether `run` itself, not only the function, asks tensors whether they are the same and whether they require grad
+            (set it before the first call).
         moved: told dtypes and shapes where other values are found in such tensors; what is recorded next takes its course.
         notice: told once why something does not run as it was asked to; by default a `CompileNotice` says it.
     """
@@ -80,6 +84,7 @@ class CompiledFunction:
         self.profile = Profile("off") if profile is None else profile
         self.fixed: Mapping[int, Tensor] | None = None
         self.watches: Callable[[Tensor], bool] | None = None
+        self.looks = False
         self.moved: Callable[[list[str]], None] | None = None
         self.notice: Callable[[str], None] = self._warn
         self._kinds: list[_Kind] = []
@@ -132,6 +137,11 @@ class CompiledFunction:
         """All paths that were recorded."""
         return [path for kind in self._kinds for path in kind.paths]
 
+    @property
+    def direct(self) -> str:
+        """Why calls of some kind run directly; empty where none does."""
+        return next((kind.direct for kind in self._kinds if kind.direct), "")
+
     def _directly(self, args: tuple[Any, ...], kwargs: dict[str, Any], reason: str) -> Any:
         self.profile.fell_back(reason)
         start = time.perf_counter()
@@ -183,7 +193,7 @@ class CompiledFunction:
             entry = Entry(args, kwargs, self._variables)
             kind = _Kind(key, entry) if kind is None else kind
             roots = {**entry.objects, **entry.classes}
-            recorder, random = StateRecorder(self._f, extra_roots=roots), random_states()
+            recorder, random = StateRecorder(self._f, extra_roots=roots, looks=self.looks), random_states()
             self.profile.miss(_why(kind))
             recorder.__enter__()  # from here on everything that runs is taken for the function's own
         except Unrecordable as error:
@@ -214,6 +224,11 @@ class CompiledFunction:
         try:
             if trace.refused:
                 raise Unrecordable(trace.refused)
+            if trace.irregular:
+                kind.irregular += 1
+                if kind.irregular <= _MOST_IRREGULAR:
+                    return
+                raise Unrecordable(f"at every call {trace.irregular}")
             if trace.random and recorder.reseeds:
                 raise Unrecordable("it draws random numbers and puts back the state of their generator, as checkpoints do")
             try:
@@ -240,7 +255,7 @@ class CompiledFunction:
             )
 
     def _keep(self, kind: _Kind, path: Path) -> None:
-        kind.fruitless += 1
+        kind.fruitless, kind.irregular = kind.fruitless + 1, 0
         if kind.fruitless > _PATIENCE:
             raise Unrecordable(f"{kind.fruitless} calls in a row differed from what was recorded, the last time in "
                                f"{kind.paths[0].difference()}")  # fmt: skip

@@ -110,6 +110,8 @@ def _sum_of_one(trace: Trace, node: Node) -> None:
 def _product_and_sum(trace: Trace, node: Node) -> None:
     """A matrix product and the bias, or the sum of products, that it is added to."""
     for product, bias in (node.args[:2], node.args[1::-1]):
+        if bias is product:
+            return
         if calls(product, _aten.mm.default) and is_private(trace, product) and _is_bias(bias, node):
             become(node, _aten.addmm.default, (bias, *product.args))
             trace.graph.erase_node(product)

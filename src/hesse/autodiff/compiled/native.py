@@ -23,7 +23,7 @@ from torch import Tensor, fx
 
 from hesse.autodiff.compiled.functional_form import Functional, NativeUnavailable, functional_form
 from hesse.autodiff.compiled.indices import INDEXING, indices_are_fixed
-from hesse.autodiff.compiled.replay import Deviation, Runner
+from hesse.autodiff.compiled.replay import Deviation, Runner, without_casts
 from hesse.autodiff.compiled.trace import Read, Trace
 from hesse.autodiff.compiled.undo import random_states, restore_random
 from hesse.autodiff.ownership import sharing
@@ -87,7 +87,7 @@ class Native:
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
-            with torch._C._AutoDispatchBelowAutograd():
+            with torch._C._AutoDispatchBelowAutograd(), without_casts():
                 outputs = call([*inputs, *self._constants])
             if self._reads:
                 found = _deviation(self._reads, outputs)

@@ -43,7 +43,8 @@ class Path:
         self._state = state
         writes = bool(trace.aliases.written & trace.aliases.external)
         self.may_leave = trace.random or writes
-        self._memory = _memory([*trace.inputs, *trace.captured]) if writes else None
+        self._place = _memory if not trace.compares_memory else _places
+        self._memory = self._place([*trace.inputs, *trace.captured]) if writes or trace.compares_memory else None
         found = {id(tensor): index for index, (_, tensor) in enumerate(state.tensors)}
         missing = [t for t in trace.captured if id(t) not in found]
         if missing:
@@ -76,8 +77,8 @@ class Path:
         return tensors if self._fits(tensors) else None
 
     def shares_memory_alike(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether the tensors share memory among themselves as the recorded ones did, where the path writes to one."""
-        return self._memory is None or _memory(tensors) == self._memory
+        """Whether the tensors share memory among themselves as the recorded ones did, where that makes a difference."""
+        return self._memory is None or self._place(tensors) == self._memory
 
     @property
     def operations(self) -> int:
@@ -134,7 +135,7 @@ def make_path(trace: Trace, state: PythonState, result: Any, random: Sequence[Te
     Raises:
         Unrecordable: the compiled result differs from the direct one, or a closed-over tensor has no name.
     """
-    optimize(trace)
+    simplify(trace)
     inputs = [*trace.inputs, *trace.captured]
     reference = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
     places = zip(inputs, (n for n in trace.graph.nodes if n.op == "placeholder"), strict=True)
@@ -156,6 +157,18 @@ def make_path(trace: Trace, state: PythonState, result: Any, random: Sequence[Te
         path.runner = Replay(trace, bind=replay.bound, note=build.note)
     trace.inputs, trace.captured, trace.before = [], [], {}  # nothing of the user's is kept alive
     return path
+
+
+def simplify(trace: Trace) -> None:
+    """Optimize a trace.
+
+    Raises:
+        Unrecordable: the optimizer failed; the trace is of no further use.
+    """
+    try:
+        optimize(trace)
+    except Exception as error:
+        raise Unrecordable(f"its record could not be simplified ({type(error).__name__}: {error})") from error
 
 
 class _Names(LightMode):
@@ -239,6 +252,19 @@ def _memory(tensors: Sequence[Tensor]) -> list[int]:
     """For each tensor, the first one that lies in the same storage."""
     first: dict[int, int] = {}
     return [first.setdefault(t.untyped_storage().data_ptr(), index) for index, t in enumerate(tensors)]
+
+
+def _places(tensors: Sequence[Tensor]) -> list[Any]:
+    """For each tensor, the first one that lies in the same storage, and how far from it."""
+    first: dict[int, int] = {}
+    found: list[Any] = []
+    for index, tensor in enumerate(tensors):
+        if tensor.layout is not torch.strided:
+            found.append(None)
+            continue
+        other = first.setdefault(tensor.untyped_storage()._cdata, index)
+        found.append((other, tensor.storage_offset() - tensors[other].storage_offset()))
+    return found
 
 
 def _captured_check(tensors: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], bool]:

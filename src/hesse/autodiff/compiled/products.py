@@ -19,8 +19,7 @@ from hesse.autodiff.compiled.entry import mode_key
 from hesse.autodiff.compiled.function import is_inside_other_tracer
 from hesse.autodiff.compiled.mode import CompileNotice, Mode
 from hesse.autodiff.compiled.native import NativeUnavailable, compile_native
-from hesse.autodiff.compiled.optimize import optimize
-from hesse.autodiff.compiled.path import agree, largest
+from hesse.autodiff.compiled.path import agree, largest, simplify
 from hesse.autodiff.compiled.replay import Deviation, Replay, Runner
 from hesse.autodiff.compiled.state_codes import kind_of_code
 from hesse.autodiff.compiled.trace import LARGEST_FOLDED, Trace, record
@@ -150,7 +149,7 @@ class _Product:
             raise Unrecordable("its products are no trees of dense tensors")
         self._guards = [*watch.guards, Guard(list(trace.captured))]
         _fix(trace)
-        optimize(trace)
+        simplify(trace)
         self._run: Runner = Replay(trace)
         _verify(self._run, inputs, given)
         if compile == "native":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ class Deviation:
 
     def __init__(self, index: int, found: Any) -> None:
         self.index, self.found = index, found
+
+
+def without_casts() -> AbstractContextManager[Any]:
+    """No autocast inside: the casts of a recorded run are among its operations, also where the run switched autocast off."""
+    return torch._C._DisableAutocast() if torch._C._is_any_autocast_enabled() else nullcontext()
 
 
 class Replay:
@@ -57,7 +63,7 @@ class Replay:
             held = self._pool.pop()
         except IndexError:
             held = self._buffers.make()
-        with self._guard():
+        with self._guard(), without_casts():
             outputs = self._run(inputs, held)
         self._pool.append(held)
         return outputs

@@ -61,9 +61,11 @@ class StateRecorder:
     Args:
         f: the function, method, module or callable object.
         extra_roots: name -> object that the run is handed and that is no tree of tensors (a configuration, a module).
+        looks: whether the run is one of hesse's that asks tensors whether they are the same and whether they require grad.
     """
 
-    def __init__(self, f: Any, *, extra_roots: dict[str, Any] | None = None) -> None:
+    def __init__(self, f: Any, *, extra_roots: dict[str, Any] | None = None, looks: bool = False) -> None:
+        self._looks = looks
         name = f.__name__ if isinstance(f, FunctionType) else "self"
         self._roots: dict[str, Any] = {name: f, **(extra_roots or {})}
         self._watch = Watch()
@@ -114,7 +116,7 @@ class StateRecorder:
         forced: dict[int, CodeType] = {}
         names: set[str] = set()
         while True:
-            walker = Walker(self._watch, forced, names)
+            walker = Walker(self._watch, forced, names, looks=self._looks)
             try:
                 for path, root in self._roots.items():
                     walker.root(root, path)

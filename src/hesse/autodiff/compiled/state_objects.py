@@ -77,7 +77,7 @@ def guard_tensor(walker: Walker, expression: str | None, value: Tensor, path: st
 
 
 def distinct_tensors(walker: Walker) -> None:
-    """Guards that tensors which were different objects still are, where code asks for identity.
+    """Guards that tensors which were different objects still are, where code asks for identity; also whether they require grad.
 
     Args:
         walker: the walk, at its end.
@@ -86,6 +86,9 @@ def distinct_tensors(walker: Walker) -> None:
     if walker.identity and count > 1:
         every = ", ".join(f"id(t{k})" for k in range(count))
         walker.checks.add("", f"len({{{every}}}) != {count}", "which closed-over tensors are the same object")
+    if walker.looks:
+        for k, (path, tensor) in enumerate(walker.checks.tensors):
+            walker.checks.add("", f"t{k}.requires_grad is not {tensor.requires_grad}", f"whether {path} requires grad")
 
 
 def guard_container(walker: Walker, expression: str | None, value: Any, path: str) -> None:

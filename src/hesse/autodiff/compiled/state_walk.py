@@ -48,9 +48,10 @@ class Walker:
         watch: what ran.
         forced: code that counts as having run; the walk adds to it, and starts over.
         extra_names: attribute names that count as read; likewise.
+        looks: whether tensors are asked for identity and `requires_grad` by code that is not the user's.
     """
 
-    def __init__(self, watch: Watch, forced: dict[int, CodeType], extra_names: set[str]) -> None:
+    def __init__(self, watch: Watch, forced: dict[int, CodeType], extra_names: set[str], *, looks: bool = False) -> None:
         self.watch = watch
         self.forced = forced
         self._extra_names = extra_names
@@ -69,7 +70,8 @@ class Walker:
             kind == "stdlib" and code.co_filename.endswith(_WIDENING_FILES) for code, _, kind in watch.codes.values()
         )
         self.names: frozenset[str] | None = None if self.wide else self.user_names.union(extra_names, *others)
-        self.identity = any(facts.identity for _, facts in user)
+        self.looks = looks
+        self.identity = looks or any(facts.identity for _, facts in user)
 
     def root(self, value: Any, path: str) -> None:
         """Walks from an object that is fixed: the function itself, or an argument that is no tree of tensors.

@@ -34,6 +34,7 @@ _BY_ADDRESS = {_aten.as_strided, _aten.as_strided_, _aten.as_strided_copy, _aten
 _OF_SHAPES = {_aten.is_same_size}  # settled by the shapes, although no tensor comes back
 _DYNAMIC_SHAPES = {_aten._ctc_loss, _aten.bincount, _aten.repeat_interleave}
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep  # what hesse itself does is known
+_LIBRARY = os.path.dirname(os.path.dirname(_OWN)) + os.sep
 _IMMUTABLE = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
 _TO_PYTHON = {"item", "tolist", "__float__", "__int__", "__complex__", "__index__"}
 _OPAQUE = {
@@ -101,6 +102,8 @@ class Trace:
         random: whether random numbers were drawn from a default generator.
         before: what external memory held before the run wrote to it, by its address.
         refused: why a graph cannot repeat the run; empty where it can. The run itself went on to its end.
+        irregular: why this run is not like later ones, which may be recorded; empty where it is.
+        compares_memory: whether hesse asked which tensors lie at the same place in memory.
         results: the variable leaves of what the run returned: nodes, or the index of an input.
         structure: pytree spec of what the run returned, and its other leaves.
     """
@@ -118,6 +121,8 @@ class Trace:
     random: bool = False
     before: dict[int, tuple[torch.UntypedStorage, torch.UntypedStorage]] = field(default_factory=dict)
     refused: str = ""
+    irregular: str = ""
+    compares_memory: bool = False
     results: list[fx.Node] = field(default_factory=list)
     structure: tuple[pytree.TreeSpec, tuple[tuple[int, Any], ...]] | None = None
     _named: int = 0
@@ -143,6 +148,12 @@ class _Operations(LightMode):
     def refuse(self, reason: str) -> None:
         """Record no more; the first reason counts."""
         self.trace.refused = self.trace.refused or reason
+
+    def note_irregular(self, reason: str, *, lasting: bool) -> None:
+        """As `LightMode.note_irregular`."""
+        if lasting:
+            self.refuse(reason)
+        self.trace.irregular = self.trace.irregular or reason
 
     def _placeholder(self, name: str, tensor: Tensor) -> fx.Node:
         with self.trace.graph.inserting_after(self._last):
@@ -304,7 +315,10 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
-        if sys._getframe(1).f_code.co_filename.startswith(_OWN):
+        caller = sys._getframe(1).f_code.co_filename
+        if name == "data_ptr" and caller.startswith(_LIBRARY):  # to find tensors that are the same one
+            self._operations.trace.compares_memory = True
+        if caller.startswith(_OWN) or (name == "data_ptr" and caller.startswith(_LIBRARY)):
             return func(*args, **(kwargs or {}))
         if name in _OPAQUE and args and isinstance(args[0], Tensor):
             self._operations.refuse(f"the function takes from a tensor {_OPAQUE[name]}")

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch.utils._python_dispatch import _disable_current_modes
+from torch.utils._python_dispatch import _disable_current_modes, _get_current_dispatch_mode_stack
+
+from hesse.autodiff.dispatching import LightMode
 
 
 @contextmanager
@@ -33,3 +35,16 @@ def unwatched() -> Iterator[None]:
             yield
     finally:
         sys.setprofile(watcher)
+
+
+def note_irregular(reason: str, *, lasting: bool = False) -> None:
+    """Tell whoever records this thread that the run is not like later ones of the same program.
+
+    Args:
+        reason: what it does: plans, checks.
+        lasting: whether every run may; if not, the next one is recorded instead.
+    """
+    if torch._C._len_torch_dispatch_stack():
+        for mode in _get_current_dispatch_mode_stack():
+            if isinstance(mode, LightMode):
+                mode.note_irregular(reason, lasting=lasting)

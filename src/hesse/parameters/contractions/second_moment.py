@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _len_torch_dispatch_stack
 
 _NARROWEST = 48  # columns; below, the plain product is as fast
 
@@ -53,6 +54,7 @@ def _fits(x: Tensor) -> bool:
         and x.shape[1] >= _NARROWEST
         and x.shape[0] > 0
         and not x.requires_grad
+        and not _len_torch_dispatch_stack()  # whoever watches operations does not see SciPy's
         and _blas_threads() <= torch.get_num_threads()
     )
 
