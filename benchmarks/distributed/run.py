@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         }  # fmt: skip
         RESULT.write_text(json.dumps(report, indent=1) + "\n")
     report = json.loads(RESULT.read_text())
-    text = "\n".join([_about(report), "", *all_reduces(report), "", *products(report), "", *expectations()])
+    parts = (all_reduces(report), exchanges(report), products(report), expectations())
+    text = "\n\n".join([_about(report), *("\n".join(rows) for rows in parts)])
     print(text)
     write_between_markers(PAGE, text)
     draw(report)
@@ -78,7 +79,7 @@ def modelled(report: dict[str, Any], run: dict[str, Any], product: dict[str, Any
     if run["ranks"] == 1:
         return product["work"]
     facts = report["fits"][str(run["ranks"])]
-    return expected_seconds(product["work"] * run["ranks"], product["numbers"], run["ranks"], **facts).total
+    return expected_seconds(product["work"] * run["ranks"], product["numbers"], run["ranks"], **facts, before=2).total
 
 
 def _about(report: dict[str, Any]) -> str:
@@ -94,6 +95,15 @@ def all_reduces(report: dict[str, Any]) -> list[str]:
     return rows + [
         f"| {ranks} | {1e6 * one['latency']:.0f} | {one['bandwidth'] / 1e6:.0f} |" for ranks, one in report["fits"].items()
     ]
+
+
+def exchanges(report: dict[str, Any]) -> list[str]:
+    """A table of exchanges with two all-reduces, and with one."""
+    rows = ["| numbers | processes | header, then payload, µs | both in one, µs |", "|---|---|---|---|"]
+    return rows + [
+        f"| {one['numbers']:,} | {run['ranks']} | {1e6 * one['two']:,.0f} | {1e6 * one['one']:,.0f} |"
+        for index in range(3) for run in report["runs"] for one in run["exchanges"][index : index + 1]
+    ]  # fmt: skip
 
 
 def products(report: dict[str, Any]) -> list[str]:
@@ -120,7 +130,7 @@ def expectations() -> list[str]:
     ]
     for work, numbers in CASES:
         for ranks in (8, 64, 1024):
-            one = expected_seconds(work, numbers, ranks, **CLUSTER)
+            one = expected_seconds(work, numbers, ranks, **CLUSTER, before=2)
             rows.append(
                 f"| {work:g} | {numbers:,} | {ranks:,} | {one.total:.3g} | {100 * one.efficiency:.0f} % "
                 f"| {one.bytes_sent / 1e6:,.0f} |"
@@ -145,7 +155,7 @@ def draw(report: dict[str, Any]) -> None:
     left.legend(fontsize=7)
     counts = [2**k for k in range(11)]
     for work, numbers in CASES:
-        times = [expected_seconds(work, numbers, p, **CLUSTER).total for p in counts]
+        times = [expected_seconds(work, numbers, p, **CLUSTER, before=2).total for p in counts]
         right.plot(counts, times, label=f"{work:g} s of work, {numbers:.0e} parameters")
     right.set(xlabel="GPUs", ylabel="seconds a product, model", xscale="log", yscale="log")
     right.legend(fontsize=7)

@@ -1,4 +1,4 @@
-"""One process of the benchmark: it times all-reduces, and products of the Gauss-Newton matrix over its share of the data."""
+"""One process of the benchmark: times of all-reduces, of exchanges, and of Gauss-Newton products over its share of the data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ from torch import nn
 
 import hesse
 from hesse.distributed import count_traffic, spread
+from hesse.distributed.buffers import Layout
+from hesse.distributed.link import Link, Part
 from hesse.operators import LinearOperator
 
 SIZES = (128, 2**10, 2**14, 2**17, 2**20, 2**22)  # float32 numbers of a buffer
 BATCHES, SAMPLES = 12, 64  # 12 = 1 x 12 = 2 x 6 = 3 x 4 = 4 x 3: equal shares
+NUMBERS = (2_000, 20_000, 100_000)  # float32 numbers of an exchange
 WIDTHS = {"small": (64, 96, 10), "large": (64, 1024, 1024, 10)}
 
 
@@ -54,6 +57,16 @@ def network(width: tuple[int, ...]) -> nn.Sequential:
     for a, b in itertools.pairwise(width):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def exchange(numbers: int, repeats: int) -> dict[str, float]:
+    """Seconds of an exchange that was not expected (header, then payload), and of one that was (both in one buffer)."""
+    link, layout = Link(None, 60), Layout(((numbers,),), (torch.float32,), torch.device("cpu"))
+    part = Part([torch.ones(numbers)], 1.0)
+    questions = itertools.cycle(("one", "another"))
+    two = median_seconds(lambda: link.total(next(questions), layout, lambda: part), repeats)
+    one = median_seconds(lambda: link.total("the same", layout, lambda: part), repeats)
+    return {"numbers": numbers, "two": two, "one": one}
 
 
 def product(name: str, repeats: int) -> dict[str, Any]:
@@ -92,7 +105,9 @@ def main() -> None:
     for size in SIZES:
         buffer = torch.ones(size)
         sums[4 * size] = median_seconds(lambda b=buffer: dist.all_reduce(b), 4 * repeats)
-    found = {"ranks": dist.get_world_size(), "all_reduce": sums, "products": [product(name, repeats) for name in WIDTHS]}
+    exchanges = [exchange(numbers, 4 * repeats) for numbers in NUMBERS] if dist.get_world_size() > 1 else []
+    products = [product(name, repeats) for name in WIDTHS]
+    found = {"ranks": dist.get_world_size(), "all_reduce": sums, "exchanges": exchanges, "products": products}
     if dist.get_rank() == 0:
         sys.stdout.write(f"\nRESULT {json.dumps(found)}\n")
         sys.stdout.flush()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 from torch import Tensor, nn
 
 import hesse
+from hesse.core.space import Space
+from hesse.operators.base import Tag
+from hesse.operators.function import Function
 
 Work = Callable[[], Any]
 CASES: dict[str, Callable[[int], Work]] = {}
@@ -218,3 +222,160 @@ def convolution_pinv(divisor: int) -> Work:
     A = hesse.convolution.from_module(layer, (8, size, size))
     y = torch.randn(A.out_space.shapes[0])
     return lambda: hesse.pinv(A) @ y
+
+
+@_case
+def divergence_hutchinson(divisor: int) -> Work:
+    """64 random vectors for 8192 points in 64 dimensions."""
+    f, x = _field(divisor)
+    return lambda: hesse.divergence(f, x, method="hutchinson", samples=64, structure="batched")[1:]
+
+
+@_case
+def divergence_hutchinson_dense(divisor: int) -> Work:
+    """4096 random vectors for one point in 3000 dimensions."""
+    f, x = _function(3000 // divisor, 3000 // divisor)
+    return lambda: hesse.divergence(f, x, method="hutchinson", samples=max(4096 // divisor, 64), structure="dense")[1:]
+
+
+def _factored(make: Callable[..., Any], **options: Any) -> Callable[[int], Work]:
+    return _curvature(lambda *given: make(*given, **options), lambda A, model: A @ _vector(model), _images)
+
+
+CASES["kfac_expected"] = _factored(hesse.kfac, kind="expected")
+CASES["kfac_empirical_reduce"] = _factored(hesse.kfac, kind="empirical", approximation="reduce")
+CASES["ekfac_ggn"] = _factored(hesse.ekfac, kind="ggn")
+CASES["ekfac_empirical_reduce"] = _factored(hesse.ekfac, kind="empirical", approximation="reduce")
+
+
+def _flat(divisor: int) -> Any:
+    """A diagonally dominant matrix of dimension 100,000, a product with which takes next to nothing."""
+    dim = 100_000 // divisor
+    scale = torch.linspace(1, 3, dim, dtype=torch.float64)
+
+    def product(v: Tensor) -> Tensor:
+        return scale * v + 0.1 * v.roll(1) + 0.1 * v.roll(-1)
+
+    tags = frozenset({Tag.SYMMETRIC, Tag.HERMITIAN, Tag.PSD})
+    space = Space.of(scale)
+    return Function(space, space, product, tags=tags)
+
+
+_ITERATIONS: dict[str, Callable[[Any], Any]] = {
+    "eigsh": lambda A: hesse.eigsh(A, 4, rtol=0.05, max_products=400, on_failure="return", generator=_seeded()).values,
+    "lobpcg": lambda A: hesse.eigsh(
+        A, 4, method="lobpcg", rtol=0.05, max_products=400, on_failure="return", generator=_seeded()
+    ).values,
+    "svd": lambda A: hesse.svd(A, 4, rtol=0.1, max_products=400, on_failure="return", generator=_seeded()).values,
+    "spectrum": lambda A: hesse.spectrum(A, atol=0.4, max_products=200, on_failure="return", generator=_seeded()).nodes,
+    "logdet": lambda A: hesse.logdet(A, generator=_seeded()).value,
+    "trace": lambda A: hesse.trace(A, rtol=1e-4, generator=_seeded()).value,
+    "trace_hutchpp": lambda A: hesse.trace(
+        A, method="hutch++", rtol=1e-9, max_products=150, on_failure="return", generator=_seeded()
+    ).value,
+    "trace_xtrace": lambda A: hesse.trace(
+        A, method="xtrace", rtol=1e-9, max_products=100, on_failure="return", generator=_seeded()
+    ).value,
+    "diagonal_estimate": lambda A: hesse.diagonal(A, rtol=0.02, generator=_seeded()),
+    "diagonal_xdiag": lambda A: hesse.diagonal(A, method="xdiag", rtol=0.2, generator=_seeded()),
+    "norm_fro": lambda A: hesse.norm(A, generator=_seeded()).value,
+    "solve": lambda A: hesse.solve(A, A.in_space.unravel(torch.ones(8, A.shape[1], dtype=torch.float64))),
+    "condition": lambda A: hesse.condition(A, generator=_seeded(), on_failure="return").value,
+}
+for _name, _question in _ITERATIONS.items():
+    CASES[f"flat_{_name}"] = lambda divisor, ask=_question: (lambda: ask(_flat(divisor)))
+
+_MORE_QUESTIONS: dict[str, Callable[[Any], Any]] = {
+    "solve": lambda A: hesse.solve(A, A.in_space.unravel(torch.ones(A.shape[0], dtype=torch.float64)), method="dense"),
+    "pinv": lambda A: hesse.pinv(A, rtol=1e-6) @ A.in_space.unravel(torch.ones(A.shape[0], dtype=torch.float64)),
+    "spectrum_exact": lambda A: hesse.spectrum(A, method="exact").nodes,
+    "logdet_exact": lambda A: hesse.logdet(A, method="exact").value,
+    "eigsh_exact": lambda A: hesse.eigsh(A, 4, method="exact").values,
+    "svd_exact": lambda A: hesse.svd(A, 4, method="exact").values,
+    "norm_exact": lambda A: hesse.norm(A, method="exact").value,
+    "slogdet": lambda A: tuple(hesse.slogdet(A)),
+}
+for _name, _question in _MORE_QUESTIONS.items():
+    CASES[f"operator_{_name}"] = lambda divisor, ask=_question: (lambda: ask(_operator(divisor)))
+
+
+def _uneven(x: Tensor, y: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Batches of 29, 31 and 17 samples in turn."""
+    sizes: list[int] = []
+    while sum(sizes) < len(x):
+        sizes.append(min((29, 31, 17)[len(sizes) % 3], len(x) - sum(sizes)))
+    return list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+
+def _outputs(divisor: int) -> tuple[nn.Module, Tensor]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(128, 256), nn.Tanh(), nn.Linear(256, 48))
+    return model, torch.randn(max(96 // divisor, 4), 128)
+
+
+@_case
+def gram_of_batches(divisor: int) -> Work:
+    """256 images in uneven batches."""
+    model, loss, (x, y) = _images(divisor)
+    return lambda: hesse.parameter_jacobian(model, loss, _uneven(x, y)).gram()
+
+
+@_case
+def norms_of_batches(divisor: int) -> Work:
+    """1024 images in batches of 256."""
+    model, loss, (x, y) = _images(divisor, 1024)
+    batches = list(zip(x.split(256), y.split(256), strict=True))
+    return lambda: hesse.parameter_jacobian(model, loss, batches).norms()
+
+
+@_case
+def ntk_wide(divisor: int) -> Work:
+    """96 samples of 48 outputs: 85 MB."""
+    model, x = _outputs(divisor)
+    return lambda: hesse.ntk(model, x).tensor()
+
+
+@_case
+def ntk_blocks(divisor: int) -> Work:
+    """The same block by block, each dropped."""
+    model, x = _outputs(divisor)
+    return lambda: sum(block.values.double().square().sum() for block in hesse.ntk(model, list(x.split(32))).blocks())
+
+
+@_case
+def rows_project(divisor: int) -> Work:
+    """256 images, projected to 64 numbers."""
+    model, loss, batch = _images(divisor)
+
+    def work() -> Tensor:
+        J = hesse.parameter_jacobian(model, loss, batch)
+        return J.project(hesse.random_projection(J, 64))
+
+    return work
+
+
+@_case
+def rows_to_zarr(divisor: int) -> Work:
+    """Uneven batches, so that most chunks have rows of two of them."""
+    model, loss, (x, y) = _images(divisor)
+
+    def work() -> Tensor:
+        with tempfile.TemporaryDirectory() as folder:
+            R = hesse.parameter_jacobian(model, loss, _uneven(x, y)).to_zarr(f"{folder}/rows.zarr")
+            return R[:2].clone()
+
+    return work
+
+
+@_case
+def gram_to_zarr(divisor: int) -> Work:
+    """4096 samples in batches of 100, in chunks of 256 KiB."""
+    model, loss, (x, y) = _wide(divisor)
+
+    def work() -> Tensor:
+        batches = list(zip(x.split(100), y.split(100), strict=True))
+        with tempfile.TemporaryDirectory() as folder:
+            K = hesse.parameter_jacobian(model, loss, batches).gram_to_zarr(f"{folder}/gram.zarr", chunk_bytes=2**18)
+            return K[:2].clone()
+
+    return work

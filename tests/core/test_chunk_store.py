@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import re
 import resource
 import select
 import shutil
@@ -158,7 +159,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     zarr.create_array(store=str(tmp_path / "full" / "x.zarr"), shape=(3,), dtype="float32")
     with pytest.raises(StoreError, match="other files"):
         begin(tmp_path / "full" / "x.zarr")
-    with pytest.raises(DataError, match="something else"):
+    with pytest.raises(StoreError, match="holds an array that another program has written"):
         begin(tmp_path / "full" / "x.zarr", mode="resume")
     (tmp_path / "empty").mkdir()
     assert not begin(tmp_path / "empty").complete
@@ -205,9 +206,11 @@ def test_damage_is_seen_and_mended(damage: str, tmp_path: Path, sweep_rng: rando
         victim.unlink()
     else:
         victim.write_bytes({"truncated": whole[:place], "flipped bit": flipped, "empty": b""}[damage])
-    with pytest.raises(StoreError if damage == "gone" else DataError, match=str(victim)):
+    place = [int(part) for part in victim.relative_to(tmp_path / "s" / "a" / "c").parts]
+    with pytest.raises(StoreError, match=re.escape(f"Chunk {place} of 'a'")) as caught:
         by_store(store)
-    assert len(store.missing("a", verify=True)) == 1
+    assert str(victim) in str(caught.value)
+    assert store.missing("a", verify=True) == [tuple(place)]
     if damage != "flipped bit":
         with pytest.raises(StoreError, match="1 of 6 chunks of 'a' missing"):
             store.seal()
@@ -217,6 +220,21 @@ def test_damage_is_seen_and_mended(damage: str, tmp_path: Path, sweep_rng: rando
         writer.add((0,), values)
     store.seal()
     assert victim.read_bytes() == whole and torch.equal(by_store(store), values)
+
+
+def test_damage_of_a_complete_folder_is_seen_and_mended(tmp_path: Path) -> None:
+    values = numbers()
+    complete(tmp_path / "s", values)
+    victim = chunk_files(tmp_path / "s")[4]
+    whole = victim.read_bytes()
+    victim.write_bytes(bytes([whole[0] ^ 4, *whole[1:]]))
+    store = begin(tmp_path / "s", mode="resume")
+    assert not store.complete
+    with store.writer("a") as writer:
+        assert len(writer.missing) == 1
+        writer.add((0,), values)
+    store.seal()
+    assert victim.read_bytes() == whole and begin(tmp_path / "s", mode="resume").complete
 
 
 def test_an_array_that_lacks_numbers(tmp_path: Path) -> None:
@@ -352,7 +370,7 @@ def test_a_full_disk_at_the_beginning(tmp_path: Path, monkeypatch: pytest.Monkey
             patched.setattr(chunk_store_files, "os", FullDisk(room))
             with pytest.raises(StoreError, match="No space left"):
                 begin(path)
-        with pytest.raises(DataError, match="cannot be read"):
+        with pytest.raises(StoreError, match=r"no 'zarr\.json'"):
             ChunkStore.open(path)
         assert not begin(path, mode="resume").complete
 
@@ -369,22 +387,68 @@ def test_too_little_room_is_said_before(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_folders_of_others(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        ChunkStore.open(tmp_path / "none")
+    def refuse(path: Any, found: str, error: type[Exception] = StoreError) -> None:
+        with pytest.raises(error, match=found) as caught:
+            ChunkStore.open(path)
+        assert caught.value.remedy  # pyright: ignore
+
+    refuse(tmp_path / "none", "no folder")
+    (tmp_path / "file").write_text("x")
+    refuse(tmp_path / "file", "is a file")
+    (tmp_path / "empty").mkdir()
+    refuse(tmp_path / "empty", r"no 'zarr\.json'")
     zarr.create_group(str(tmp_path / "g"))
-    with pytest.raises(DataError, match="something else"):
-        ChunkStore.open(tmp_path / "g")
+    refuse(tmp_path / "g", "holds a group that another program has written")
+    zarr.create_group(str(tmp_path / "old"), zarr_format=2)
+    refuse(tmp_path / "old", r"no 'zarr\.json'")
     store = complete(tmp_path / "s", numbers())
+    refuse(tmp_path / "s" / "a", "holds an array that another program has written")
+    for wrong in (5, None, "a\0b"):
+        refuse(wrong, "found", StructureError)
     shutil.copytree(tmp_path / "s", tmp_path / "newer")
-    text = (tmp_path / "newer" / "zarr.json").read_text()
-    (tmp_path / "newer" / "zarr.json").write_text(text.replace('"format": 1', '"format": 7'))
-    with pytest.raises(DataError, match="format 7"):
-        ChunkStore.open(tmp_path / "newer")
+    header = tmp_path / "newer" / "zarr.json"
+    text = header.read_text()
+    header.write_text(text.replace('"format": 1', '"format": 7'))
+    refuse(tmp_path / "newer", "format 7")
+    for damaged in (text[:-20], "[]", "{}", text.replace('"format": 1', '"format": "1"'), text.replace('"facts"', '"fact"')):
+        header.write_text(damaged)
+        refuse(tmp_path / "newer", "cannot be read|holds")
     entry = tmp_path / "s" / "a" / "zarr.json"
-    entry.write_text(entry.read_text().replace('"little"', '"big"'))
-    with pytest.raises(DataError, match="another description"):
-        ChunkStore.open(tmp_path / "s")
+    for old, new in (('"little"', '"big"'), ('"float32"', '"int64"'), ('"shape"', '"sides"')):
+        whole = entry.read_text()
+        entry.write_text(whole.replace(old, new))
+        refuse(tmp_path / "s", "another description")
+        entry.write_text(whole)
     assert store.kind == "test" and store.facts == {"of": "tests"}
+
+
+class NoAccess:
+    """The module `os`, which opens nothing for writing."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def open(self, path: Any, flags: int, mode: int = 0o777) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return os.open(path, flags, mode)
+
+
+def test_folders_that_nobody_may_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = begin(tmp_path / "s")
+    monkeypatch.setattr(chunk_store_files, "os", NoAccess())
+    with pytest.raises(StoreError, match="Permission denied"), store.writer("a"):
+        pass
+    with pytest.raises(StoreError, match="Permission denied"):
+        begin(tmp_path / "other")
+    with pytest.raises(StoreError, match="Permission denied"):
+        chunk_store_files.write_json(tmp_path / "s" / "b.json", {})
+
+
+def test_folders_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StoreError, match="Not a directory"):
+        begin(tmp_path / "file" / "s")
 
 
 def test_checksums_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from hesse.core import memory as module
 from hesse.core.errors import MemoryBudgetError, StructureError
-from hesse.core.memory import chunk_size, current_budget, format_bytes, free_bytes, given_budget, memory, parse_budget
+from hesse.core.memory import (
+    chunk_size,
+    current_budget,
+    format_bytes,
+    free_bytes,
+    given_budget,
+    memory,
+    parse_budget,
+    parse_bytes,
+)
 
 FREE = 1000_000
 
@@ -101,6 +112,90 @@ class TestOrder:
             thread.start()
             thread.join()
         assert seen == [FREE // 2]
+
+
+class TestAgain:
+    """One object, entered as often as wanted."""
+
+    def test_one_after_the_other_and_inside_of_itself(self) -> None:
+        context = memory("4KiB")
+        assert repr(context) == "hesse.memory('4KiB')"
+        for _ in range(2):
+            with context as entered, memory(5), context:
+                assert current_budget(None) == 4096 and entered is context
+            assert current_budget(None) == FREE // 2
+        with context:
+            with context:
+                pass
+            assert current_budget(None) == 4096
+            with pytest.raises(KeyError), context:
+                raise KeyError
+            assert current_budget(None) == 4096
+        assert current_budget(None) == FREE // 2
+
+    def test_as_a_decorator(self) -> None:
+        @memory(77)
+        def work(depth: int, *, other: int = 3) -> int:
+            """Asks for the budget."""
+            assert current_budget(None) == 77
+            return depth + other if depth == 0 else work(depth - 1, other=other)
+
+        assert (work(2), work(0, other=4)) == (3, 4)
+        assert work.__doc__ == "Asks for the budget." and current_budget(None) == FREE // 2
+
+        def later() -> Iterator[int]:
+            yield current_budget(None)
+
+        async def awaited() -> int:
+            return current_budget(None)
+
+        for function in (later, awaited, FREE, type(self)):
+            with pytest.raises(StructureError, match=r"with hesse\.memory\(77\):"):
+                memory(77)(function)  # pyright: ignore
+
+    def test_in_two_threads_at_once(self) -> None:
+        context, met, seen = memory(5), threading.Barrier(2), []
+
+        def work(depth: int) -> None:
+            with context:
+                met.wait(20)
+                with memory(depth):
+                    met.wait(20)
+                    seen.append(current_budget(None) == depth)
+                met.wait(20)
+                seen.append(current_budget(None) == 5)
+            seen.append(current_budget(None) == FREE // 2)
+
+        threads = [threading.Thread(target=work, args=(depth,)) for depth in (7, 8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert seen == [True] * 6
+
+    def test_in_generators_that_end_in_another_order(self) -> None:
+        def steps(budget: int) -> Iterator[int]:
+            with memory(budget):
+                while True:
+                    yield current_budget(None)
+
+        first, second = steps(5), steps(6)
+        assert (next(first), next(second)) == (5, 6)
+        first.close()
+        assert current_budget(None) == 6, "the first one took back its own budget, not that of the second"
+        second.close()
+        assert current_budget(None) == FREE // 2
+
+
+@pytest.mark.parametrize(("size", "expected"), [(1, 1), ("64MiB", 2**26), ("123", 123), ("2 kB", 2048), (np.int64(7), 7)])
+def test_sizes(size: int | str, expected: int) -> None:
+    assert parse_bytes(size, "chunk_bytes") == expected
+
+
+@pytest.mark.parametrize("size", [0, -1, 1.5, 0.5, True, None, "", "much", "0", "-2MiB", "0.5", float("nan")])
+def test_sizes_that_are_none(size: object) -> None:
+    with pytest.raises(StructureError, match="chunk_bytes= is a number of bytes"):
+        parse_bytes(size, "chunk_bytes")  # pyright: ignore[reportArgumentType]
 
 
 def test_given_budget_is_none_where_nobody_set_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import hesse
 from hesse.core.errors import MemoryBudgetError
 from hesse.curvature.gauss_newton import GaussNewton
+from hesse.curvature.kronecker_pass import How
 from hesse.curvature.slicing import Slicing
 from hesse.curvature.split import SplitBatch
 from tests.curvature import references
@@ -92,11 +93,24 @@ class TestSlicesAddUp:
     @pytest.mark.parametrize("make", [hesse.kfac, hesse.ekfac])
     def test_kronecker_factors(self, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         model, batch = problem()
+        sizes: list[int] = []
+        plain = How.rows
+
+        def rows(self: How, model: Any, loss: Any, piece: Any, **options: Any) -> Any:
+            sizes.append(len(piece[0]))
+            return plain(self, model, loss, piece, **options)
+
+        monkeypatch.setattr(How, "rows", rows)
         with hesse.memory("1GiB"):
             found = make(model, LOSSES["smoothing"], batch, kind="ggn")
-            monkeypatch.setattr(Slicing, "at_once", lambda self, batch: None)
+        assert set(sizes) == {2, 3}
+        sizes.clear()
+        by_argument = make(model, LOSSES["smoothing"], batch, kind="ggn", memory="1GiB")
+        assert set(sizes) == {2, 3}
+        monkeypatch.undo()
         whole = make(model, LOSSES["smoothing"], batch, kind="ggn")
-        assert oracle.difference(hesse.dense(found), hesse.dense(whole)) < 1e-10
+        for matrix in (found, by_argument):
+            assert oracle.difference(hesse.dense(matrix), hesse.dense(whole)) < 1e-10
 
 
 class TestMixed:
@@ -208,7 +222,8 @@ def problem(n):
     model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(768, 4))
     return model, nn.CrossEntropyLoss(), (torch.randn(n, 3, 32, 32), torch.randint(4, (n,)))
 
-makes = {"hessian": hesse.loss_hessian, "ggn": hesse.ggn, "kfac": lambda *given: hesse.kfac(*given, kind="ggn")}
+makes = {"hessian": hesse.loss_hessian, "ggn": hesse.ggn, "kfac": lambda *given: hesse.kfac(*given, kind="ggn"),
+    "ekfac": lambda *given: hesse.ekfac(*given, kind="ggn")}
 found = {}
 for name, make in makes.items():
     def product(n):
@@ -234,6 +249,7 @@ for name, make in makes.items():
         least = 0
     except MemoryBudgetError as error:
         least = error.least
+        assert str(error).startswith({"hessian": "loss_hessian"}.get(name, name) + "("), str(error)
     with hesse.memory(least):
         product(128)
     found[name] = [free.bytes, min(grown), float((whole - parts).norm() / whole.norm()), least]

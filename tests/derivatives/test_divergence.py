@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hesse.core.errors import HolomorphyError, LeafError, MixedSamplesError, StructureError, UnsupportedError
+from hesse.core.errors import HolomorphyError, LeafError, MemoryBudgetError, MixedSamplesError, StructureError, UnsupportedError
 from hesse.derivatives import divergence
 
 from ..autodiff.programs import REAL, by_loops, seeded
@@ -160,3 +160,37 @@ def test_refusals() -> None:
         divergence(torch.sin, x + 0j)
     with pytest.raises(LeafError):
         divergence(lambda t: t, torch.ones(3, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("noise", ["rademacher", "gaussian"])
+def test_the_estimate_does_not_depend_on_the_budget(noise: Any) -> None:
+    W = seeded(3, 3)
+    x = seeded(700, 3)  # more rows than one generator draws
+    runs: list[int] = []
+
+    def field(t: Tensor) -> Tensor:
+        runs.append(len(t))
+        return torch.tanh(t @ W)
+
+    def estimate(memory: Any, given: Tensor = x, **options: Any) -> Any:
+        return divergence(field, given, method="hutchinson", samples=5, noise=noise, memory=memory, **options)
+
+    whole, parts = estimate(None), estimate(60_000)
+    assert max(runs) == 700
+    assert runs[-1] < 700
+    for a, b in zip(whole, parts, strict=True):
+        torch.testing.assert_close(a, b)
+    alone = divergence(field, x, method="hutchinson", samples=1, noise=noise, memory=60_000)
+    assert bool(torch.isinf(alone.standard_error).all())
+    torch.testing.assert_close(estimate(None, structure="dense")[1:], estimate(2**20, structure="dense")[1:])
+
+
+def test_the_least_that_is_named_suffices() -> None:
+    W, x = seeded(300, 300), seeded(300)
+    for options in ({}, {"method": "hutchinson", "samples": 40}):
+        with pytest.raises(MemoryBudgetError) as caught:
+            divergence(lambda t: torch.tanh(t @ W), x, memory=2000, **options)  # pyright: ignore[reportArgumentType]
+        least = caught.value.least
+        found = divergence(lambda t: torch.tanh(t @ W), x, memory=least, **options)  # pyright: ignore[reportArgumentType]
+        expected = divergence(lambda t: torch.tanh(t @ W), x, **options)  # pyright: ignore[reportArgumentType]
+        torch.testing.assert_close(found, expected)

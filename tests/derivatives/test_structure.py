@@ -355,7 +355,7 @@ def test_a_function_that_will_not_run_twice_is_dense(looks: list[Any]) -> None:
 def test_a_pattern_that_is_wrong_falls_to_dense_or_is_refused(monkeypatch: pytest.MonkeyPatch, looks: list[Any]) -> None:
     import hesse.sparse.detect as detect
 
-    original = detect.sparsity
+    original = detect.found_within
 
     def wrong(*args: Any, **options: Any) -> Any:
         from dataclasses import replace
@@ -365,7 +365,7 @@ def test_a_pattern_that_is_wrong_falls_to_dense_or_is_refused(monkeypatch: pytes
         found = original(*args, **options)
         return replace(found, pattern=Pattern.of(torch.eye(30, dtype=torch.bool)))
 
-    monkeypatch.setattr(detect, "sparsity", wrong)
+    monkeypatch.setattr(detect, "found_within", wrong)
     x = draw(30)
     close(hesse.jacobian(burgers, x).jacobian, rows_of(burgers, x))
     assert len(looks) == 1
@@ -456,7 +456,7 @@ def test_bad_options_and_refusals() -> None:
     with pytest.raises(StructureError, match="'sparse', 'operator'"):
         hesse.jacobian(burgers, x, layout="csr")  # pyright: ignore
     with pytest.raises(MemoryBudgetError, match="sparse derivative"):
-        hesse.jacobian(burgers, draw(1000), structure="sparse", memory=1000)
+        hesse.jacobian(burgers, draw(1000), structure="sparse", layout="sparse", memory=1000)
     with pytest.raises(MemoryBudgetError, match="a dense result"):
         hesse.jacobian(burgers, draw(1000), structure="sparse", memory=1_000_000)
 

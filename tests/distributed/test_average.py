@@ -39,6 +39,7 @@ def quantities(net: nn.Module, data: Any) -> dict[str, Any]:
     found = {
         "hessian": hesse.dense(H), "ggn": hesse.dense(G), "block": G.in_space.ravel(G.mm(V), 1), "mass": G.mass,
         "diagonal": hesse.diagonal(G), "hessian's diagonal": hesse.diagonal(H),
+        "gradient": H.in_space.ravel(H.gradient),
         "transposed": hesse.dense(H.T), "sum": hesse.dense(G + 0.5 * hesse.identity(G.in_space)),
         "trace": float(hesse.trace(G)), "norm": float(hesse.norm(H)), "eigenvalues": hesse.eigsh(G, 2).values,
         "density": hesse.spectrum(G, generator=generator()).density,
@@ -62,6 +63,8 @@ def test_equals_one_process(ranks: int) -> None:
     net = cases.model()
     by_rank, alone = run_ranks(on_rank, ranks, ranks), quantities(net, cases.batches())
     exact = {"hessian": cases.full_hessian(net, cases.KNOWN, cases.whole()), "ggn": cases.full_ggn(net, cases.whole())}
+    gradient = torch.autograd.grad(cases.KNOWN(net(cases.whole()[0]), cases.whole()[1]), list(net.parameters()))
+    exact["gradient"] = torch.cat([leaf.reshape(-1) for leaf in gradient])
     exact["trace"] = float(exact["ggn"].trace())
     exact["mass"] = sum(float(cases.WEIGHTS[t]) for t in cases.whole()[1].tolist() if t != 2)
     for name, expected in {**alone, **exact}.items():

@@ -137,7 +137,7 @@ def dies(rank: int) -> None:
     J = hesse.parameter_jacobian(model_of(), F.cross_entropy, batches_of(0, (4, 2)))
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    gram(J, timeout=5)
+    gram(J, timeout=20)
 
 
 @pytest.mark.parametrize("ranks", [2, *([3, 4] if ALL else [])])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from typing import Any
 
 import pytest
@@ -17,9 +18,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.nn import functional as F
 
 import hesse
-from hesse.core.errors import DistributedError, HesseError, MemoryBudgetError, StructureError, UnsupportedError
+from hesse.core.errors import DataError, DistributedError, HesseError, MemoryBudgetError, StructureError, UnsupportedError
 from hesse.core.wrapped import sharded_leaves
-from hesse.distributed import count_traffic, spread
+from hesse.distributed import count_traffic, gram, spread
 from hesse.distributed.sharded_model import gathered
 from hesse.distributed.sharded_vectors import gather, shard, sharded
 
@@ -183,6 +184,13 @@ def vectors(rank: int) -> None:
         shard({"first.weight": torch.zeros(5, dtype=torch.float64)}, model)
     with pytest.raises(StructureError, match="no such leaf there"):
         sharded(A, {"other": placed["last.weight"]})
+    began = time.monotonic()
+    with pytest.raises(StructureError if rank else DistributedError, match="is a tree of tensors"):
+        shard({"last.weight": 3.0 if rank else v["last.weight"]}, model)
+    with pytest.raises(StructureError if rank else DistributedError, match="no such leaf there"):
+        shard({"none" if rank else "last.weight": v["last.weight"]}, model)
+    assert time.monotonic() - began < 20  # of the 300 seconds of the timeout
+    assert torch.equal(gather(shard(v, model))["last.weight"], v["last.weight"])
     with pytest.raises(UnsupportedError, match="from parameters to parameters"):
         sharded(hesse.parameter_jacobian(pair, F.cross_entropy, (x, t)), model)
 
@@ -255,8 +263,35 @@ def tensor_parallel(rank: int) -> None:
         copy.deepcopy(pair[0])
     with pytest.raises(UnsupportedError, match=r"'up.weight' is sharded over ranks(?s:.*)distributed.gather"):
         hesse.ggn((pair[0], dict(columns.named_parameters())), F.cross_entropy, data_of(rank))
-    with pytest.raises(HesseError, match=r"is a DTensor(?s:.*)to_local"):
-        hesse.ggn(bare, F.cross_entropy, (distribute_tensor(x, mesh, [Replicate()]), data_of(rank)[1]))
+    sharded_leaves_are_named(bare, mesh, data_of(rank))
+
+
+def sharded_leaves_are_named(bare: nn.Module, mesh: Any, batch: tuple[Tensor, Tensor]) -> None:
+    """Vectors, inputs and targets that are sharded, where tensors of one process are needed."""
+    x, t = batch
+    cut_x, cut_t = (distribute_tensor(leaf, mesh, [Shard(0)], src_data_rank=None) for leaf in batch)
+    for make in (hesse.ggn, hesse.loss_hessian, hesse.fisher, hesse.kfac, hesse.ekfac, hesse.parameter_jacobian):
+        for data, where in (((cut_x, t), "input"), ((x, cut_t), "target"), ([(x, t), (x, cut_t)], "DTensor at '1'|target"),
+                            ([(x, t), ({"x": [cut_x]}, t)], "at '0.x.0'|input 'x.0'")):  # fmt: skip
+            with pytest.raises(DataError, match=rf"({where})(?s:.*)to_local\(\), or .full_tensor"):
+                hesse.dense(make(bare, F.cross_entropy, data))
+    G, J = hesse.ggn(bare, F.cross_entropy, batch), hesse.parameter_jacobian(bare, F.cross_entropy, batch)
+    over = hesse.ggn(bare, F.cross_entropy, spread([batch], timeout=30))
+    v = G.in_space.normal()
+    cut = v | {"down.weight": distribute_tensor(v["down.weight"], mesh, [Shard(0)], src_data_rank=None)}
+    flat_cut = distribute_tensor(flat(v), mesh, [Replicate()], src_data_rank=None)
+    S = sharded(G, {name: distribute_tensor(leaf, mesh, [Shard(0)], src_data_rank=None) for name, leaf in v.items()})
+    for ask in (lambda: G @ cut, lambda: over @ cut, lambda: J @ cut, lambda: (G + 2 * hesse.identity(G.in_space)) @ cut,
+                lambda: hesse.solve(G + hesse.identity(G.in_space), cut),
+                lambda: hesse.solve(S + hesse.identity(S.in_space), cut)):  # fmt: skip
+        with pytest.raises(StructureError, match=r"a DTensor at 'down.weight'(?s:.*)distributed.gather\(vector\)"):
+            ask()
+    for operator in (G, over, S):
+        with pytest.raises(StructureError, match=r"a DTensor(?s:.*)full_tensor"):
+            operator.flat @ flat_cut
+    with pytest.raises(StructureError, match="a DTensor"):
+        same = hesse.parameter_jacobian(bare, F.cross_entropy, data_of(0))
+        gram(same, out=distribute_tensor(torch.zeros(4, 4), mesh, [Shard(0)], src_data_rank=None))
 
 
 def two_axes(rank: int) -> None:

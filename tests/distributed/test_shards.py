@@ -67,10 +67,10 @@ def lost(rank: int, path: str, kind: str, after: int) -> None:
 
         chunk_store_writer.put_chunk = counted
     if kind == "rows":
-        write_rows(jacobian_of(rank), path, chunk_bytes=1000, timeout=5)
+        write_rows(jacobian_of(rank), path, chunk_bytes=1000, timeout=20)
     else:
         J = hesse.parameter_jacobian(model_of(), F.cross_entropy, data_of(2))
-        write_gram(J, path, chunk_bytes=300, timeout=5)
+        write_gram(J, path, chunk_bytes=300, timeout=20)
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -50,7 +50,7 @@ def test_structure_spends_no_products() -> None:
 
 def test_exact_by_blocks_of_unit_vectors() -> None:
     A = Counted(random_matrix(30, 30), tree_space(30), tree_space(30))
-    assert torch.equal(diagonal(A, memory=8 * 4 * 60 * 8), A.matrix.diagonal())
+    assert torch.equal(diagonal(A, memory=8 * 2 * 6 * 60 * 8), A.matrix.diagonal())
     assert A.blocks == [8, 8, 8, 6] and not A.calls["mv"]
     named = A.in_space.unravel(diagonal(A))
     assert torch.equal(named["w"].flatten(), A.matrix.diagonal()[:6])

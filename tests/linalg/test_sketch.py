@@ -84,7 +84,7 @@ def test_combine_is_between_leave_one_out_and_jackknife() -> None:
 
 def test_capacity_and_dtypes() -> None:
     A = Counted(random_matrix(300, 200))
-    assert capacity(A, "1GiB") == 100 and capacity(A, 2 * 6 * 300 * 8 * 7) == 7
+    assert capacity(A, "1GiB") == 100 and capacity(A, 2 * 8 * 300 * 8 * 7) == 7
     half = Counted(random_matrix(300, 300, dtype=torch.bfloat16))
     mixed_space = Space.of([torch.zeros(2), torch.zeros(3, dtype=torch.complex64)])
     mixed = Counted(random_matrix(5, 5, dtype=torch.complex64), mixed_space, mixed_space)

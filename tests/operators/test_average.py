@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+import hesse
 from hesse.core.errors import DataError, OneShotDataError, StructureError
 from hesse.core.space import Space
 from hesse.operators import Average, Dense, LinearOperator, LowRank, Tag, average, identity
@@ -46,6 +47,22 @@ def test_each_batch_weighs_as_much_as_its_mass() -> None:
     torch.testing.assert_close(A.T.T @ v, MEAN @ v)
     torch.testing.assert_close(A @ V, V @ MEAN.mT)
     assert A.mass == 9.75
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_gradient_over_all_data(reduction: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Tanh(), torch.nn.Linear(3, 5)).double()
+    x, y, weight = T(9, 4), torch.tensor([0, 4, 1, 1, 2, 3, 0, 0, 2]), T(5).abs()
+    loss = torch.nn.CrossEntropyLoss(weight, ignore_index=1, reduction=reduction)
+    H: Any = hesse.loss_hessian(model, loss, [(x[:2], y[:2]), (x[2:3], y[2:3]), (x[3:], y[3:])])
+    assert isinstance(H, Average)
+    expected = torch.autograd.grad(loss(model(x), y), list(model.parameters()))
+    for found, wanted in zip(H.gradient.values(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)
+    G: Any = hesse.ggn(model, loss, [(x, y)])
+    assert not hasattr(G, "gradient")
 
 
 def test_additive() -> None:

@@ -97,7 +97,7 @@ class Net(nn.Module):
 def test_what_is_loaded_has_to_fit_the_model(tmp_path: Path) -> None:
     parameters = dict(Net().named_parameters())
     save(Diagonal({name: p.detach() for name, p in parameters.items()}), tmp_path / "d")
-    for like in (Net(), parameters, Space.of(parameters), Diagonal(parameters)):
+    for like in (Net(), (lambda p, x: x, parameters), parameters, Space.of(parameters), Diagonal(parameters)):
         A = load(tmp_path / "d", like=like)
         assert A.in_space.names == tuple(parameters)
         assert torch.equal(A.entries["head.weight"], parameters["head.weight"])  # pyright: ignore

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from hesse.core.errors import (
     DataError,
     MemoryBudgetError,
     NondeterministicError,
+    NonFiniteError,
     OneShotDataError,
     StructureError,
     UnsupportedError,
@@ -246,6 +250,169 @@ def test_what_cannot_be_read_again_or_answers_anew_is_refused() -> None:
     for quantity in (J.norms, J.gram):
         with pytest.raises(DataError, match="changed in place"):
             quantity()
+
+
+class Masked(nn.Module):
+    """Normalized by running statistics, masked by a buffer, scaled by a frozen parameter; counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES)
+        self.register_buffer("mask", torch.tensor([1.0, 0.0, 1.0, 1.0]))
+        self.scale, self.calls = nn.Parameter(torch.rand(4) + 0.5, requires_grad=False), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return self.head(torch.relu(self.norm(self.body(x)) * self.mask * self.scale))
+
+
+def masked() -> tuple[Any, Tensor, Tensor]:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        x, y = torch.randn(COUNT, 6, dtype=torch.float64), torch.randint(0, CLASSES, (COUNT,))
+        return Masked().double().eval(), x, y
+
+
+class Weighted:
+    """A loss that is an object, and remembers its last value."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self.weight, self.last = weight, torch.zeros(())
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        value = (output.logsumexp(1) - output[torch.arange(len(target)), target] * self.weight[target]).sum()
+        self.last = value.detach()
+        return value
+
+
+def written(tensor: Tensor) -> None:
+    with torch.no_grad():
+        tensor.mul_(1.25)
+
+
+def statistics(model: Any, loss: Any) -> None:
+    model.norm.train()
+    model.norm(torch.randn(7, 4).double())
+    model.norm.eval()
+
+
+def replaced(model: Any, loss: Any) -> None:
+    model.head = nn.Linear(4, CLASSES).double()
+
+
+def frozen(model: Any, loss: Any) -> None:
+    model.scale = nn.Parameter(model.scale * 2, requires_grad=False)
+
+
+CHANGES: dict[str, tuple[Callable[[Any, Any], object], str]] = {
+    "statistics": (statistics, "model.norm.running_mean"),
+    "a buffer": (lambda model, loss: written(model.mask), "model.mask"),
+    "another buffer": (lambda model, loss: setattr(model, "mask", model.mask * 2), "model.mask"),
+    "a module": (replaced, "model.head"),
+    "an option": (lambda model, loss: setattr(model.norm, "eps", 0.1), "model.norm.eps' is 0.1 now, and was 1e-05"),
+    "the mode": (lambda model, loss: model.norm.train(), "model.norm.training"),
+    "a frozen parameter": (frozen, "model.scale' was written to or replaced"),
+    "the weights of the loss": (lambda model, loss: written(loss.weight), "loss.weight"),
+    "an option of the loss": (lambda model, loss: setattr(loss, "label_smoothing", 0.1), "loss.label_smoothing"),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_a_changed_model_or_loss_is_refused(kind: str) -> None:
+    (model, x, y), (change, found) = masked(), CHANGES[kind]
+    loss = nn.CrossEntropyLoss(WEIGHTS.clone())
+    J = hesse.parameter_jacobian(model, loss, batches(x, y))
+    before = J.dense()
+    assert torch.equal(J.dense(), before)
+    half_way = J.blocks()
+    next(half_way)
+    change(model, loss)
+    for work in (J.norms, J.gram, lambda: next(half_way), lambda: J.select(params=["body.weight"])):
+        with pytest.raises(DataError, match=found):
+            work()
+    fresh = hesse.parameter_jacobian(model.eval(), loss, batches(x, y))
+    assert kind == "the mode" or not torch.equal(fresh.dense(), before)
+
+
+def test_a_change_during_the_last_batch_is_refused() -> None:
+    model, x, y = masked()
+    with pytest.raises(DataError, match=r"model\.mask"):
+        for place, _ in hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y)).blocks():
+            if place.stop == COUNT:
+                written(model.mask)
+
+
+@pytest.mark.parametrize("kind", ["closure", "default", "partial", "object", "method", "function of parameters"])
+def test_changes_of_what_functions_hold_are_refused(kind: str) -> None:
+    _, x, y = masked()
+    module, weight = nn.Linear(6, CLASSES).double(), WEIGHTS.clone()
+    losses: dict[str, Any] = {
+        "closure": lambda output, target: (output.logsumexp(1) * weight[target]).sum(),
+        "default": lambda output, target, weight=weight: (output.logsumexp(1) * weight[target]).sum(),
+        "partial": functools.partial(nn.functional.cross_entropy, weight=weight),
+        "object": Weighted(weight),
+        "method": Weighted(weight).__call__,
+        "function of parameters": nn.CrossEntropyLoss(),
+    }
+    model: Any = (lambda p, x: x @ p["w"] * weight, {"w": module.weight.detach().T.clone()})
+    J = hesse.parameter_jacobian(model if "parameters" in kind else module, losses[kind], batches(x, y))
+    assert torch.equal(J.norms(), J.norms())
+    written(weight)
+    with pytest.raises(DataError, match=r"weight' was written to"):
+        J.norms()
+
+
+def test_errors_say_which_batch() -> None:
+    model, x, y = case("images")
+    good, loss = (x[:4], y[:4]), nn.CrossEntropyLoss()
+    wrong: list[tuple[Any, type[Exception], str]] = [
+        ((x[:0], y[:0]), DataError, "batch 2: a batch of size 0"),
+        ((x[:3], y[:2]), DataError, "batch 2: target has 2 rows where input has 3"),
+        ((x[:2] * torch.nan, y[:2]), NonFiniteError, "batch 2: NaN in input"),
+        (7, DataError, "batch 2: a int as a batch"),
+    ]
+    for batch, error, found in wrong:
+        with pytest.raises(error, match=found):
+            hesse.parameter_jacobian(model, loss, [good, good, batch, good])
+    J = hesse.parameter_jacobian(model, loss, Changing([good, good], [good, 7]))
+    with pytest.raises(DataError, match="batch 1: a int as a batch"):
+        J.norms()
+
+
+def test_names_are_no_samples() -> None:
+    model, x, y = case("images")
+    for data in (batches(x, y), (x, y)):
+        J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), data)
+        for names in (["0.weight"], "0.weight"):
+            with pytest.raises(StructureError, match=r"the text .*0\.weight.*\n.*params="):
+                J.select(names)
+        assert J.select(params="0.weight").in_space.names == ("0.weight",)
+
+
+@pytest.mark.parametrize("of", ["loss", "output"])
+def test_rows_go_to_arrays(of: str, tmp_path: Path) -> None:
+    model, x, y = case("images")
+    for data in (batches(x, y), (x, y)):
+        J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss() if of == "loss" else None, data)
+        rows, P = J.dense(), hesse.random_projection(J, 4)
+        shape = tuple(rows.shape)
+        file = np.lib.format.open_memmap(tmp_path / "rows.npy", mode="w+", dtype=np.float64, shape=shape)
+        assert J.dense(out=file) is file and np.array_equal(file, rows.numpy())
+        strided = np.zeros((*shape, 2))[..., 1]
+        assert J.dense(out=strided) is strided and np.array_equal(strided, rows.numpy())
+        small = np.zeros((*shape[:-1], 4))
+        assert J.project(P, out=small) is small and np.array_equal(small, J.project(P).numpy())
+        frozen = np.zeros(shape)
+        frozen.flags.writeable = False
+        wrong = [frozen, np.zeros(shape, np.float32), np.zeros(shape[::-1]), torch.zeros(shape[-1:]).double().expand(shape),
+                 [1], np.zeros(shape)[::-1], np.zeros(shape, str), torch.zeros(shape, dtype=torch.int64)]  # fmt: skip
+        for out in wrong:
+            with pytest.raises(StructureError, match=r"dense\(out=\) writes into a tensor or NumPy array"):
+                J.dense(out=out)
+            with pytest.raises(StructureError, match=r"project\(out=\) writes into a tensor or NumPy array"):
+                J.project(P, out=out)
+        leaf = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
+        assert J.dense(out=leaf) is leaf and torch.equal(leaf, rows)
 
 
 def test_some_parameters() -> None:

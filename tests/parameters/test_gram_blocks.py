@@ -162,7 +162,7 @@ def test_out_may_be_a_file(tmp_path: Path) -> None:
 
 
 def test_the_whole_is_put_together_from_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hesse.parameters.gram_blocks._MOST_SAMPLES", 4)
+    monkeypatch.setattr("hesse.parameters.gram_budget._MOST_SAMPLES", 4)
     model, x, y = case(9)
     J = jacobian(model, x, y, (3, 2, 4))
     assert len(J.gram_plan().tasks) == 6

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hesse.core.errors import StructureError, UnsupportedError
-from hesse.sparse import coloring, prepare_hessian, prepare_jacobian, sparsity
+from hesse.sparse import coloring, prepare_hessian, prepare_jacobian
 
 REAL = torch.float64
 
@@ -246,13 +246,15 @@ def test_the_budget_holds_for_detection(monkeypatch: pytest.MonkeyPatch) -> None
     from hesse.core.memory import current_budget
     from hesse.sparse import prepare
 
-    def watched(*args: Any, **options: Any) -> Any:
-        seen.append(current_budget(None))
-        return sparsity(*args, **options)
+    original = prepare.found_within
 
-    monkeypatch.setattr(prepare, "sparsity", watched)
+    def watched(f: Any, x: Any, bound: Any, **options: Any) -> Any:
+        seen.extend([current_budget(None), bound.room.given])
+        return original(f, x, bound, **options)
+
+    monkeypatch.setattr(prepare, "found_within", watched)
     prepare_jacobian(neighbor, point(5), memory="100MiB")
-    assert seen == [100 * 2**20]
+    assert seen == [100 * 2**20, 100 * 2**20]
 
 
 class Model(nn.Module):

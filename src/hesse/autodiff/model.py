@@ -218,7 +218,7 @@ def sample_count(inputs: Any, targets: Any, asked: str) -> int:
     """The number of samples: the length of the first axis of every input tensor, and of the targets.
 
     Raises:
-        DataError: no samples, no tensor, or axes of different lengths, by name.
+        DataError: no samples, no tensor, axes of different lengths, or a tensor that is sharded over ranks, by name.
     """
     size, first = None, ""
     for side, part in (("input", inputs), ("target", targets)):
@@ -226,6 +226,8 @@ def sample_count(inputs: Any, targets: Any, asked: str) -> int:
             if not isinstance(leaf, Tensor):
                 continue
             label = f"{side} '{name}'" if name else side
+            if is_sharded(leaf):
+                raise DataError(asked, f"{label} is a DTensor", "pass this rank's samples: .to_local(), or .full_tensor()")
             if leaf.ndim == 0:
                 raise DataError(asked, f"{label} has no axis", "give every tensor the batch as its first axis")
             if size is not None and leaf.shape[0] != size:

@@ -25,6 +25,7 @@ from hesse.core.chunk_store_files import (
     clear_temporaries,
     folder_of,
     locked,
+    refused,
     require_disk,
     write_json,
 )
@@ -94,13 +95,15 @@ class ChunkStore:
 
         Raises:
             StoreError: something is there; the disk has less room than needed. DataError: another kind, identity or layout.
+
+        Cost: of a complete folder, all of it is read: a chunk that is damaged is one that is left to do.
         """
         cls.require_new(path, mode)
         folder = folder_of(path)
         if (folder / _JSON).exists():
             store = cls.open(folder)
             store._require_same(kind, arrays, identity)
-            if any(store.missing(name) for name in arrays):  # also of one that was complete, and whose file was removed
+            if store.complete and any(store.missing(name, verify=True) for name in arrays):
                 store.header["complete"] = False
         else:
             _require_room(folder, {name: (layout, layout.count) for name, layout in arrays.items()})
@@ -109,7 +112,10 @@ class ChunkStore:
 
     @classmethod
     def _begin(cls, folder: Path, kind: str, arrays: dict[str, ArrayLayout], said: dict[str, Any]) -> ChunkStore:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise refused(folder, error) from error
         with locked(folder / _LOCK, f"'{folder}'"):
             if (folder / _JSON).exists():
                 raise StoreError(
@@ -128,16 +134,12 @@ class ChunkStore:
         """The store in a folder.
 
         Raises:
-            DataError: written by something else, of a newer format, or damaged. FileNotFoundError: no folder.
+            StoreError: no folder, one that was written by something else or is of a newer format, or a damaged header.
         """
         folder = folder_of(path)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"no folder '{folder}'")
-        header = _json(folder / _JSON).get("attributes", {}).get(_ENTRY)
-        if not isinstance(header, dict) or not {"format", "kind", "arrays", "identity", "facts", "complete"} <= set(header):
-            raise DataError(_READS, f"'{folder}' was written by something else, or hardly begun", "open it with zarr.open")
+        header = _header(folder)
         if header["format"] > FORMAT:
-            raise DataError(
+            raise StoreError(
                 _READS,
                 f"'{folder}' has format {header['format']}, written by hesse {header.get('version')}; this one reads {FORMAT}",
                 "pip install --upgrade hesse",
@@ -235,16 +237,18 @@ class ChunkStore:
         """One chunk, cut to the array's extent.
 
         Raises:
-            DataError: truncated, or other bytes than were written. StoreError: it is missing.
+            StoreError: it is missing, truncated, or has other bytes than were written.
         """
         layout, path = self.arrays[name], chunk_path(self.path / name, index)
+        asked = f"Chunk {list(index)} of '{name}' is read as it was written."
         try:
             data = np.fromfile(path, np.uint8)
         except FileNotFoundError as error:
-            raise StoreError(
-                f"Chunk {list(index)} of '{name}' is wanted.", f"no file '{path}'", "write the rest, or read complete rows only"
-            ) from error
-        _require_intact(data, layout, path)
+            raise StoreError(asked, f"no file '{path}'", "write the rest, or read complete rows only") from error
+        except OSError as error:
+            found = f"'{path}' cannot be read ({error.strerror})"
+            raise StoreError(asked, found, "make it readable, or write it again") from error
+        _require_intact(data, layout, path, asked)
         little = data[:-CHECKSUM_BYTES].view(np.dtype(_SIGNED[layout.dtype.itemsize]).newbyteorder("<"))
         found = torch.from_numpy(little.astype(little.dtype.newbyteorder("="), copy=False)).view(layout.dtype)
         return found.reshape(layout.chunks)[tuple(slice(s.stop - s.start) for s in layout.extent(index))]
@@ -286,21 +290,38 @@ def _is_intact(data: np.ndarray) -> bool:
     return checksum(data[:-CHECKSUM_BYTES]) == data[-CHECKSUM_BYTES:].tobytes()
 
 
-def _require_intact(data: np.ndarray, layout: ArrayLayout, path: Path) -> None:
+def _require_intact(data: np.ndarray, layout: ArrayLayout, path: Path, asked: str) -> None:
     found = ""
     if len(data) != layout.file_bytes:
         found = f"'{path}' has {len(data)} bytes instead of {layout.file_bytes}"
     elif not _is_intact(data):
         found = f"'{path}' has other bytes than were written (its checksum is wrong)"
     if found:
-        raise DataError("Stored chunks are read as they were written.", found, "remove that file and write it again")
+        raise StoreError(asked, found, 'write it again: mode="resume" finds damaged chunks')
+
+
+def _header(folder: Path) -> dict[str, Any]:
+    """What hesse has noted of a folder."""
+    if not folder.is_dir():
+        found = f"'{folder}' is a file" if folder.exists() else f"no folder '{folder}'"
+        raise StoreError(_READS, found, "pass the path that it was written to")
+    if not (folder / _JSON).exists():
+        raise StoreError(_READS, f"no '{_JSON}' in '{folder}'", "pass the folder that was written, not one above it")
+    entry = _json(folder / _JSON)
+    header = (entry.get("attributes") or {}).get(_ENTRY)
+    kinds = {"format": int, "kind": str, "arrays": list, "identity": dict, "facts": dict, "complete": bool}
+    if not isinstance(header, dict) or any(not isinstance(header.get(name), kind) for name, kind in kinds.items()):
+        what = {"array": "an array", "group": "a group"}.get(str(entry.get("node_type")), "something")
+        found = f"'{folder}' holds {what} that another program has written (or one of hesse's arrays alone)"
+        raise StoreError(_READS, found, "open it with zarr.open, or pass the folder that hesse has written")
+    return header
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
         entry = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise DataError(_READS, f"'{path}' cannot be read ({error})", "pass a folder that hesse has written") from error
+        raise StoreError(_READS, f"'{path}' cannot be read ({error})", "pass a folder that hesse has written") from error
     return entry if isinstance(entry, dict) else {}
 
 

@@ -29,12 +29,15 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
     """The folder that a path means, ``~`` being the user's home.
 
     Raises:
-        StructureError: an address of another kind than a path.
+        StructureError: an address of another kind than a path, or no path.
     """
-    text = os.fspath(path)
-    if "://" in text:
-        raise StructureError("Rows are stored in a folder of the file system.", repr(text), "pass a path")
-    return Path(os.path.realpath(os.path.expanduser(text)))
+    asked, remedy = "Rows are stored in a folder of the file system.", "pass a path"
+    if isinstance(path, str) and "://" in path:
+        raise StructureError(asked, repr(path), remedy)
+    try:
+        return Path(os.path.realpath(os.path.expanduser(os.fsdecode(path))))
+    except (TypeError, ValueError) as error:
+        raise StructureError(asked, f"{path!r} ({error})", remedy) from error
 
 
 def checksum(data: Data | np.ndarray) -> bytes:
@@ -61,7 +64,7 @@ def write_file(path: Path, parts: Sequence[Data], writer: str = "0") -> None:
         writer: part of the temporary name, by which `clear_temporaries` finds what this writer has left behind.
 
     Raises:
-        StoreError: no room on the disk, or within the quota. OSError: whatever else the system refuses.
+        StoreError: no room on the disk, or within the quota, or the system refuses for another reason.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.{writer}{_TEMPORARY}")
     try:
@@ -76,16 +79,22 @@ def write_file(path: Path, parts: Sequence[Data], writer: str = "0") -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise StoreError(
-            f"Writing '{path}' needs room on the disk.",
-            f"{error.strerror}; {format_bytes(free_disk(path))} are free",
-            'make room and go on with mode="resume": what is complete stays',
-        ) from error
+        raise refused(path, error) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def refused(path: Path, error: OSError) -> StoreError:
+    """The error for what the system refuses to write at a path."""
+    if error.errno not in _NO_ROOM:
+        remedy = 'see to that, or write to another place; what is complete stays, and mode="resume" goes on'
+        return StoreError(f"'{path}' is written to.", error.strerror or str(error), remedy)
+    return StoreError(
+        f"Writing '{path}' needs room on the disk.",
+        f"{error.strerror}; {format_bytes(free_disk(path))} are free",
+        'make room and go on with mode="resume": what is complete stays',
+    )
 
 
 def _write_all(file: int, data: memoryview) -> None:
@@ -157,7 +166,7 @@ def locked(path: Path, what: str) -> Iterator[None]:
         what: how the error names what is locked.
 
     Raises:
-        StoreError: another writer holds it.
+        StoreError: another writer holds it, or there can be no such file.
     """
     import fcntl
 
@@ -168,7 +177,10 @@ def locked(path: Path, what: str) -> Iterator[None]:
     if taken:
         raise _busy(what, "another writer in this process")
     try:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise refused(path, error) from error
         try:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

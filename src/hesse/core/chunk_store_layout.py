@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hesse.core.errors import DataError, StructureError, UnsupportedError
+from hesse.core.errors import StoreError, StructureError, UnsupportedError
 from hesse.core.memory import format_bytes
 
 CHECKSUM_BYTES = 4
@@ -116,16 +116,16 @@ class ArrayLayout:
         """The layout that `to_zarr` has written.
 
         Raises:
-            DataError: another one.
+            StoreError: another one.
         """
         try:
             chunks = tuple(entry["chunk_grid"]["configuration"]["chunk_shape"])
             found = cls(tuple(entry["shape"]), chunks, _DTYPES[entry["attributes"]["dtype"]])
             same = found.to_zarr(entry["dimension_names"], entry["attributes"]) == entry
-        except (KeyError, TypeError, StructureError):
+        except (KeyError, TypeError, AttributeError, StructureError, UnsupportedError):
             same, found = False, None
         if found is None or not same:
-            raise DataError(
+            raise StoreError(
                 "hesse reads arrays that it has written.", f"another description in '{shown}'", "open it with zarr.open"
             )
         return found

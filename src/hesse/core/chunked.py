@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 import torch
@@ -19,9 +19,10 @@ Result = TypeVar("Result")
 _SURE = 0.25  # of the room: work that is estimated below it is done at once, unmeasured
 _FIRST = 0.5  # of the room, by the estimate: the chunk that calibrates
 _AIM = 0.8  # of the room, by the measurement: the chunks after it
+_FARTHER = 0.62  # the same for chunks larger than any before: what freed memory can be used again for changes with their size
 _FASTEST = 4  # times as large as the chunk before, at most
 _TOLERANCE = 1.1  # by how much one item may pass the room before the budget is called too small
-_LEFT = 0.1  # of the room: what chunks may leave behind unused before it is given back
+_LEFT = 0.05  # of the room: what chunks may leave behind unused before it is given back
 _NOISE = 2**20  # bytes that a measurement may be wrong by
 _UNASKED = 0.9  # of the free memory that work may take at most, whatever the budget
 
@@ -38,6 +39,7 @@ class ChunkPlan:
         kept: bytes of results, held when all is done.
         first: items of the chunk that calibrates, where nothing is known of them.
         is_given: whether the limit was set by the user (else half of the free memory).
+        doubt: times `per_item` that an item may take, before it is measured.
     """
 
     limit: int
@@ -47,19 +49,61 @@ class ChunkPlan:
     kept: int = 0
     first: int = 1
     is_given: bool = True
+    doubt: int = 1
 
     @classmethod
     def within(
-        cls, budget: Budget | None, device: torch.device, what: str, *, per_item: int = 0, kept: int = 0, first: int = 1
+        cls,
+        budget: Budget | None,
+        device: torch.device,
+        what: str,
+        *,
+        per_item: int = 0,
+        kept: int = 0,
+        first: int = 1,
+        doubt: int = 1,
     ) -> ChunkPlan:
-        """The plan for a budget as users pass it: bytes, fraction, text, or None for the one in force."""
+        """The plan for a budget as users pass it: bytes, fraction, text, or None for the one in force (and no doubt)."""
         given = given_budget(budget, device)
         limit = current_budget(None, device) if given is None else given
-        return cls(limit, device, what, per_item, kept, first, given is not None)
+        return cls(limit, device, what, per_item, kept, first, given is not None, 1 if given is None else doubt)
+
+
+@dataclass
+class Experience:
+    """What chunks of some work took, for more work of the same kind: the next batch of a data set.
+
+    Attributes:
+        seen: items of a chunk, and the bytes it took.
+        ceiling: items that a chunk may have at most, since more have failed.
+    """
+
+    seen: list[tuple[int, int]] = field(default_factory=list)
+    ceiling: int | None = None
+
+    @property
+    def most(self) -> int:
+        """Items of the largest chunk so far; 0: there was none."""
+        return max((count for count, _ in self.seen), default=0)
+
+    @property
+    def per_item(self) -> float:
+        """Bytes an item at the worst, of chunks at least half as large as the largest: smaller ones tell of what is shared."""
+        return max(taken / count for count, taken in self.seen if 2 * count >= self.most)
+
+    def add(self, count: int, taken: int) -> None:
+        """Remember a chunk; of chunks of one size the one that took most."""
+        known = dict(self.seen)
+        known[count] = max(taken, known.get(count, 0), 1)
+        self.seen = list(known.items())
 
 
 def in_chunks(
-    total: int, work: Callable[[slice], Result], plan: ChunkPlan, label: str = ""
+    total: int,
+    work: Callable[[slice], Result],
+    plan: ChunkPlan,
+    label: str = "",
+    experience: Experience | None = None,
 ) -> Iterator[tuple[slice, Result]]:
     """Do work on ``range(total)`` in consecutive chunks: ``(slice, work(slice))`` for each, in order.
 
@@ -73,13 +117,14 @@ def in_chunks(
             nothing behind that a second call does not overwrite.
         plan: what it may take, and what is known of it.
         label: shown as progress, if given.
+        experience: of the same work on other items, to begin with; what is learned here is added to it.
 
     Raises:
         MemoryBudgetError: the results, or the work on a single item, pass the budget; `least` says what would do.
 
     Cost: nothing where the estimate is below a quarter of the budget; else a thread that takes 2 % of one core.
     """
-    chunks = _Chunks(total, work, plan)
+    chunks = _Chunks(total, work, plan, experience or Experience())
     yield from track(chunks, label, total, size=lambda done: done[0].stop - done[0].start) if label else chunks
 
 
@@ -88,16 +133,19 @@ class _Chunks(Generic[Result]):
 
     Attributes:
         size: items of the next chunk.
-        ceiling: items that a chunk may have at most, since more have failed.
+        ceiling: items that a chunk may have at most.
     """
 
-    def __init__(self, total: int, work: Callable[[slice], Result], plan: ChunkPlan) -> None:
-        self.total, self.work, self.plan = total, work, plan
+    def __init__(self, total: int, work: Callable[[slice], Result], plan: ChunkPlan, experience: Experience) -> None:
+        self.total, self.work, self.plan, self.experience = total, work, plan, experience
         self.room = plan.limit - plan.kept
         if self.room < 1:
             raise too_small(plan.limit, plan.kept + max(plan.per_item, 1), plan.what)
-        self.measures = plan.per_item * total > _SURE * self.room or not plan.per_item
-        self.ceiling = max(total, 1)
+        self.ceiling = max(min(total, experience.ceiling or total), 1)
+        expected = float(plan.per_item * plan.doubt)
+        if experience.most:  # less than what can be measured is no knowledge of more items
+            expected = max(experience.per_item, min(_NOISE, _SURE * self.room) / experience.most)
+        self.measures = expected * self.ceiling > _SURE * self.room or not expected
         self.size = self.ceiling
         self._ground: int | None = None
         if self.measures:
@@ -105,7 +153,14 @@ class _Chunks(Generic[Result]):
                 self.room = max(min(self.room, int(_UNASKED * free_bytes(plan.device)) - plan.kept), 1)
             if plan.device.type == "cpu":
                 settle()
-            self.size = min(max(int(_FIRST * self.room / plan.per_item), 1) if plan.per_item else plan.first, self.ceiling)
+            first = max(int(_FIRST * self.room / expected), 1) if expected else plan.first
+            self.size = self._by_experience() if experience.most else min(first, self.ceiling)
+
+    def _by_experience(self) -> int:
+        """Items that take `_AIM` of the room; not much more of it by guess than was seen."""
+        known = self.experience
+        aim, farther = (int(share * self.room / known.per_item) for share in (_AIM, _FARTHER))
+        return min(max(min(aim, max(farther, known.most)), 1), _FASTEST * known.most, self.ceiling)
 
     def __iter__(self) -> Iterator[tuple[slice, Result]]:
         done = 0
@@ -156,16 +211,17 @@ class _Chunks(Generic[Result]):
         count = part.stop - part.start
         self._ground = growth.start if self._ground is None else self._ground
         taken = growth.highest - self._ground - self._kept(part)
+        self.experience.add(count, taken)
         if taken < _NOISE:
             self.size = min(_FASTEST * count, self.ceiling)
             return
         if count == 1 and self.plan.is_given and growth.bytes > _TOLERANCE * self.room + _NOISE:
             raise too_small(self.plan.limit, self.plan.kept + int(_TOLERANCE * growth.bytes), self.plan.what)
-        self.size = min(max(int(_AIM * self.room / taken * count), 1), _FASTEST * count, self.ceiling)
+        self.size = self._by_experience()
 
     def _shrink(self, count: int, failure: Exception) -> None:
         if count > 1:
-            self.size = self.ceiling = count // 2
+            self.size = self.ceiling = self.experience.ceiling = count // 2
             return
         if isinstance(failure, MemoryBudgetError):
             raise failure

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 
 from hesse.core import tree
+from hesse.core.errors import DataError
 from hesse.core.mixing import counters, mix, signed
 from hesse.core.tree import Tree
+from hesse.core.wrapped import is_sharded
 
 _WORDS_AT_ONCE, _FEW = 2**18, 2**12
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
@@ -39,9 +41,18 @@ def sample_hashes(*trees: Tree) -> Tensor:
     Returns:
         int64 ``[n]`` on the device of the first leaf that has samples.
 
+    Raises:
+        DataError: a leaf that is sharded over ranks.
+
     Cost: one pass over the bytes, five operations for eight of them.
     """
     named = [(f"{index}.{name}", leaf) for index, batch in enumerate(trees) for name, leaf in _leaves(batch)]
+    for name, leaf in named:
+        if is_sharded(leaf):
+            where = name.partition(".")[2]
+            found = f"a DTensor{f' at {where!r}' if where else ''}: {leaf.placements}"
+            remedy = "pass this rank's samples: .to_local(), or .full_tensor()"
+            raise DataError("Data are tensors of this process.", found, remedy)
     tensors = [(name, leaf) for name, leaf in named if isinstance(leaf, Tensor)]
     lengths = {leaf.shape[0] for _, leaf in tensors if leaf.ndim}
     whole = len(lengths) != 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
+from numbers import Integral
+from typing import Any, Self, TypeVar
 
 import torch
 
@@ -14,10 +17,12 @@ from hesse.core.control_group import control_group_available
 from hesse.core.errors import MemoryBudgetError, StructureError
 
 Budget = int | float | str
+Function = TypeVar("Function", bound=Callable[..., Any])
 _state = threading.local()
 _DEFAULT_FRACTION = 0.5
 _COMPILED = 2**33  # bytes, where what is free cannot be asked for
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([KMGT])i?B?|(B))?\s*", re.IGNORECASE)
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
@@ -41,16 +46,11 @@ def _system_available() -> int:
 
 def parse_budget(budget: Budget, device: torch.device | str = "cpu") -> int:
     """Bytes meant by a budget: an int (bytes), a float in (0, 1] (fraction of what is free), or ``"2GiB"``."""
-    if isinstance(budget, str):
-        match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([KMGT])i?B?|(B))?\s*", budget, flags=re.IGNORECASE)
-        if match:
-            text, unit, plain = match.groups()
-            number = float(text) if "." in text else int(text)
-            budget = int(number * _UNITS[(unit or "").upper()]) if unit or plain else number
-    if isinstance(budget, float) and 0 < budget <= 1:
-        return int(budget * free_bytes(device))
-    if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
-        return budget
+    meant = _meant(budget)
+    if isinstance(meant, float) and 0 < meant <= 1:
+        return int(meant * free_bytes(device))
+    if _is_count(meant):
+        return int(meant)
     raise StructureError(
         "A memory budget is a number of bytes, a fraction of the free memory, or a text such as '2GiB'.",
         repr(budget),
@@ -58,21 +58,103 @@ def parse_budget(budget: Budget, device: torch.device | str = "cpu") -> int:
     )
 
 
-@contextmanager
-def memory(budget: Budget) -> Iterator[None]:
-    """Within this context every call of hesse in this thread keeps to the budget (bytes, fraction or text)."""
-    previous = getattr(_state, "budget", None)
-    parse_budget(budget)
-    _state.budget = budget
-    try:
-        yield
-    finally:
-        _state.budget = previous
+def parse_bytes(size: int | str, name: str) -> int:
+    """Bytes meant by the option of this name: an int, or a text such as ``"64MiB"``.
+
+    Raises:
+        StructureError: not a positive number of bytes.
+    """
+    meant = _meant(size)
+    if _is_count(meant):
+        return int(meant)
+    raise StructureError(
+        f"{name}= is a number of bytes, or a text such as '64MiB'.", repr(size), f"pass {name}=2**26 or {name}='64MiB'"
+    )
+
+
+def _meant(size: Any) -> Any:
+    """The number that a text stands for; anything else as it is."""
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if found is None:
+        return size
+    text, unit, plain = found.groups()
+    number = float(text) if "." in text else int(text)
+    return int(number * _UNITS[(unit or "").upper()]) if unit or plain else number
+
+
+def _is_count(number: Any) -> bool:
+    return isinstance(number, Integral) and not isinstance(number, bool) and int(number) > 0
+
+
+class BudgetContext:
+    """Within it every call of hesse in this thread keeps to a budget; made by `memory`.
+
+    One object may be entered again, also inside of itself and in several threads, each of which has its own budget. Where
+    contexts end in another order than they began (in generators), each takes back its own budget alone.
+    """
+
+    def __init__(self, budget: Budget) -> None:
+        parse_budget(budget)
+        self.budget = budget
+
+    def __enter__(self) -> Self:
+        _state.entered = [*_entered(), self]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        entered = list(_entered())
+        for place in reversed(range(len(entered))):
+            if entered[place] is self:
+                del entered[place]
+                break
+        _state.entered = entered
+
+    def __call__(self, function: Function) -> Function:
+        """The function, each call of which keeps to the budget."""
+        kinds = (inspect.isclass, inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction)
+        if not callable(function) or any(kind(function) for kind in kinds):
+            found = getattr(function, "__qualname__", repr(function))
+            raise StructureError(
+                f"@{self!r} decorates functions that have done their work when they return.",
+                f"'{found}', which works later or is no function",
+                f"write 'with {self!r}:' inside of it",
+            )
+
+        @wraps(function)
+        def within(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return within  # pyright: ignore[reportReturnType]
+
+    def __repr__(self) -> str:
+        return f"hesse.memory({self.budget!r})"
+
+
+def _entered() -> list[BudgetContext]:
+    """The contexts that this thread is in, the newest last."""
+    return getattr(_state, "entered", [])
+
+
+def memory(budget: Budget) -> BudgetContext:
+    """A context within which every call of hesse in this thread keeps to the budget; also a decorator of functions.
+
+    Args:
+        budget: bytes, a fraction of what is free, or a text such as ``"2GiB"``.
+
+    Returns:
+        The context, which may be used as often as wanted: ``with hesse.memory("2GiB"): ...``.
+
+    Raises:
+        StructureError: no such budget.
+    """
+    return BudgetContext(budget)
 
 
 def given_budget(budget: Budget | None, device: torch.device | str = "cpu") -> int | None:
     """Bytes: the argument, else the context, else ``HESSE_MEMORY``; None where nobody set a budget."""
-    for candidate in (budget, getattr(_state, "budget", None), os.environ.get("HESSE_MEMORY") or None):
+    within = _entered()
+    for candidate in (budget, within[-1].budget if within else None, os.environ.get("HESSE_MEMORY") or None):
         if candidate is not None:
             return parse_budget(candidate, device)
     return None

@@ -12,6 +12,7 @@ from torch import Tensor
 from hesse.core import random, tree
 from hesse.core.errors import LeafError, StructureError
 from hesse.core.tree import Structure, Tree
+from hesse.core.wrapped import is_sharded
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class Space:
         names: path of each leaf, ``"a.b.0"``; the empty string for a bare tensor.
         shapes, dtypes, devices: one entry a leaf.
         structure: the nesting, with static leaves.
+        takes_shards: whether leaves may be `torch.distributed.tensor.DTensor` s.
     """
 
     names: tuple[str, ...]
@@ -32,6 +34,7 @@ class Space:
     dtypes: tuple[torch.dtype, ...]
     devices: tuple[torch.device, ...]
     structure: Structure = field(repr=False)
+    takes_shards: bool = False
 
     @classmethod
     def of(cls, example: Tree) -> Space:
@@ -45,6 +48,7 @@ class Space:
             tuple(t.dtype for t in tensors),
             tuple(t.device for t in tensors),
             structure,
+            any(map(is_sharded, tensors)),
         )
 
     @property
@@ -109,7 +113,7 @@ class Space:
             batch_ndim: number of batch axes.
 
         Raises:
-            StructureError: other paths or shapes, with the first leaf that differs.
+            StructureError: other paths or shapes, with the first leaf that differs; a leaf that is sharded over ranks.
             LeafError: a leaf that is no tensor or cannot be cast to the leaf's dtype (complex to real).
         """
         named = tree.named_leaves(vector)
@@ -120,6 +124,8 @@ class Space:
         for (name, leaf), shape, dtype, device in zip(named, self.shapes, self.dtypes, self.devices, strict=True):
             number = None if isinstance(leaf, complex) and not dtype.is_complex else dtype
             part = leaf if isinstance(leaf, Tensor) else torch.as_tensor(leaf, dtype=number, device=device)
+            if not self.takes_shards:
+                require_full(part, what, f" at {_quote(name)}")
             if dtype.is_complex < part.dtype.is_complex:
                 raise LeafError(
                     f"{what} must be real here.",
@@ -170,6 +176,27 @@ class Space:
         return f"Space(dim={self.dim}, {str(self.dtype).removeprefix('torch.')}: {', '.join(shown)})"
 
     __repr__ = __str__
+
+
+def require_full(leaf: Tensor, what: str, place: str = "") -> None:
+    """Refuse a `torch.distributed.tensor.DTensor` where tensors of this process are needed.
+
+    Args:
+        leaf: the tensor.
+        what: how the error names the vector.
+        place: where in it the tensor is, `` at '0.weight'``.
+
+    Raises:
+        StructureError: it is one.
+    """
+    if is_sharded(leaf):
+        placed: Any = leaf
+        raise StructureError(
+            f"{what} is made of full tensors.",
+            f"a DTensor{place}: {placed.placements}",
+            "pass hesse.distributed.gather(vector) (of one leaf: .full_tensor()); products with sharded vectors: "
+            "hesse.distributed.sharded(operator, model)",
+        )
 
 
 def _cast(part: Tensor, dtype: torch.dtype) -> Tensor:

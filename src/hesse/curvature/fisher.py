@@ -20,6 +20,7 @@ from hesse.curvature.ggn import of_batch, sampled_of_batch
 from hesse.curvature.hessian import hessian_of_batch
 from hesse.operators.algebra import Congruence
 from hesse.operators.base import LinearOperator
+from hesse.operators.spread import asked_together
 from hesse.parameters.jacobian import ParameterJacobian
 
 _ASKED = "fisher(model, loss, data) measures how the model's distribution of targets changes with the parameters."
@@ -28,6 +29,7 @@ FisherKind = Literal["expected", "sampled", "empirical", "observed"]
 Labels = Literal["true", "predicted"] | Tensor
 
 
+@asked_together
 def fisher(  # noqa: PLR0913 - a model, a loss, data, and which of the four
     model: Any,
     loss: BatchLoss,

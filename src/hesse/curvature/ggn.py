@@ -23,10 +23,12 @@ from hesse.curvature.gauss_newton import GaussNewton, require_samples
 from hesse.curvature.output import OutputHessian
 from hesse.operators.algebra import Congruence
 from hesse.operators.base import LinearOperator
+from hesse.operators.spread import asked_together
 
 _ASKED = "ggn(model, loss, data) joins the Jacobian of the model with the Hessian of the loss."
 
 
+@asked_together
 def ggn(  # noqa: PLR0913 - a model, a loss, data, and how
     model: Any,
     loss: BatchLoss,

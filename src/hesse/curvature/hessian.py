@@ -23,10 +23,12 @@ from hesse.curvature.ggn import of_batch
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.trace import trace_rule
 from hesse.operators.base import LinearOperator
+from hesse.operators.spread import asked_together
 
 _ASKED = "loss_hessian(model, loss, data) differentiates the loss of a batch twice by the parameters."
 
 
+@asked_together
 def loss_hessian(
     model: Any,
     loss: BatchLoss,

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.model import Model, Selection, as_model, is_one_batch, sample_count, select_rows, split_batch
-from hesse.autodiff.output_curvature import refuse_linear, require_distribution
-from hesse.core.errors import DataError, StructureError
-from hesse.core.fingerprint import sample_hashes
-from hesse.core.memory import given_budget
-from hesse.core.progress import track
+from hesse.autodiff.model import Model, Selection, as_model
+from hesse.core.memory import Budget
 from hesse.core.space import Space
-from hesse.curvature.batch import BatchLoss, open_batch, require_same_question, seed_for
-from hesse.curvature.fisher import Labels, check_labels, empirical_rows
-from hesse.curvature.gauss_newton import require_samples
-from hesse.curvature.ggn import of_batch
-from hesse.curvature.kronecker import Box, KroneckerFactored, Place
-from hesse.curvature.kronecker_blocks import FactorBlock
-from hesse.curvature.slicing import SlicedBatches, Slicing, sliced
-from hesse.operators.data_set import refuse_one_shot
-from hesse.operators.spread import Spread, Tables
-from hesse.parameters import contractions
-from hesse.parameters.contractions.moments import Approximation, Known, LookupMoments, Moments
-from hesse.parameters.contractions.uses import Parts, Use
-from hesse.parameters.jacobian import ParameterJacobian
-from hesse.rules.forms import Contract, Lookup
+from hesse.curvature.batch import BatchLoss, require_same_question
+from hesse.curvature.fisher import Labels
+from hesse.curvature.kronecker import KroneckerFactored
+from hesse.curvature.kronecker_budget import Attempt, twice_added, within_budget
+from hesse.curvature.kronecker_pass import How, KfacKind, accumulated, make_how
+from hesse.operators.spread import asked_together
+from hesse.parameters.contractions.moments import Approximation
 
 _ASKED = "kfac(model, loss, data) approximates a curvature matrix by Kronecker products, parameter by parameter."
-KfacKind = Literal["sampled", "expected", "empirical", "ggn"]
-_KINDS = ("sampled", "expected", "empirical", "ggn")
 WIDEST = 8192  # numbers of a factor beyond which only its diagonal is kept: 8192 squared float32 numbers are 256 MiB
 
 
+@asked_together
 def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is approximated
     model: Any,
     loss: BatchLoss,
@@ -50,6 +37,7 @@ def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is 
     widest: int = WIDEST,
     params: Selection = None,
     output: Callable[[Any], Tensor] | None = None,
+    memory: Budget | None = None,
 ) -> KroneckerFactored:
     """The Kronecker-factored approximation of a Fisher or Gauss-Newton matrix, over one batch or a data set.
 
@@ -73,227 +61,32 @@ def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is 
         samples: for "sampled": cotangents a sample.
         generator: for "sampled": source of the randomness.
         widest: a factor of more numbers is replaced by its diagonal.
+        memory: budget in bytes, as a fraction of what is free, or as text ("2GiB"), factors included. A batch that does not fit
+            is read in slices, whose growth of memory is measured.
 
     Returns:
         A `KroneckerFactored` operator: products, `damped`, `inverse`, `sqrt`, `logdet`, and all questions (`hesse.solve`,
-        `hesse.diagonal`, ...). A data set in uneven parts gives the factors of the whole. Within `hesse.memory(...)` a batch
-        that does not fit is read in parts.
+        `hesse.diagonal`, ...). A data set in uneven parts gives the factors of the whole.
 
     Raises:
-        StructureError: another kind or approximation. UnsupportedError, MixedSamplesError and others as `fisher` and
-        `parameter_jacobian`.
+        StructureError: another kind or approximation. MemoryBudgetError: the factors and two samples do not fit.
+        UnsupportedError, MixedSamplesError and others as `fisher` and `parameter_jacobian`.
 
     Cost: one pass over the data. "sampled", "empirical": a forward pass, a backward pass without weight gradients a cotangent,
     and for a weight with I inputs and O outputs I² + O² multiplications a position. "expected", "ggn": a backward pass for each
-    output.
+    output. A budget below 1024 times the bytes of batch and parameters adds two passes over about a tenth of a batch, which
+    measure what they take.
     """
-    how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data)
+    how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data, _ASKED)
     resolved = as_model(model, params=params, output=output)
     require_same_question(resolved, loss, data, **vars(how))
-    how, data = how.within_budget(resolved, loss, data)
+    how, data = within_budget(how, resolved, data, _attempt(resolved, loss), memory)
     return accumulated(how, how.over(resolved, loss, data), data).operator(Space.of(resolved.params))
 
 
-@dataclass(frozen=True, eq=False)
-class How:
-    """Which matrix is approximated, and how."""
+def _attempt(model: Model, loss: BatchLoss) -> Attempt:
+    def attempt(how: How, piece: Any) -> int:
+        twice_added(how, model, loss, piece).operator(Space.of(model.params))
+        return 0
 
-    kind: KfacKind
-    approximation: Approximation
-    labels: Labels
-    samples: int
-    seed: int
-    widest: int
-
-    def within_budget(self, model: Model, loss: BatchLoss, data: Any) -> tuple[How, Any]:
-        """How the data are read, and the data in batches that fit the memory budget; a tensor of labels lies in them."""
-        if isinstance(data, Spread) or given_budget(None, model.device) is None:
-            return self, data
-        how = self
-        if isinstance(self.labels, Tensor):
-            how, data = replace(self, labels="true"), (split_batch(data, _ASKED)[0], self.labels)
-        slicing = Slicing(model, lambda piece: Accumulated().add(how.rows(model, loss, piece), how), None, _ASKED)
-        if not is_one_batch(data):
-            refuse_one_shot(data, _ASKED)
-            return how, SlicedBatches(data, slicing)
-        at_once = slicing.at_once(data)
-        return how, data if at_once is None else sliced(data, sample_count(*split_batch(data, _ASKED), _ASKED), at_once)
-
-    def over(
-        self, model: Model, loss: BatchLoss, data: Any, *, keep: bool = False, hashes: list[Tensor] | None = None
-    ) -> Iterator[ParameterJacobian]:
-        """The rows of each batch: the matrix is the sum of their ``RᵀR``, divided by the sum of their masses.
-
-        Args:
-            model, loss, data: what `kfac` takes.
-            keep: whether the records of a single batch are kept.
-            hashes: of the samples of a data set; filled.
-        """
-        if is_one_batch(data):
-            yield self.rows(model, loss, data, keep=keep)
-            return
-        batches: Any = data.batches if isinstance(data, Spread) else data
-        refuse_one_shot(batches, _ASKED)
-        empty = True
-        count = len(batches) if hasattr(batches, "__len__") else None
-        for batch in track(batches, "KFAC: batches", count):
-            empty = False
-            if hashes is not None:
-                hashes.append(sample_hashes(batch))
-            yield self.rows(model, loss, batch)
-        if empty and not isinstance(data, Spread):
-            raise DataError(_ASKED, "no batch", "pass at least one batch")
-
-    def rows(self, model: Model, loss: BatchLoss, batch: Any, *, keep: bool = False) -> ParameterJacobian:
-        """The rows of one batch.
-
-        One sample alone does not show where samples are in a graph: it is run beside itself, so that its rows have factors.
-        """
-        inputs, targets, count = open_batch(model, batch, _ASKED)
-        labels = self.labels
-        if count == 1:
-            twice = torch.tensor([0, 0])
-            inputs, targets = select_rows(inputs, twice), select_rows(targets, twice)
-            labels = select_rows(labels, twice) if isinstance(labels, Tensor) else labels
-        if self.kind == "empirical":
-            rows = empirical_rows(model, loss, (inputs, targets), labels, keep=keep)
-        else:
-            exact = of_batch(model, loss, (inputs, targets), "hessian" if self.kind == "ggn" else "information", _ASKED)
-            rows = exact.seeded_rows(self.samples if self.kind == "sampled" else None, self.seed, keep=keep)
-        if count > 1:
-            return rows
-        one = rows.select([0])
-        facts = replace(one.facts, mass=rows.mass if rows.additive else rows.mass / 2)
-        return ParameterJacobian(one.source, facts, one.params)
-
-
-def make_how(loss: BatchLoss, given: tuple[Any, Any, Any, int, torch.Generator | None, int], data: Any) -> How:
-    """The options of `kfac` and `ekfac`, checked."""
-    kind, approximation, labels, samples, generator, widest = given
-    if kind not in _KINDS or approximation not in ("expand", "reduce") or not widest >= 1:
-        raise StructureError(
-            "kfac takes a kind of matrix, an approximation, and the widest factor.",
-            f"kind={kind!r}, approximation={approximation!r}, widest={widest!r}",
-            f"pass one of {', '.join(map(repr, _KINDS))}; 'expand' or 'reduce'; a positive number",
-        )
-    check_labels(labels, data, kind)
-    if kind == "sampled":
-        require_samples(samples)
-    if kind == "ggn":
-        refuse_linear(loss, _ASKED)
-    elif kind != "empirical":
-        require_distribution(loss, kind, _ASKED)
-    return How(kind, approximation, labels, samples, seed_for(data, generator) if kind == "sampled" else 0, widest)
-
-
-class Accumulated:
-    """Moments by parameter (and box), added up over roots and batches."""
-
-    def __init__(self) -> None:
-        self.moments: dict[tuple[str, Box | None], Moments] = {}
-        self.mass = 0.0
-        self._additive: bool | None = None
-
-    def add(self, rows: ParameterJacobian, how: How) -> None:
-        """Add a batch."""
-        known, lookups = Known(), dict[tuple[str, Box | None], LookupMoments]()
-        shapes = dict(zip(rows.in_space.names, rows.in_space.shapes, strict=True))
-
-        def take(root: int, name: str, use: Use) -> None:
-            for box, part in boxes_of(use):
-                if isinstance(part, Lookup) and how.approximation == "expand":
-                    lookups.setdefault((name, box), LookupMoments(part)).add(part)
-                else:
-                    shape = shapes[name] if box is None else [stop - start for start, stop in box]
-                    channels = shape[0] if len(shape) > 1 else 1
-                    found = contractions.moments(part, name, how.approximation, how.widest, known, channels)
-                    self._put((name, box), found)
-
-        rows.source.visit(take)
-        for key, sums in lookups.items():
-            self._put(key, sums.result())
-        self._additive = rows.additive
-        self.mass += rows.mass
-
-    def _put(self, key: tuple[str, Box | None], new: Moments) -> None:
-        before = self.moments.get(key)
-        if before is not None and before.kind != new.kind:
-            raise StructureError(_ASKED, f"'{key[0]}' is used differently by different batches", "use batches of one kind")
-        self.moments[key] = new if before is None else contractions.add_moments([before, new])
-
-    def operator(self, space: Space) -> KroneckerFactored:
-        """The matrix."""
-        mass = 1.0 if self._additive else self.mass
-        if mass == 0:
-            raise DataError(_ASKED, "a total mass of 0", "check the targets: none of them counts")
-        dtypes = dict(zip(space.names, space.dtypes, strict=True))
-        order = {name: i for i, name in enumerate(space.names)}
-        places = [Place(name, box, _block(m, mass, dtypes[name])) for (name, box), m in self.moments.items()]
-        return KroneckerFactored(space, tuple(sorted(places, key=lambda place: order[place.name])), mass)
-
-
-    def tables(self) -> Tables:
-        """The moments, the mass and whether losses add up, as tensors that can be added to those of other processes."""
-        found: Tables = {("mass",): torch.tensor(self.mass, dtype=torch.float64)}
-        if self._additive is not None:
-            found["additive", self._additive] = torch.zeros(())
-        for (name, box), m in self.moments.items():
-            key = (name, box, m.kind)
-            found |= {(*key, "left"): m.left, (*key, "right"): m.right}
-            found[*key, "terms"] = torch.tensor(float(m.terms), dtype=torch.float64)
-        return found
-
-    @classmethod
-    def of_tables(cls, tables: Tables) -> Accumulated:
-        """The sum of what several processes have.
-
-        Raises:
-            StructureError: a parameter is used differently by different processes.
-        """
-        found = cls()
-        found.mass, found._additive = float(tables["mass",]), ("additive", True) in tables
-        for name, box, kind, side in (key for key in tables if isinstance(key, tuple) and len(key) == 4):
-            if side == "left":
-                key = (name, box, kind)
-                terms = float(tables[*key, "terms"])
-                found._put((name, box), Moments(tables[*key, "left"], tables[*key, "right"], terms, kind))
-        return found
-
-
-def accumulated(how: How, batches: Iterable[ParameterJacobian], data: Any) -> Accumulated:
-    """The moments of the rows of all batches: of all processes, where the data are spread over them.
-
-    Raises:
-        DistributedError: another process failed. StructureError: a parameter is used differently by different batches.
-    """
-
-    def own() -> Accumulated:
-        found = Accumulated()
-        for rows in batches:
-            found.add(rows, how)
-        return found
-
-    if not isinstance(data, Spread):
-        return own()
-    return Accumulated.of_tables(data.add_up("Kronecker factors", lambda: own().tables()))
-
-
-def boxes_of(use: Use) -> list[tuple[Box | None, Use]]:
-    """The parts of a use that lie in disjoint boxes of the parameter, each on its own, if one of them has factors."""
-    if isinstance(use, Parts) and any(isinstance(part, Contract | Lookup) for _, part in use.uses):
-        return [(box, part) for box, part in use.uses]
-    return [(None, use)]
-
-
-def _block(moments: Moments, mass: float, dtype: torch.dtype) -> FactorBlock:
-    """The factors of a block; the smaller one takes what the product is divided by."""
-    wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-    left, right = moments.left.to(wide), moments.right.to(wide)
-    divisor = mass * (moments.terms if moments.kind == "kronecker" and moments.terms else 1.0)
-    if moments.kind in ("exact", "blocks"):
-        left = torch.ones_like(left)
-    if moments.kind == "diagonal":
-        right = torch.ones_like(right)
-    if moments.kind in ("exact", "blocks") or (moments.kind == "kronecker" and right.numel() <= left.numel()):
-        return FactorBlock(left, right / divisor, moments.kind)
-    return FactorBlock(left / divisor, right, moments.kind)
+    return attempt

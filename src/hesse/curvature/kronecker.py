@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import StructureError, SymmetryError
-from hesse.core.memory import Budget
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.curvature.kronecker_blocks import Block, EigenBlock, FactorBlock
 from hesse.linalg.answer import Answer
-from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.eigenvalues import Eigenvalues, eigenvalues_rule
 from hesse.linalg.solve_rules import Inner, solve_rule
@@ -207,13 +205,6 @@ def _store(A: KroneckerFactored) -> dict[str, Any]:
         for p in A.places
     ]
     return {"space": A.in_space, "places": places, "rest": A.rest}
-
-
-@dense_rule.register(KroneckerFactored)
-def _dense(A: KroneckerFactored, memory: Budget | None = None) -> Tensor:
-    dim = A.shape[0]
-    units = torch.eye(dim, dtype=A.in_space.dtype, device=A.in_space.device)
-    return A.out_space.ravel(A.mm(A.in_space.unravel(units)), 1).mT
 
 
 @diagonal_rule.register(KroneckerFactored)

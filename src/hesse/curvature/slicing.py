@@ -14,12 +14,15 @@ from hesse.autodiff.model import Model, sample_count
 from hesse.core import tree
 from hesse.core.chunked import is_allocation_failure
 from hesse.core.errors import MemoryBudgetError
-from hesse.core.growth import Growth, settle
+from hesse.core.growth import Growth, settle, taken_bytes
 from hesse.core.memory import Budget, format_bytes, given_budget
 
 _SMALL = 1024  # times the bytes of batch and parameters: a budget above is not looked at more closely
-_WHOLE = 0.7  # of the budget: a batch that takes less is not sliced
-SLICE = 0.4  # of the budget for one slice; what is kept of other slices takes up to half
+_WHOLE = 0.65  # of the budget: a batch that takes less is not sliced
+SLICE = 0.36  # of the budget for one slice; what is kept of other slices takes up to half
+ALONE = 0.8  # of the budget for one slice, where nothing is kept of other slices
+_LEFT = 0.1  # of the budget: what slices may leave behind unused before it is given back
+_FASTER = 2  # times as many samples as in the slice before, at most
 _FEWEST = 4  # samples that calibrate
 _PART = 64  # and one in so many of the batch
 _NOISE = 2**20  # bytes that a measurement may be wrong by
@@ -45,10 +48,19 @@ class Slicing:
         work: does to a few samples what will be done to all, and leaves nothing behind.
         memory: the budget; None: that in force. Without one nothing is sliced and nothing measured.
         asked: what for, in error messages.
+        share: of the budget, for one slice.
+
+    Attributes:
+        floor: bytes that are taken besides, whatever the number of samples; `work` may raise it.
+        ground: bytes taken when the first batch was looked at; None before, and where none was.
     """
 
-    def __init__(self, model: Model, work: Callable[[Any], None], memory: Budget | None, asked: str) -> None:
-        self.model, self.work, self.memory, self.asked = model, work, memory, asked
+    def __init__(
+        self, model: Model, work: Callable[[Any], None], memory: Budget | None, asked: str, share: float = SLICE
+    ) -> None:
+        self.model, self.work, self.memory, self.asked, self.share = model, work, memory, asked, share
+        self.floor = 0
+        self.ground: int | None = None
         self._known: dict[Any, Appetite] = {}
 
     def needed(self, batch: Any) -> int | None:
@@ -76,27 +88,32 @@ class Slicing:
         appetite = self._known.get(key)
         if appetite is None:
             appetite = self._known[key] = self._measured(batch, count, budget)
+        least = max(appetite.of(min(count, 2)), self.floor)
+        if least > budget:
+            raise self.too_small(budget, least)
         if count == 1 or appetite.of(count) <= _WHOLE * budget:
             return None
-        fits = int((SLICE * budget - appetite.fixed) / max(appetite.per_sample, 1.0))
-        if fits < 2 and appetite.of(2) <= budget:
-            fits = 2
-        if fits < 2:
-            raise self.too_small(budget, appetite.of(2))
-        return min(fits, count)
+        fits = int((self.share * budget - appetite.fixed) / max(appetite.per_sample, 1.0))
+        return min(max(fits, 2), count)
 
     def _measured(self, batch: Any, count: int, budget: int) -> Appetite:
         """By two measurements, the second on enough samples to tell what a sample takes from what all share."""
         settle()
+        if self.ground is None:
+            self.ground = taken_bytes(self.model.device)
         few = min(count, max(_FEWEST, count // _PART))
-        first, ground = self._highest(batch, few, budget, None)
+        self._highest(batch, few, budget, None)  # what kernels take once, at their first call, is no sample's
+        settle()
+        first, ground = self._highest(batch, few, budget, self.ground)
         more = min(count, 8 * few, max(int(SLICE * budget * few / max(first, _NOISE)), few))
         if more < 2 * few:
-            return Appetite(0.0, first / few)
+            more = min(2, few - 1)
+        if not more:
+            return Appetite(0.0, first)
         settle()
         second, _ = self._highest(batch, more, budget, ground)
         per_sample = max((second - first) / (more - few), 0.0)
-        return Appetite(max(second - per_sample * more, 0.0), per_sample)
+        return Appetite(max(max(first, second) - per_sample * max(few, more), 0.0), per_sample)
 
     def _highest(self, batch: Any, count: int, budget: int, ground: int | None) -> tuple[int, int]:
         """Bytes that work on some samples takes over the ground, and the ground (what was taken at its start, if not given)."""
@@ -121,6 +138,8 @@ class Slicing:
 class SlicedBatches:
     """A data set whose batches are handed out in slices that fit the memory budget.
 
+    The first slice is as large as an estimate says; the others follow what the one before took.
+
     Args:
         batches: an iterable of batches that can be read again.
         slicing: finds how large a slice may be.
@@ -135,7 +154,24 @@ class SlicedBatches:
             if at_once is None:
                 yield batch
             else:
-                yield from sliced(batch, sample_count(batch, None, self.slicing.asked), at_once)
+                yield from self._slices(batch, sample_count(batch, None, self.slicing.asked), at_once)
+
+    def _slices(self, batch: Any, count: int, at_once: int) -> Iterator[Any]:
+        device = self.slicing.model.device
+        budget, ground = given_budget(self.slicing.memory, device), self.slicing.ground
+        if budget is None or ground is None:
+            yield from sliced(batch, count, at_once)
+            return
+        done = 0
+        while done < count:
+            size = -(-(count - done) // -(-(count - done) // at_once))  # of equal length, as far as they can be
+            if taken_bytes(device) - ground > _LEFT * budget:
+                settle()
+            with Growth(device) as growth:
+                yield rows_of(batch, done, done + size)
+            done += size
+            most = size * self.slicing.share * budget / max(growth.highest - ground, _NOISE)
+            at_once = min(max(int(most), 1), max(at_once, _FASTER * size))
 
 
 def tensors_in(batch: Any) -> list[Tensor]:

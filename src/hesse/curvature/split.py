@@ -73,11 +73,6 @@ class SplitBatch(Average):
         part = None if budget is None else max(int(SLICE * budget), 1)
         return self.combine(lambda operator: mm_within(operator, V, part))
 
-    @property
-    def gradient(self) -> Tree:
-        """The gradient of the loss, where the matrices of the slices have one: a tree like the parameters."""
-        return self.combine(lambda operator: operator.gradient)  # pyright: ignore[reportAttributeAccessIssue]
-
 
 def split_if_needed(make: Make, model: Model, memory: Budget | None, asked: str) -> Make:
     """`make` for batches of any size: those too large for the budget become a `SplitBatch`.

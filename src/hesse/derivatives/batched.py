@@ -5,28 +5,52 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.autodiff.blocks import chunk_for, joined, pull_block, push_block
+from hesse.autodiff.blocks import pull_block, push_block
 from hesse.autodiff.independence import batch_size, require_independent_rows
 from hesse.autodiff.recording import Recording
-from hesse.core.batching import slices
-from hesse.core.memory import Budget
+from hesse.autodiff.room import Room
 from hesse.derivatives.forward import Mode, Table, by_forward_mode
+from hesse.derivatives.gathered import Gathering
+
+_INDEX = 16  # bytes of a sparse entry's index along an axis, while it is made
 
 
-def row_jacobians(recording: Recording, mode: Mode, memory: Budget | None, asked: str) -> Table:
+def row_jacobians(recording: Recording, mode: Mode, layout: str, room: Room, asked: str) -> Table:
     """``[n, *m, *d]`` for every pair of an output leaf ``[n, *m]`` and an input leaf ``[n, *d]``, after proving independence.
+
+    Args:
+        recording: the function.
+        mode: "forward" leaves no choice.
+        layout: what will be made of the table.
+        room: the memory that the call may take.
+        asked: what is asked of hesse, for error messages.
 
     Cost: min(m, d) passes, and for the proof about log2(n) backward passes, or one run where these hold much.
     """
     size = batch_size(recording, asked)
     m, d = recording.out_space.dim // size, recording.in_space.dim // size
-    result = 2 * size * m * d * recording.in_space.dtype.itemsize
-    chunk = chunk_for(recording, m + d, result, memory, "a batched Jacobian")
-    require_independent_rows(recording, asked, chunk)
+    gathering = Gathering(recording, room, "a batched Jacobian", batched_bytes(recording, recording, layout))
+    require_independent_rows(recording, asked, gathering.chunk(m + d))
     table = None
     if mode == "forward" or (mode == "auto" and d < m):
-        table = by_forward_mode(recording, mode, lambda: _forward(recording, size, chunk), _product, asked)
-    return _reverse(recording, size, chunk) if table is None else table
+        table = by_forward_mode(recording, mode, lambda: _by_columns(gathering, size), _product, asked)
+    return by_rows(gathering, size, "Jacobian rows") if table is None else table
+
+
+def batched_bytes(recording: Recording, source: Recording, layout: str) -> int:
+    """Bytes of the blocks ``[n, *m, *d]`` of a derivative, and of what is made of them.
+
+    Args:
+        recording: of the function, for the number of rows.
+        source: what is differentiated: the same, or the recording of its gradient.
+        layout: "batched", "dense" or "sparse".
+    """
+    size, unit = len(recording.inputs[0]), source.in_space.dtype.itemsize
+    entries = source.out_space.dim * source.in_space.dim // max(size, 1)
+    if layout == "dense":
+        return entries * unit * (1 + size)
+    axes = 1 + max(y.ndim for y in source.outputs) + max(leaf.ndim for leaf in source.inputs)
+    return entries * (unit + (_INDEX * axes + 2 * unit if layout == "sparse" else 0))
 
 
 def _product(block: Tensor, tangent: Tensor) -> Tensor:
@@ -36,34 +60,45 @@ def _product(block: Tensor, tangent: Tensor) -> Tensor:
     return (block.reshape(size, -1, width) @ tangent.reshape(size, width, 1)).reshape(out)
 
 
-def _reverse(recording: Recording, size: int, chunk: int) -> Table:
-    table = []
-    for index, output in enumerate(recording.outputs):
-        pieces = []
-        for columns in slices(output.numel() // size, chunk, "Jacobian rows"):
-            only: list[Tensor | None] = [None] * len(recording.outputs)
-            only[index] = same_unit_in_every_row(output, columns)
-            pieces.append(pull_block(recording, only))
-        rows = [g.movedim(0, 1) for g in joined(pieces, recording.inputs)]
-        shape = output.shape
-        table.append([(g.conj().resolve_conj() if g.is_complex() else g).reshape(shape + g.shape[2:]) for g in rows])
-    return table
+def by_rows(gathering: Gathering, size: int, label: str) -> Table:
+    """The blocks of `size` rows by reverse mode, for every pair of leaves.
 
+    Args:
+        gathering: of a function with independent rows, or of the gradient of their sum.
+        size: how many rows.
+        label: shown as progress.
+    """
+    inputs, outputs = gathering.recording.inputs, gathering.recording.outputs
 
-def _forward(recording: Recording, size: int, chunk: int) -> Table:
-    columns: list[list[Tensor]] = []
-    for index, leaf in enumerate(recording.inputs):
-        pieces = []
-        for part in slices(leaf.numel() // size, chunk, "Jacobian columns"):
-            unit = same_unit_in_every_row(leaf, part)
-            block = [
-                unit if i == index else other.new_zeros(unit.shape[0], *other.shape) for i, other in enumerate(recording.inputs)
-            ]
-            pieces.append(push_block(recording, block))
-        columns.append([g.movedim(0, -1) for g in joined(pieces, recording.outputs)])
+    def pulled(index: int, columns: slice) -> list[Tensor]:
+        only: list[Tensor | None] = [None] * len(outputs)
+        only[index] = same_unit_in_every_row(outputs[index], columns)
+        return [g.conj().resolve_conj() if g.is_complex() else g for g in pull_block(gathering.recording, only)]
+
+    def empty(index: int, count: int) -> list[Tensor]:
+        return [leaf.new_empty(count, *leaf.shape) for leaf in inputs]
+
+    stacks = gathering.stacks([y.numel() // size for y in outputs], pulled, empty, label)
     return [
-        [columns[j][i].reshape(output.shape + leaf.shape[1:]).to(leaf.dtype) for j, leaf in enumerate(recording.inputs)]
-        for i, output in enumerate(recording.outputs)
+        [g.movedim(0, 1).reshape(output.shape + g.shape[2:]) for g in row] for output, row in zip(outputs, stacks, strict=True)
+    ]
+
+
+def _by_columns(gathering: Gathering, size: int) -> Table:
+    inputs, outputs = gathering.recording.inputs, gathering.recording.outputs
+
+    def pushed(index: int, columns: slice) -> list[Tensor]:
+        unit = same_unit_in_every_row(inputs[index], columns)
+        others = [unit if i == index else x.new_zeros(len(unit), *x.shape) for i, x in enumerate(inputs)]
+        return push_block(gathering.recording, others)
+
+    def empty(index: int, count: int) -> list[Tensor]:
+        return [y.new_empty(count, *y.shape, dtype=inputs[index].dtype) for y in outputs]
+
+    columns = gathering.stacks([leaf.numel() // size for leaf in inputs], pushed, empty, "Jacobian columns")
+    return [
+        [columns[j][i].movedim(0, -1).reshape(output.shape + leaf.shape[1:]).to(leaf.dtype) for j, leaf in enumerate(inputs)]
+        for i, output in enumerate(outputs)
     ]
 
 

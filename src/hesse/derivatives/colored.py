@@ -11,7 +11,9 @@ from torch import Tensor
 
 from hesse.autodiff.push_rules import NoPushError
 from hesse.autodiff.recording import Recording
-from hesse.core.memory import Budget, chunk_size, current_budget
+from hesse.autodiff.room import Room
+from hesse.core.errors import MemoryBudgetError
+from hesse.core.memory import chunk_size, current_budget
 from hesse.core.space import Space
 from hesse.derivatives.batched import unraveled
 from hesse.derivatives.forward import Table
@@ -21,7 +23,10 @@ from hesse.sparse.colored import ColoredPattern
 from hesse.sparse.coloring import coloring
 from hesse.sparse.entries import Entries
 from hesse.sparse.pattern import Pattern
+from hesse.sparse.stages import Stages
 from hesse.sparse.verify import Check, Miss
+
+_PLACES = 24  # bytes of the row and the column of an entry, and of its place in a dense result
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,19 +54,19 @@ class SparseMatrix:
         """The matrix as an operator."""
         return Sparse(self.places(), self.values, self.in_space, self.out_space, self.tags)
 
-    def table(self, layout: str, memory: Budget | None) -> Table:
+    def table(self, layout: str, room: Room) -> Table:
         """For each pair of an output leaf and an input leaf a tensor ``out.shape + x.shape``.
 
         Args:
             layout: "dense", or "sparse" (COO).
-            memory: the budget.
+            room: the memory that the call may take.
 
         Raises:
             MemoryBudgetError: the dense result does not fit.
         """
         if layout == "dense":
-            result = 2 * self.out_space.dim * self.in_space.dim * self.values.dtype.itemsize
-            chunk_size(1, 0, result, current_budget(memory, self.in_space.device), "a dense result")
+            _, result = result_bytes(layout, self.out_space, self.in_space)
+            chunk_size(1, 0, result, current_budget(room.given, self.in_space.device), "a dense result")
         make = _dense if layout == "dense" else _sparse
         (rows, columns), out, into = self.places(), self.out_space, self.in_space
         if len(out.names) == len(into.names) == 1:
@@ -80,6 +85,22 @@ class SparseMatrix:
         return table
 
 
+def result_bytes(layout: str, out_space: Space, in_space: Space) -> tuple[int, int]:
+    """Bytes of a result for each of its entries, while it is made, and at any rate.
+
+    Args:
+        layout: "dense", "sparse" or "operator".
+        out_space, in_space: of its rows and columns.
+    """
+    unit = in_space.dtype.itemsize
+    if layout == "operator":
+        return _PLACES, 0
+    if layout == "dense":
+        return _PLACES + unit, out_space.dim * in_space.dim * unit
+    axes = max(map(len, out_space.shapes)) + max(map(len, in_space.shapes))
+    return _PLACES + 2 * 8 * axes + unit, 0
+
+
 def _dense(rows: Tensor, columns: Tensor, values: Tensor, out: torch.Size, into: torch.Size) -> Tensor:
     flat = values.new_zeros(out.numel() * into.numel())
     return flat.index_put_((rows * into.numel() + columns,), values).reshape(out + into)
@@ -91,13 +112,13 @@ def _sparse(rows: Tensor, columns: Tensor, values: Tensor, out: torch.Size, into
     return torch.sparse_coo_tensor(stacked, values, out + into, is_coalesced=True, check_invariants=False)
 
 
-def values_by_colors(source: Recording, colored: ColoredPattern, memory: Budget | None, *, forced: bool = False) -> Tensor:
+def values_by_colors(source: Recording, colored: ColoredPattern, stages: Stages, *, forced: bool = False) -> Tensor:
     """The entries of a Jacobian from products with sums of its columns and of its rows, checked by a random product.
 
     Args:
         source: the function; its gradient for a Hessian.
         colored: the pattern and its colors; symmetric ones for a gradient.
-        memory: the budget.
+        stages: the memory budget.
         forced: columns have to be computed, by running the function again where its graph is not enough. Otherwise rows are
             taken where columns cannot be computed, or come out otherwise than in reverse mode.
 
@@ -110,6 +131,16 @@ def values_by_colors(source: Recording, colored: ColoredPattern, memory: Budget 
 
     Cost: a product a color, batched, and one backward pass.
     """
+    left, given = stages.left(colored.pattern), stages.room.given
+    try:
+        return _values(source, colored, left, forced)
+    except MemoryBudgetError as error:
+        if given is None or left is None:
+            raise
+        raise stages.room.refusal(error.least + given - left, "a sparse derivative") from error
+
+
+def _values(source: Recording, colored: ColoredPattern, memory: int | None, forced: bool) -> Tensor:
     symmetric = colored.kind in ("star", "acyclic")
     check = Check(colored.pattern, source.in_space, source.out_space)
     pushes = bool(colored.columns) and not symmetric

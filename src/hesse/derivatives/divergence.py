@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.blocks import chunk_for, pull_block, unit_blocks
+from hesse.autodiff.blocks import chunk_for, pull_block, unit_rows
 from hesse.autodiff.independence import batch_size, require_independent_rows
 from hesse.autodiff.linearize import require_connected
 from hesse.autodiff.recording import Function, Recording, inside_vmap, record
+from hesse.autodiff.room import Room
 from hesse.core import random
 from hesse.core.batching import slices
-from hesse.core.errors import HolomorphyError, MixedSamplesError, StructureError, UnsupportedError
-from hesse.core.memory import Budget
+from hesse.core.chunked import ChunkPlan, in_chunks
+from hesse.core.errors import HolomorphyError, MemoryBudgetError, MixedSamplesError, StructureError, UnsupportedError
+from hesse.core.memory import Budget, too_small
 from hesse.core.tree import Tree
 from hesse.derivatives.batched import same_unit_in_every_row
 from hesse.derivatives.jacobian import one_of
+from hesse.derivatives.probes import Noise, Probes
 from hesse.derivatives.rows import has_rows, in_rows
 
 _ASKED = "divergence(f, x) adds up the derivatives of every component of a vector field by its own coordinate."
-_NOISES = {"rademacher": random.rademacher, "gaussian": random.normal}
+_NOISES: dict[str, Noise] = {"rademacher": random.rademacher, "gaussian": random.normal}
+_COPIES = 4  # of what the graph produced, for each vector of a batched pass
+_MARGIN = 1.1  # over what was measured, where an error names it
+_NOISE_BYTES = 2**20  # that no measurement tells
 
 
 class DivergenceResult(NamedTuple):
@@ -82,33 +89,94 @@ def divergence(
     one_of("structure", structure, ("auto", "dense", "batched"))
     if samples < 1:
         raise StructureError("samples is the number of random vectors.", repr(samples), "pass at least 1")
+    rows = structure == "batched" or (structure == "auto" and has_rows(x))
     if method == "exact":
-        rows = structure == "batched" or (structure == "auto" and has_rows(x))
-        found = in_rows(x, lambda part: _exact_divergence(f, part, structure, memory), memory, _ASKED) if rows else None
-        return _exact_divergence(f, x, structure, memory) if found is None else found
-    recording, size, chunk = _recorded(f, x, structure, memory)
-    if size is not None:
-        _refuse_mixed_rows(recording, size)
-    source = random.make_generator() if generator is None else generator
-    return DivergenceResult(recording.value, *_hutchinson(recording, size, chunk, samples, noise, source))
+
+        def exact(part: Any) -> DivergenceResult:
+            return _exact_divergence(f, part, structure, Room(None, part))
+
+        by_row = in_rows(x, exact, memory, _ASKED) if rows else None
+        return _exact_divergence(f, x, structure, Room(memory, x), measured=True) if by_row is None else by_row
+    probes = Probes.of(x, _NOISES[noise], samples, generator, by_row=rows)
+
+    def some(part: Any) -> DivergenceResult:
+        return _estimated(f, part[0], structure, probes.of_rows(part[1]), Room(None, part[0]))
+
+    by_row = in_rows((x, torch.arange(probes.count)), some, memory, _ASKED) if rows and probes.count else None
+    found = _estimated(f, x, structure, probes, Room(memory, x), measured=True) if by_row is None else by_row
+    return found if samples > 1 else found._replace(standard_error=torch.full_like(found.divergence, torch.inf))
 
 
-def _recorded(f: Function, x: Any, structure: str, memory: Budget | None) -> tuple[Recording, int | None, int]:
-    """The run, the number of rows for a batch, and how many vectors share a pass."""
-    recording = record(f, x, _ASKED)
-    _require_field(recording)
-    require_connected(recording, _ASKED)
-    is_batched = structure == "batched" or (structure == "auto" and all(leaf.ndim > 1 for leaf in recording.inputs))
-    size = batch_size(recording, _ASKED) if is_batched else None
-    return recording, size, chunk_for(recording, recording.in_space.dim // (size or 1), 0, memory, "a divergence")
+class _Run:
+    """A recorded field, and how many vectors share a pass.
+
+    Args:
+        f, x, structure: as for `divergence`.
+        room: the memory that the call may take.
+        measured: whether passes are measured against it; else the number of vectors a pass keeps to it by an estimate.
+
+    Attributes:
+        size: the number of rows for a batch.
+    """
+
+    def __init__(self, f: Function, x: Any, structure: str, room: Room, measured: bool) -> None:
+        self.recording = recording = record(f, x, _ASKED)
+        _require_field(recording)
+        require_connected(recording, _ASKED)
+        is_batched = structure == "batched" or (structure == "auto" and all(leaf.ndim > 1 for leaf in recording.inputs))
+        self.size = batch_size(recording, _ASKED) if is_batched else None
+        self.measures = measured and room.given is not None and not recording.functorch
+        self.room, total = room, recording.in_space.dim // (self.size or 1)
+        self.chunk = chunk_for(recording, total, 0, 2**62 if self.measures else room.given, "a divergence")
+        self.graph = recording.graph_bytes() if self.measures else 0
+
+    def passes(self, total: int, work: Callable[[slice], Tensor], label: str) -> list[Tensor]:
+        """Some work on `total` vectors, in passes that fit.
+
+        Raises:
+            MemoryBudgetError: a pass with one vector does not fit, or the graphs of a result that is to be differentiable.
+        """
+        if not self.measures or self.room.given is None:
+            return [work(part) for part in slices(total, self.chunk, label)]
+        found: list[Tensor] = []
+
+        def some(part: slice) -> list[Tensor]:
+            return [work(slice(part.start + s.start, part.start + s.stop)) for s in slices(part.stop - part.start, self.chunk)]
+
+        for part, pieces in self._measured(total, some, self.room.given, label):
+            found += pieces
+            if self.recording.follows([]):
+                self._require_graphs(self.room.given, part.stop, total)
+        return found
+
+    def _measured(
+        self, total: int, work: Callable[[slice], list[Tensor]], given: int, label: str
+    ) -> Iterator[tuple[slice, list[Tensor]]]:
+        """`in_chunks` beside the graph; errors name what both take."""
+        held, each = self.room.held(self.graph), _COPIES * max(self.graph, 1)
+        if given <= held:
+            raise too_small(given, int(_MARGIN * (held + each)), "a divergence")
+        try:
+            yield from in_chunks(
+                total, work, ChunkPlan(given - held, self.recording.in_space.device, "a divergence", each), label
+            )
+        except MemoryBudgetError as error:
+            raise too_small(given, max(error.least + max(self.graph, held), given + 1), "a divergence") from error
+
+    def _require_graphs(self, given: int, done: int, total: int) -> None:
+        """Refuse a result that is to be differentiable, whose graphs will not fit."""
+        taken = self.room.taken()
+        if taken > given + _NOISE_BYTES:
+            least = int(_MARGIN * taken * total / done) + _NOISE_BYTES
+            raise too_small(given, least, "a divergence that is to be differentiable itself")
 
 
-def _exact_divergence(f: Function, x: Any, structure: str, memory: Budget | None) -> DivergenceResult:
-    recording, size, chunk = _recorded(f, x, structure, memory)
-    if size is not None:
-        require_independent_rows(recording, _ASKED, chunk)
-    found = _exact(recording, chunk) if size is None else _exact_rows(recording, size, chunk)
-    return DivergenceResult(recording.value, found, torch.zeros_like(found))
+def _exact_divergence(f: Function, x: Any, structure: str, room: Room, *, measured: bool = False) -> DivergenceResult:
+    run = _Run(f, x, structure, room, measured)
+    if run.size is not None:
+        require_independent_rows(run.recording, _ASKED, run.chunk)
+    found = _exact(run) if run.size is None else _exact_rows(run, run.size)
+    return DivergenceResult(run.recording.value, found, torch.zeros_like(found))
 
 
 def _require_field(recording: Recording) -> None:
@@ -122,41 +190,48 @@ def _require_field(recording: Recording) -> None:
         raise HolomorphyError(_ASKED, "complex numbers", "pass real and imaginary parts (torch.view_as_real) as real inputs")
 
 
-def _exact(recording: Recording, chunk: int) -> Tensor:
-    terms = []
-    for index, _, block in unit_blocks(recording.inputs, chunk, "divergence"):
-        only = [u if i == index else None for i, u in enumerate(block)]
-        terms.append((pull_block(recording, only)[index] * block[index]).sum())
+def _exact(run: _Run) -> Tensor:
+    recording, terms = run.recording, list[Tensor]()
+    for index, leaf in enumerate(recording.inputs):
+
+        def trace(part: slice, index: int = index, leaf: Tensor = leaf) -> Tensor:
+            only: list[Tensor | None] = [None] * len(recording.inputs)
+            only[index] = unit = unit_rows(leaf, part)
+            return (pull_block(recording, only)[index] * unit).sum()
+
+        terms += run.passes(leaf.numel(), trace, "divergence")
     return sum(terms, recording.outputs[0].new_zeros(()))
 
 
-def _exact_rows(recording: Recording, size: int, chunk: int) -> Tensor:
-    terms = []
+def _exact_rows(run: _Run, size: int) -> Tensor:
+    recording, terms = run.recording, list[Tensor]()
     for index, leaf in enumerate(recording.inputs):
-        for columns in slices(leaf.numel() // size, chunk, "divergence"):
+
+        def traces(part: slice, index: int = index, leaf: Tensor = leaf) -> Tensor:
             only: list[Tensor | None] = [None] * len(recording.inputs)
-            unit = same_unit_in_every_row(leaf, columns)
-            only[index] = unit
-            terms.append((pull_block(recording, only)[index] * unit).unsqueeze(-1).flatten(2).sum((0, 2)))
+            only[index] = unit = same_unit_in_every_row(leaf, part)
+            return (pull_block(recording, only)[index] * unit).unsqueeze(-1).flatten(2).sum((0, 2))
+
+        terms += run.passes(leaf.numel() // size, traces, "divergence")
     return sum(terms, recording.outputs[0].new_zeros(size))
 
 
-def _hutchinson(
-    recording: Recording, size: int | None, chunk: int, samples: int, noise: str, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard error of ``v . J v`` over random vectors, by row for a batch."""
-    draw, keep = _NOISES[noise], 1 if size is None else 2
-    pieces = []
-    for part in slices(samples, chunk, "divergence (random vectors)"):
-        count = part.stop - part.start
-        probes = [draw((count, *y.shape), y.dtype, y.device, generator) for y in recording.outputs]
-        pulled = pull_block(recording, probes)
-        products = [(g * v).unsqueeze(-1).flatten(keep).sum(keep) for g, v in zip(pulled, probes, strict=True)]
-        pieces.append(sum(products[1:], products[0]))
-    each = torch.cat(pieces)
-    if samples == 1:
-        return each[0], torch.full_like(each[0], torch.inf)
-    return each.mean(0), each.std(0) / samples**0.5
+def _estimated(f: Function, x: Any, structure: str, probes: Probes, room: Room, *, measured: bool = False) -> DivergenceResult:
+    """The mean of ``v . J v`` over random vectors, by row for a batch, and its standard error (0 for one vector)."""
+    run = _Run(f, x, structure, room, measured)
+    recording, keep = run.recording, 1 if run.size is None else 2
+    if run.size is not None:
+        _refuse_mixed_rows(recording, run.size)
+
+    def products(part: slice) -> Tensor:
+        vectors = probes.draw(part, recording.outputs)
+        pulled = pull_block(recording, vectors)
+        each = [(g * v).unsqueeze(-1).flatten(keep).sum(keep) for g, v in zip(pulled, vectors, strict=True)]
+        return sum(each[1:], each[0])
+
+    each = torch.cat(run.passes(probes.samples, products, "divergence (random vectors)"))
+    spread = each.std(0) / probes.samples**0.5 if probes.samples > 1 else torch.zeros_like(each[0])
+    return DivergenceResult(recording.value, each.mean(0), spread)
 
 
 def _refuse_mixed_rows(recording: Recording, size: int) -> None:

@@ -6,10 +6,11 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from hesse.autodiff.blocks import chunk_for, joined, pull_block, unit_blocks
+from hesse.autodiff.blocks import chunk_for, pull_block, unit_blocks
 from hesse.autodiff.independence import batch_size, require_independent_rows
 from hesse.autodiff.linearize import require_connected
 from hesse.autodiff.recording import Function, Recording, record
+from hesse.autodiff.room import Room
 from hesse.autodiff.second_order import (
     HessianOperator,
     gradient_recording,
@@ -19,11 +20,13 @@ from hesse.core.batching import slices
 from hesse.core.errors import HolomorphyError, NonScalarError, StructureError
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
-from hesse.derivatives.batched import same_unit_in_every_row, spread, spread_sparse
+from hesse.derivatives import batched
+from hesse.derivatives.batched import batched_bytes, same_unit_in_every_row, spread, spread_sparse
 from hesse.derivatives.forward import Table
-from hesse.derivatives.jacobian import one_of
+from hesse.derivatives.gathered import Gathering, sparse_bytes, sparsified
+from hesse.derivatives.jacobian import by_rows, one_of
 from hesse.derivatives.rows import in_rows
-from hesse.derivatives.structure import sparse_matrix
+from hesse.derivatives.structure import Request, sparse_matrix
 
 _HESSIAN = "hessian(f, x) differentiates a function with one real value twice."
 _LAPLACIAN = "laplacian(f, x) adds up the second derivatives of a function with one real value."
@@ -83,11 +86,13 @@ def hessian(
     if structure == "sparse" and layout == "batched":
         remedy = "pass structure='batched', or another layout"
         raise StructureError(_HESSIAN, "layout='batched' of structure='sparse'", remedy)
+    room = Room(memory, x)
     if structure == "batched" or layout == "batched":
-        recording, size, chunk = _record_rows(f, x, memory, _HESSIAN)
+        recording, size = _record_rows(f, x, _HESSIAN)
         if layout == "operator":
+            require_independent_rows(recording, _HESSIAN, _chunk(recording, memory), twice=True)
             return HessianResult(recording.value, HessianOperator(recording))
-        table = _row_hessians(recording, size, chunk)
+        table = _row_hessians(recording, size, layout, room)
         if layout != "batched":
             put = spread if layout == "dense" else spread_sparse
             table = [[put(b, leaf.ndim) for b in row] for row, leaf in zip(table, recording.inputs, strict=True)]
@@ -96,10 +101,10 @@ def hessian(
     if layout == "operator" and structure != "sparse":
         return HessianResult(recording.value, HessianOperator(recording))
     gradient = gradient_recording(recording)
-    found = None if structure == "dense" else sparse_matrix(recording, gradient, structure, "auto", memory, _HESSIAN)
+    found = None if structure == "dense" else sparse_matrix(recording, gradient, Request(structure, layout), room, _HESSIAN)
     if found is not None and layout == "operator":
         return HessianResult(recording.value, found.operator())
-    return _result(recording, _dense(gradient, layout, memory) if found is None else found.table(layout, memory))
+    return _result(recording, _dense(gradient, layout, room) if found is None else found.table(layout, room))
 
 
 def _result(recording: Recording, table: Table) -> HessianResult:
@@ -107,19 +112,12 @@ def _result(recording: Recording, table: Table) -> HessianResult:
     return HessianResult(recording.value, space.rebuild([space.rebuild(row) for row in table]))
 
 
-def _dense(gradient: Recording, layout: str, memory: Budget | None) -> Table:
+def _dense(gradient: Recording, layout: str, room: Room) -> Table:
     space = gradient.in_space
-    result = 2 * space.dim**2 * space.dtype.itemsize
-    chunk = chunk_for(gradient, space.dim, result, memory, "a dense Hessian")
-    pieces: list[list[list[Tensor]]] = [[] for _ in gradient.inputs]
-    for index, _, block in unit_blocks(gradient.inputs, chunk, "Hessian rows"):
-        only = [u if i == index else None for i, u in enumerate(block)]
-        pieces[index].append(pull_block(gradient, only))
-    table = [
-        [g.reshape(leaf.shape + g.shape[1:]) for g in joined(parts, gradient.inputs)]
-        for leaf, parts in zip(gradient.inputs, pieces, strict=True)
-    ]
-    return table if layout == "dense" else [[block.to_sparse() for block in row] for row in table]
+    later = sparse_bytes(gradient) if layout == "sparse" else 0
+    gathering = Gathering(gradient, room, "a dense Hessian", space.dim**2 * space.dtype.itemsize, later)
+    table = by_rows(gathering, "Hessian rows")
+    return table if layout == "dense" else sparsified(table, room)
 
 
 def laplacian(
@@ -158,7 +156,9 @@ def laplacian(
 
 
 def _row_laplacians(f: Function, x: Any, memory: Budget | None) -> LaplacianResult:
-    recording, size, chunk = _record_rows(f, x, memory, _LAPLACIAN)
+    recording, size = _record_rows(f, x, _LAPLACIAN)
+    chunk = _chunk(recording, memory)
+    require_independent_rows(recording, _LAPLACIAN, chunk, twice=True)
     gradient = gradient_recording(recording)
     terms = []
     for index, leaf in enumerate(recording.inputs):
@@ -170,29 +170,25 @@ def _row_laplacians(f: Function, x: Any, memory: Budget | None) -> LaplacianResu
     return LaplacianResult(recording.value, sum(terms, recording.outputs[0].new_zeros(size)))
 
 
-def _record_rows(f: Function, x: Any, memory: Budget | None, asked: str) -> tuple[Recording, int, int]:
+def _record_rows(f: Function, x: Any, asked: str) -> tuple[Recording, int]:
+    """The run, and the number of rows, of which it is not known yet whether they are independent."""
     recording = record(f, x, asked)
     if any(dtype.is_complex for dtype in (*recording.in_space.dtypes, *recording.out_space.dtypes)):
         raise HolomorphyError(asked, "complex numbers", "pass real and imaginary parts (torch.view_as_real) as real inputs")
     require_connected(recording, asked)
-    chunk = chunk_for(recording, recording.in_space.dim, 0, memory, "a batched Hessian")
     size = batch_size(recording, asked)
     if recording.out_space.dim != size:
         shapes = [tuple(shape) for shape in recording.out_space.shapes]
         raise NonScalarError(asked, f"values of shape {shapes} for {size} rows", "return one number a row: [n] or [n, 1]")
-    require_independent_rows(recording, asked, chunk, twice=True)
-    return recording, size, chunk
+    return recording, size
 
 
-def _row_hessians(recording: Recording, size: int, chunk: int) -> Table:
+def _chunk(recording: Recording, memory: Budget | None) -> int:
+    return chunk_for(recording, recording.in_space.dim, 0, memory, "a batched Hessian")
+
+
+def _row_hessians(recording: Recording, size: int, layout: str, room: Room) -> Table:
     gradient = gradient_recording(recording)
-    table = []
-    for index, leaf in enumerate(recording.inputs):
-        pieces = []
-        for columns in slices(leaf.numel() // size, chunk, "Hessian rows"):
-            only: list[Tensor | None] = [None] * len(recording.inputs)
-            only[index] = same_unit_in_every_row(leaf, columns)
-            pieces.append(pull_block(gradient, only))
-        rows = [g.movedim(0, 1) for g in joined(pieces, recording.inputs)]
-        table.append([g.reshape(leaf.shape + g.shape[2:]) for g in rows])
-    return table
+    gathering = Gathering(gradient, room, "a batched Hessian", batched_bytes(recording, gradient, layout))
+    require_independent_rows(recording, _HESSIAN, gathering.chunk(recording.in_space.dim), twice=True)
+    return batched.by_rows(gathering, size, "Hessian rows")

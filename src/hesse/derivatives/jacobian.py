@@ -7,15 +7,17 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from hesse.autodiff.blocks import chunk_for, joined, pull_block, push_block, unit_blocks
+from hesse.autodiff.blocks import pull_block, push_block, unit_rows
 from hesse.autodiff.linearize import JacobianOperator, require_connected, require_one_field
 from hesse.autodiff.recording import Function, Recording, record
+from hesse.autodiff.room import Room
 from hesse.core.errors import StructureError
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree, map_tree
 from hesse.derivatives.batched import row_jacobians, spread, spread_sparse
 from hesse.derivatives.forward import Mode, Table, by_forward_mode
-from hesse.derivatives.structure import sparse_matrix
+from hesse.derivatives.gathered import Gathering, sparse_bytes, sparsified
+from hesse.derivatives.structure import Request, sparse_matrix
 
 _ASKED = "jacobian(f, x) differentiates a function of floating-point tensors."
 
@@ -77,19 +79,20 @@ def jacobian(
     one_of("mode", mode, ("auto", "forward", "reverse"))
     layout = layout or ("batched" if structure == "batched" else "dense")
     one_of("layout", layout, ("dense", "batched", "sparse", "operator"))
+    room = Room(memory, x)
     recording = record(f, x, _ASKED)
     require_connected(recording, _ASKED)
     if structure == "sparse":
-        found = _sparse(recording, layout, mode, memory)
+        found = _sparse(recording, layout, mode, room)
     elif layout == "operator":
         require_one_field(recording, _ASKED)
         found = JacobianOperator(recording)
     elif _is_complex_of_real(recording):
         parts = record(lambda point: map_tree(torch.view_as_real, f(point)), x, _ASKED)
-        found = _tree(recording, _from_parts(parts, structure, layout, mode, memory))
+        found = _tree(recording, _from_parts(parts, structure, layout, mode, room))
     else:
         require_one_field(recording, _ASKED)
-        found = _tree(recording, _table(recording, structure, layout, mode, memory))
+        found = _tree(recording, _table(recording, structure, layout, mode, room))
     return JacobianResult(recording.value, found)
 
 
@@ -103,84 +106,90 @@ def one_of(name: str, given: str, allowed: tuple[str, ...]) -> None:
         raise StructureError(f"{name} is one of {', '.join(map(repr, allowed))}.", repr(given), "pass one of these")
 
 
-def _sparse(recording: Recording, layout: str, mode: Mode, memory: Budget | None) -> Any:
+def _sparse(recording: Recording, layout: str, mode: Mode, room: Room) -> Any:
     if layout == "batched":
         raise StructureError(_ASKED, "layout='batched' of structure='sparse'", "pass structure='batched', or another layout")
-    found = sparse_matrix(recording, recording, "sparse", mode, memory, _ASKED)
+    found = sparse_matrix(recording, recording, Request("sparse", layout, mode), room, _ASKED)
     assert found is not None
-    return found.operator() if layout == "operator" else _tree(recording, found.table(layout, memory))
+    return found.operator() if layout == "operator" else _tree(recording, found.table(layout, room))
 
 
-def _table(recording: Recording, structure: str, layout: str, mode: Mode, memory: Budget | None) -> Table:
-    """One tensor for each pair of an output leaf and an input leaf."""
+def _table(recording: Recording, structure: str, layout: str, mode: Mode, room: Room, besides: int = 0) -> Table:
+    """One tensor for each pair of an output leaf and an input leaf; `besides`: bytes of what will be made of them."""
     if structure == "auto" and layout in ("dense", "sparse"):
-        entries = sparse_matrix(recording, recording, structure, mode, memory, _ASKED)
+        entries = sparse_matrix(recording, recording, Request(structure, layout, mode), room, _ASKED)
         if entries is not None:
-            return entries.table(layout, memory)
+            return entries.table(layout, room)
     if structure != "batched" and layout != "batched":
-        table = _dense(recording, mode, memory)
-        return table if layout == "dense" else [[block.to_sparse() for block in row] for row in table]
-    blocks = row_jacobians(recording, mode, memory, _ASKED)
+        table = _dense(recording, layout, mode, room, besides)
+        return table if layout == "dense" else sparsified(table, room)
+    blocks = row_jacobians(recording, mode, layout, room, _ASKED)
     if layout == "batched":
         return blocks
     put = spread if layout == "dense" else spread_sparse
     return [[put(b, y.ndim) for b in row] for row, y in zip(blocks, recording.outputs, strict=True)]
 
 
-def _from_parts(parts: Recording, structure: str, layout: str, mode: Mode, memory: Budget | None) -> Table:
+def _from_parts(parts: Recording, structure: str, layout: str, mode: Mode, room: Room) -> Table:
     """The table of a complex function of real numbers, from its real and imaginary parts along the last axis of its value."""
-    table = _table(parts, structure, "batched" if layout == "batched" else "dense", mode, memory)
+    besides = parts.out_space.dim * parts.in_space.dim * parts.in_space.dtype.itemsize
+    table = _table(parts, structure, "batched" if layout == "batched" else "dense", mode, room, besides)
     ends = zip(table, [y.ndim - 1 for y in parts.outputs], strict=True)
     whole = [[torch.complex(*block.unbind(axis)) for block in row] for row, axis in ends]
-    return [[block.to_sparse() for block in row] for row in whole] if layout == "sparse" else whole
+    return sparsified(whole, room) if layout == "sparse" else whole
 
 
-def _dense(recording: Recording, mode: Mode, memory: Budget | None) -> Table:
+def _dense(recording: Recording, layout: str, mode: Mode, room: Room, besides: int = 0) -> Table:
     rows, columns = recording.out_space.dim, recording.in_space.dim
-    table = None
+    kept = rows * columns * recording.in_space.dtype.itemsize + besides
+    later = sparse_bytes(recording) if layout == "sparse" else 0
+    gathering, table = Gathering(recording, room, "a dense Jacobian", kept, later), None
     if mode == "forward" or (mode == "auto" and columns < rows):
-        table = by_forward_mode(recording, mode, lambda: _by_columns(recording, memory), _product, _ASKED)
-    return _by_rows(recording, memory) if table is None else table
+        table = by_forward_mode(recording, mode, lambda: _by_columns(gathering), _product, _ASKED)
+    return by_rows(gathering, "Jacobian rows") if table is None else table
 
 
 def _product(block: Tensor, tangent: Tensor) -> Tensor:
     return torch.tensordot(block, tangent, tangent.ndim)
 
 
-def _by_rows(recording: Recording, memory: Budget | None) -> Table:
-    chunk = chunk_for(recording, recording.out_space.dim, _result_bytes(recording), memory, "a dense Jacobian")
-    pieces: list[list[list[Tensor]]] = [[] for _ in recording.outputs]
-    for index, _, block in unit_blocks(recording.outputs, chunk, "Jacobian rows"):
-        only = [u if i == index else None for i, u in enumerate(block)]
-        pieces[index].append(pull_block(recording, only))
-    table = []
-    for output, parts in zip(recording.outputs, pieces, strict=True):
-        rows = joined(parts, recording.inputs)
-        table.append([_conj(g).reshape(output.shape + g.shape[1:]) for g in rows])
-    return table
+def by_rows(gathering: Gathering, label: str) -> Table:
+    """A tensor ``output.shape + leaf.shape`` for every pair of leaves, by reverse mode.
+
+    Args:
+        gathering: of a function, or of a gradient.
+        label: shown as progress.
+    """
+    inputs, outputs = gathering.recording.inputs, gathering.recording.outputs
+
+    def pulled(index: int, rows: slice) -> list[Tensor]:
+        only: list[Tensor | None] = [None] * len(outputs)
+        only[index] = unit_rows(outputs[index], rows)
+        return [g.conj().resolve_conj() if g.is_complex() else g for g in pull_block(gathering.recording, only)]
+
+    def empty(index: int, count: int) -> list[Tensor]:
+        return [leaf.new_empty(count, *leaf.shape) for leaf in inputs]
+
+    stacks = gathering.stacks([y.numel() for y in outputs], pulled, empty, label)
+    return [[g.reshape(output.shape + g.shape[1:]) for g in row] for output, row in zip(outputs, stacks, strict=True)]
 
 
-def _by_columns(recording: Recording, memory: Budget | None) -> Table:
-    chunk = chunk_for(recording, recording.in_space.dim, _result_bytes(recording), memory, "a dense Jacobian")
-    pieces: list[list[list[Tensor]]] = [[] for _ in recording.inputs]
-    for index, _, block in unit_blocks(recording.inputs, chunk, "Jacobian columns"):
-        pieces[index].append(push_block(recording, block))
-    columns = [joined(parts, recording.outputs) for parts in pieces]
+def _by_columns(gathering: Gathering) -> Table:
+    inputs, outputs = gathering.recording.inputs, gathering.recording.outputs
+
+    def pushed(index: int, columns: slice) -> list[Tensor]:
+        unit = unit_rows(inputs[index], columns)
+        others = [unit if i == index else x.new_zeros(len(unit), *x.shape) for i, x in enumerate(inputs)]
+        return push_block(gathering.recording, others)
+
+    def empty(index: int, count: int) -> list[Tensor]:
+        return [y.new_empty(count, *y.shape, dtype=inputs[index].dtype) for y in outputs]
+
+    columns = gathering.stacks([leaf.numel() for leaf in inputs], pushed, empty, "Jacobian columns")
     return [
-        [
-            column[i].movedim(0, -1).reshape(output.shape + leaf.shape).to(leaf.dtype)
-            for column, leaf in zip(columns, recording.inputs, strict=True)
-        ]
-        for i, output in enumerate(recording.outputs)
+        [columns[j][i].movedim(0, -1).reshape(output.shape + leaf.shape).to(leaf.dtype) for j, leaf in enumerate(inputs)]
+        for i, output in enumerate(outputs)
     ]
-
-
-def _result_bytes(recording: Recording) -> int:
-    return 2 * recording.out_space.dim * recording.in_space.dim * recording.in_space.dtype.itemsize
-
-
-def _conj(part: Tensor) -> Tensor:
-    return part.conj().resolve_conj() if part.is_complex() else part
 
 
 def _is_complex_of_real(recording: Recording) -> bool:

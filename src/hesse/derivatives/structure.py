@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch._C import _len_torch_dispatch_stack
 
 from hesse.autodiff.recording import Recording, nodes
+from hesse.autodiff.room import Room
 from hesse.autodiff.second_run import without_trace
 from hesse.core import random
 from hesse.core.errors import StructureError, UnsupportedError
-from hesse.core.memory import Budget
 from hesse.operators.base import Tag
 
 if TYPE_CHECKING:
+    from hesse.autodiff.dependence.bound import Bound
     from hesse.derivatives.colored import SparseMatrix
     from hesse.sparse.colored import ColoredPattern, Kind
     from hesse.sparse.detect import Sparsity
@@ -29,40 +30,61 @@ _BYTES_A_PASS, _BYTES_A_SECOND = 2**26, 4e9  # that it writes
 _KINDS: dict[str, Kind | None] = {"auto": None, "forward": "column", "reverse": "row"}
 
 
+class Request(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        structure: "sparse" or "auto".
+        layout: "dense", "sparse" or "operator".
+        mode: "forward", "reverse" or "auto": the colors of columns, of rows, or whichever are fewer.
+    """
+
+    structure: str
+    layout: str
+    mode: str = "auto"
+
+
 def sparse_matrix(
-    recording: Recording, source: Recording, structure: str, mode: str, memory: Budget | None, asked: str
+    recording: Recording, source: Recording, request: Request, room: Room, asked: str
 ) -> SparseMatrix | None:
     """The entries of a Jacobian or Hessian by colors; None where structure="auto" and that does not pay, or cannot be done.
 
     Args:
         recording: of the function.
         source: what is differentiated: the same, or the recording of its gradient.
-        structure: "sparse" or "auto".
-        mode: "forward", "reverse" or "auto": the colors of columns, of rows, or whichever are fewer.
-        memory: the budget.
+        request: how it is computed, and what comes back.
+        room: the memory that the call may take.
         asked: what is asked of hesse, for error messages.
 
     Raises:
         For structure="sparse": UnsupportedError: complex numbers, inside `torch.func`, an op that cannot be followed.
         StructureError: the random check has found a wrong entry.
     """
-    required = structure == "sparse"
+    required, mode = request.structure == "sparse", request.mode
     if required:
         _require_followable(recording, asked)
     elif not (_may_look(recording, source) and _can_be_sparse(source)):
         return None
-    from hesse.derivatives.colored import SparseMatrix, values_by_colors  # they bring SciPy
+    before = room.taken()
+    from hesse.derivatives.colored import SparseMatrix, result_bytes, values_by_colors  # they bring SciPy
     from hesse.sparse.evaluate import lost_second_derivatives
+    from hesse.sparse.stages import Stages
 
+    room.skip(before)
     hessian = source is not recording
+    graph = 0 if room.given is None else source.graph_bytes()
+    stages = Stages(room, hessian, graph, *result_bytes(request.layout, source.out_space, source.in_space))
     try:
-        found = _look(recording, hessian, required)
+        found = _look(recording, hessian, required, stages.bound)
         if found is None or not (required or found.pattern.density < _FULLEST):
             return None
+        stages.require_coloring(found.pattern)
         colored = _colored(found.pattern, "star" if hessian else _KINDS[mode])
         if not required and 2 * colored.colors > min(source.in_space.dim, source.out_space.dim):
             return None
-        values = values_by_colors(source, colored, memory, forced=mode == "forward" and not hessian)
+        stages.require_values(colored)
+        values = values_by_colors(source, colored, stages, forced=mode == "forward" and not hessian)
+        stages.require_result(found.pattern.nnz)
     except Exception as error:  # of whatever kind: the dense way knows better, or says it in its own words
         if not required:
             return None
@@ -135,17 +157,18 @@ def _can_be_sparse(source: Recording) -> bool:
     return True
 
 
-def _look(recording: Recording, hessian: bool, required: bool) -> Sparsity | None:
+def _look(recording: Recording, hessian: bool, required: bool, bound: Bound) -> Sparsity | None:
     """The pattern at this point; without `required` from a run that leaves no trace, or None."""
-    from hesse.sparse.detect import sparsity
+    from hesse.autodiff.dependence.bound import Bound
+    from hesse.sparse.detect import found_within
 
     of: Literal["jacobian", "hessian"] = "hessian" if hessian else "jacobian"
     with torch.enable_grad():
         if required:
             devices = [recording.in_space.device] if recording.in_space.device.type == "cuda" else []
             with torch.random.fork_rng(devices):
-                return sparsity(recording.f, recording.x, of=of, local=True)
+                return found_within(recording.f, recording.x, bound, of=of, local=True)
         try:
-            return sparsity(without_trace(recording.f), recording.x, of=of, local=True)
+            return found_within(without_trace(recording.f), recording.x, Bound(bound.room), of=of, local=True)
         except Exception:  # of whatever kind: the function itself may refuse to run again
             return None

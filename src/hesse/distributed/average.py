@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import islice
 
 import torch
@@ -52,6 +53,9 @@ class OverProcesses(LinearOperator):
             )
         return self._mass
 
+    def _asking(self) -> AbstractContextManager[None]:
+        return self.link.asking(f"A product with {self.name}")
+
     def mv(self, v: Tree) -> Tree:
         layout = Layout.of_space(self.out_space)
         parts = self._combined(f"A product with {self.name}", layout, lambda: v, lambda operator: operator.mv(v))
@@ -65,6 +69,16 @@ class OverProcesses(LinearOperator):
             f"A product of {count} vectors with {self.name}", layout, lambda: V, lambda operator: operator.mm(V)
         )
         return self._rebuilt(parts)
+
+    @property
+    def gradient(self) -> Tree:
+        """The gradient of the loss over all data, where the operators of the batches have one (`loss_hessian`).
+
+        Cost: one pass over this process's data, and an all-reduce, on all processes.
+        """
+        layout = Layout.of_space(self.in_space)
+        parts = self.combine("The gradient", layout, lambda operator: operator.gradient)  # pyright: ignore[reportAttributeAccessIssue]
+        return self.in_space.rebuild([part.to(device) for part, device in zip(parts, self.in_space.devices, strict=True)])
 
     def combine(self, what: str, layout: Layout, quantity: Callable[[LinearOperator], Tree]) -> list[Tensor]:
         """A quantity that is linear in the operator, averaged over all batches as the operator is.

@@ -41,7 +41,8 @@ class Layout:
     def __str__(self) -> str:
         """What has to be the same on all processes."""
         size = sum(math.prod(shape) for shape in self.shapes)
-        return f"[{len(self.shapes)} tensors, {size} numbers, {', '.join(sorted({str(d)[6:] for d in self.dtypes}))}]"
+        kinds = [*sorted({str(d)[6:] for d in self.dtypes}), *([self.device.type] if self.device.type != "cpu" else [])]
+        return f"[{len(self.shapes)} tensors, {size} numbers, {', '.join(kinds)}]"
 
 
 def pack(layout: Layout, tensors: Sequence[Tensor] | None) -> list[Tensor]:

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from hesse.core.errors import DataError
 from hesse.core.fingerprint import fingerprint, sample_hashes
 from hesse.distributed.link import Link
-from hesse.distributed.spread_data import SpreadData
-from hesse.operators.data_set import refuse_one_shot
+from hesse.distributed.spread_data import SpreadData, readable
 
 
 def deal(batches: Iterable[Any], *, group: dist.ProcessGroup | None = None, timeout: float = 300.0) -> Dealt:
@@ -37,8 +36,12 @@ def deal(batches: Iterable[Any], *, group: dist.ProcessGroup | None = None, time
 
     Cost: a pass over the data.
     """
-    refuse_one_shot(batches, "Data are read once for every product.")
     link = Link(group, timeout)
+    with link.asking("deal"):
+        return _dealt(readable(batches), link)
+
+
+def _dealt(batches: Iterable[Any], link: Link) -> Dealt:
     kept: list[Any] = []
 
     def hashes() -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from hesse.core.errors import DistributedError
 
 _IN_ORDER = "Every process has to ask the same things in the same order"
 _SAME_CODE = "run the same code on all processes, with the same memory budget, and no branch on what only one of them knows"
+_MOST = 500  # characters of another process's error
+_BITS = 52  # of a hash: an integer that float64 holds exactly
 
 
 @dataclass(frozen=True)
@@ -17,15 +20,36 @@ class Told:
 
     Attributes:
         asked: what it was asked.
+        question: the how many-th question that is.
         error: its error as text, or "".
         given: a hash of what it was given.
         details: named hashes of which `given` is made.
     """
 
     asked: str
+    question: int
     error: str
     given: int
     details: dict[str, int] | None
+
+
+class Earlier(Exception):
+    """Stands for an error that was raised before the others could be told; its text says which."""
+
+
+def brief(error: BaseException) -> str:
+    """An error as text, for another process's message: its first lines."""
+    text = str(error) if isinstance(error, Earlier) else f"{type(error).__name__}: {error}"
+    if len(text) <= _MOST:
+        return text
+    cut = text[:_MOST]
+    whole_lines = cut[: cut.rfind("\n")] if "\n" in cut[_MOST // 2 :] else cut
+    return f"{whole_lines} ..."
+
+
+def hash_text(text: str) -> int:
+    """An integer below 2^52."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> (64 - _BITS)
 
 
 def explained(what: str, told: Sequence[Told], rank: int) -> DistributedError:
@@ -42,7 +66,7 @@ def explained(what: str, told: Sequence[Told], rank: int) -> DistributedError:
         return DistributedError(f"{what}: over {len(told)} processes.", f"{failed[0]}{more}", "see that process's error")
     others = [f"rank {other}: {one.asked}" for other, one in enumerate(told) if one.asked != what]
     if others:
-        return DistributedError(f"{_IN_ORDER}; rank {rank} asked: {what}.", "; ".join(others[:3]), _SAME_CODE)
+        return DistributedError(f"{_IN_ORDER}; rank {rank} asked: {what}.", "; ".join(others[:3])[:_MOST], _SAME_CODE)
     odd = [other for other, one in enumerate(told) if one.given != told[0].given]
     if not odd:
         found = "the same question at different places in the order"

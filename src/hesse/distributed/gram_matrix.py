@@ -14,7 +14,8 @@ from torch import Tensor
 from hesse.core import pages
 from hesse.core.errors import DataError, MemoryBudgetError, StructureError
 from hesse.core.memory import current_budget, format_bytes
-from hesse.distributed.gram_shares import agreed_shares
+from hesse.core.space import require_full
+from hesse.distributed.gram_shares import agreed_shares, require_rows
 from hesse.distributed.link import Link
 from hesse.parameters.base import JacobianBySample
 from hesse.parameters.gram_blocks import Block, place, require_target
@@ -56,14 +57,22 @@ def gram(
     of them if they fit into memory. Each receives (p - 1) / p of the blocks, 16 MiB at a time from each of the others.
     """
     link = Link(group, timeout)
-    second = jacobian if other is None else other
+    with link.asking("gram"):
+        return _gram(link, jacobian, jacobian if other is None else other, out, to)
+
+
+def _gram(link: Link, jacobian: JacobianBySample, second: JacobianBySample, out: Any, to: int | None) -> Any:
+    """As `gram`, over a link."""
+    require_rows("gram", jacobian, second)
     shares = agreed_shares(link, jacobian, second)
     gets = to is None or to == link.rank
-    link.exchange(f"gram(to={to})", lambda: _require_target(jacobian, second, out if gets else None, to, link.ranks, gets))
+    wanted = out if gets else None
+    link.exchange(f"gram(to={to!r})"[:100], lambda: _require_target(jacobian, second, wanted, to, link.ranks, gets))
     target = _target(jacobian, second, out) if gets else None
     axis = len(jacobian.out_space.shapes[0])
     elements = [max(shape[1:].numel(), 1) for shape in (jacobian.out_space.shapes[0], second.out_space.shapes[0])]
     each = elements[0] * elements[1] * jacobian.out_space.dtype.itemsize
+    other = None if second is jacobian else second
     blocks = jacobian.gram_blocks(other, plan=shares.plan, tasks=shares.tasks[link.rank])
     most = max(((t.rows.stop - t.rows.start) * (t.columns.stop - t.columns.start) * each for t in shares.plan.tasks), default=1)
     at_once = max(_ROUND // most, 1)
@@ -95,7 +104,11 @@ def gram_blocks(
     Raises:
         As `gram`, before the first block.
     """
-    shares = agreed_shares(link := Link(group, timeout), jacobian, jacobian if other is None else other)
+    link = Link(group, timeout)
+    with link.asking("gram_blocks"):
+        second = jacobian if other is None else other
+        require_rows("gram_blocks", jacobian, second)
+        shares = agreed_shares(link, jacobian, second)
     return jacobian.gram_blocks(other, plan=shares.plan, tasks=shares.tasks[link.rank])
 
 
@@ -115,6 +128,15 @@ def gather_batches(
     Cost: each of p processes receives the batches of the others, one at a time, and holds all of them.
     """
     link = Link(group, timeout)
+    with link.asking("gather_batches"):
+        return _gathered(link, batches)
+
+
+def _gathered(link: Link, batches: Iterable[Any]) -> list[Any]:
+    """As `gather_batches`, over a link."""
+    if isinstance(batches, Tensor) or not hasattr(batches, "__iter__"):
+        asked, kind = "gather_batches(batches) takes an iterable of batches.", type(batches).__name__
+        raise DataError(asked, f"a {kind}", "pass a list or a DataLoader")
     rest = iter(batches)
 
     def read() -> tuple[bool, Any]:
@@ -144,11 +166,12 @@ def _require_target(
     first: JacobianBySample, second: JacobianBySample, out: Any, to: int | None, ranks: int, gets: bool
 ) -> None:
     """Refuse what `gram` cannot write to."""
-    if to is not None and not 0 <= to < ranks:
-        found = f"to={to} of {ranks} processes"
+    if to is not None and not (type(to) is int and 0 <= to < ranks):
+        found = f"to={to!r} of {ranks} processes"
         raise StructureError("gram(to=) takes a rank of the group.", found, "pass 0, or leave to= away")
     shape = (*first.out_space.shapes[0], *second.out_space.shapes[0])
     if out is not None:
+        require_full(out, "gram(out=)")
         require_target(out, shape)
     needed = first.shape[0] * second.shape[0] * first.out_space.dtype.itemsize
     allowed = current_budget(first.memory, first.out_space.device)

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from hesse.core import tree
 from hesse.core.chunk_store_layout import ArrayLayout, Index
+from hesse.core.errors import StructureError
 from hesse.core.fingerprint import sample_hashes
-from hesse.distributed.link import Link, hash_text
+from hesse.distributed.differences import hash_text
+from hesse.distributed.link import Link
 from hesse.parameters.base import JacobianBySample, require_same_parameters
 from hesse.parameters.gram_plan import GramPlan, Task
 from hesse.parameters.storing.identity import describe_value
@@ -31,6 +33,18 @@ class Shares:
 
     plan: GramPlan
     tasks: tuple[tuple[Task, ...], ...]
+
+
+def require_rows(asked: str, *jacobians: Any) -> None:
+    """Refuse what is no Jacobian by sample.
+
+    Raises:
+        StructureError: something else.
+    """
+    for jacobian in jacobians:
+        if not isinstance(jacobian, JacobianBySample):
+            remedy = "pass what hesse.parameter_jacobian gives"
+            raise StructureError(f"{asked}(jacobian) takes a parameter Jacobian.", f"a {type(jacobian).__name__}", remedy)
 
 
 def agreed_shares(link: Link, first: JacobianBySample, second: JacobianBySample) -> Shares:

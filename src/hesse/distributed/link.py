@@ -2,38 +2,37 @@
 
 Every exchange begins with an all-reduce of one fixed size, whatever is asked: a header with a slot a rank (the sum of a number
 and zeros is the number), and room for a small payload. So processes that ask different things find out from the header; were
-the sizes to differ, gloo would end the process, and NCCL hang. A larger payload follows in an all-reduce of its own.
+the sizes to differ, gloo would end the process, and NCCL hang. A larger payload follows in an all-reduce of its own, until it
+has come twice in a row (see `hesse.distributed.repeats`).
+
+Exchanges belong to questions, which all processes count alike. What one process refuses on its own, before or between the
+exchanges of a question, it tells the others at their next exchange (`Link.asking`), so that all go on with the next question.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pickle
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import timedelta
-from typing import Any, NoReturn, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from hesse.core.errors import DistributedError, StructureError
 from hesse.distributed.buffers import Layout, pack, unpack
-from hesse.distributed.differences import Told, explained
-from hesse.distributed.silence import silent_ranks
-from hesse.distributed.traffic import count
+from hesse.distributed.differences import Earlier, Told, brief, explained, hash_text
+from hesse.distributed.repeats import Repeat, all_alike, may_repeat, tail
+from hesse.distributed.wire import Wire, checked_timeout
 
 Result = TypeVar("Result")
 ROOM = 1024  # numbers that travel with the header
 _SLOT = 4  # numbers a rank: whether it failed, what it asks, what it was given, its mass
-_BITS = 52  # of a hash: an integer that float64 holds exactly
 
 
 def header_bytes(ranks: int) -> int:
-    """Bytes of the buffer that every exchange begins with."""
+    """Bytes of the buffer that exchanges begin with."""
     return 8 * (_SLOT * ranks + ROOM)
 
 
@@ -66,16 +65,51 @@ class Link:
 
     Raises:
         DistributedError: `torchrun` started several processes, and they have no group yet; or this one is not in the group.
-        StructureError: the timeout is no positive number.
+        StructureError: no group, or no number of seconds from 0.001 to 10^9.
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 300.0) -> None:
-        if not (isinstance(timeout, (int, float)) and timeout > 0):
-            raise StructureError("timeout= is a number of seconds.", repr(timeout), "pass timeout=300")
-        self.group, self.timeout = group, float(timeout)
-        self.rank, self.ranks = _place(group)
-        self._count, self._broken = 0, ""
-        self._number = _next_number(group)
+        self._wire = Wire(group, 300.0)
+        self._standing = self._wire.standing
+        self.rank, self.ranks = self._standing.rank, self._standing.ranks
+        self._standing.links += 1
+        self._number = f"{self._standing.name}-{self._standing.links}"
+        with self.noting():
+            self._wire.timeout = checked_timeout(timeout)
+
+    @contextmanager
+    def asking(self, what: str) -> Iterator[None]:
+        """A question of several steps: what a process raises between its exchanges is raised on the others, too.
+
+        The others learn of it at their next exchange, as `DistributedError`. Where the question has no more of them, they have
+        its result, and the next one waits for the process that failed.
+
+        Args:
+            what: how errors name the question.
+        """
+        standing = self._standing
+        standing.fresh = standing.fresh or not standing.depth
+        standing.depth += 1
+        try:
+            yield
+        except Exception as error:
+            if standing.depth == 1:
+                self._tell(what, error)
+            raise
+        finally:
+            standing.depth -= 1
+            if not standing.depth:
+                standing.told, standing.fresh = None, False
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """A step of which the others hear nothing, unless it fails: then at the next exchange, before what is asked there."""
+        try:
+            yield
+        except Exception as error:
+            if self.ranks > 1 and not self._standing.depth and self._standing.owed is None:
+                self._standing.owed = Earlier(brief(error))
+            raise
 
     def total(self, what: str, layout: Layout, work: Callable[[], Part]) -> tuple[list[Tensor], float]:
         """The sums over all processes of tensors and of their masses; in 32 bits or more, on the device of the layout.
@@ -95,21 +129,28 @@ class Link:
             buffers.extend(pack(layout, part.tensors))
             return part
 
-        part, error = _tried(packed)
-        small = sum(b.numel() for b in buffers) <= ROOM
         asked = f"{what} {layout}"
+        part, error = self._tried(asked, packed)
+        if self.ranks == 1 and error is None:
+            return unpack(layout, buffers), part.mass
+        repeat = self._repeated(asked, part, error, buffers)
+        if repeat is not None:
+            return unpack(layout, buffers), repeat.total
+        small = sum(b.numel() for b in buffers) <= ROOM
         masses, room = self._header(asked, part, error, buffers if small else [])
-        if self.ranks > 1 and small:
+        if small:
             start = 0
             for buffer in buffers:
                 buffer.copy_(room[start : start + buffer.numel()])
                 start += buffer.numel()
-        elif self.ranks > 1:
+            self._standing.ended(None)
+        else:
             for buffer in buffers:
-                if f"{buffer.device.type}:" in self._config():
-                    self._sum(buffer, asked)
-                else:  # NCCL sums on GPUs only
-                    buffer.copy_(self._sum(buffer.to(self._home()), asked))
+                there = self._placed(buffer)
+                summed = self._wire.sum(there, asked)
+                if summed is not buffer:
+                    buffer.copy_(summed)
+            self._standing.ended(self._expectation(asked, part, sum(masses), buffers))
         return unpack(layout, buffers), sum(masses)
 
     def exchange(self, what: str, work: Callable[[], Result]) -> list[Result]:
@@ -124,9 +165,9 @@ class Link:
             results.append(pickle.dumps(work()))
             return Part(mass=len(results[0]))
 
-        part, error = _tried(pickled)
-        sizes, _ = self._header(what, part, error, [])
-        return [pickle.loads(raw) for raw in self._gather(results[0], [int(size) for size in sizes], what)]
+        part, error = self._tried(what, pickled)
+        sizes, _ = self._begun(what, part, error)
+        return [pickle.loads(raw) for raw in self._wire.gather(results[0], [int(size) for size in sizes], what)]
 
     def check_same(self, what: str, hashes: Callable[[], dict[str, int]]) -> None:
         """Refuse what is not the same on all processes.
@@ -143,121 +184,115 @@ class Link:
             found = hashes()
             return Part(given=hash_text(repr(sorted(found.items()))), details=found)
 
-        part, error = _tried(work)
-        self._header(what, part, error, [])
+        part, error = self._tried(what, work)
+        self._begun(what, part, error)
+
+    def _tell(self, what: str, error: Exception) -> None:
+        """Send the others an error that they do not know of; nothing where they cannot be reached."""
+        standing = self._standing
+        if self.ranks > 1 and not (standing.working or standing.broken or standing.knows(error)):
+            with suppress(Exception):
+                self._begin(what)
+                self._begun(what, Part(), error)
+
+    def _tried(self, what: str, work: Callable[[], Part]) -> tuple[Part, Exception | None]:
+        """This process's part of an exchange that begins here, or why there is none."""
+        self._begin(what)
+        before, self._standing.working = self._standing.working, True
+        try:
+            return work(), None
+        except Exception as error:
+            return Part(), error
+        finally:
+            self._standing.working = before
+
+    def _begin(self, what: str) -> None:
+        try:
+            self._wire.require(what)
+        except Exception as error:
+            self._standing.note_told(error)
+            raise
+        owed, self._standing.owed = self._standing.owed, None
+        if owed is not None:
+            fresh = self._standing.fresh
+            self._standing.begin_exchange()
+            with suppress(Exception):
+                self._begun("what was asked before", Part(), owed)
+            self._standing.fresh = fresh
+            self._wire.require(what)
+        self._standing.begin_exchange()
+
+    def _begun(self, what: str, part: Part, error: Exception | None) -> tuple[list[float], Tensor]:
+        """An exchange without a payload to sum."""
+        if self.ranks > 1:
+            self._repeated(what, part, error, [])
+        found = self._header(what, part, error, [])
+        self._standing.ended(None)
+        return found
+
+    def _repeated(self, asked: str, part: Part, error: Exception | None, buffers: list[Tensor]) -> Repeat | None:
+        """Send what is expected, if anything is; None where not all did, else the buffer holds the sum."""
+        repeat = self._standing.repeat
+        if repeat is None:
+            return None
+        self._standing.ended(None)
+        mine = error is None and repeat.asked == f"{self._number} {asked}" and repeat.mass == part.mass
+        mine = mine and [buffer.numel() for buffer in buffers] == [repeat.numbers]
+        like = torch.zeros(0, dtype=repeat.dtype, device=repeat.device)
+        payload = buffers[0].to(like) if mine else like.new_zeros(repeat.numbers)
+        behind = tail(self.ranks, hash_text(f"{repeat.asked} {part.given}") if mine else None, like)
+        summed = self._wire.sum(torch.cat([payload, behind]), asked)
+        if not all_alike(self.ranks, summed[repeat.numbers :]):
+            return None
+        buffers[0].copy_(summed[: repeat.numbers])
+        self._standing.repeat = repeat
+        return repeat
+
+    def _expectation(self, asked: str, part: Part, total: float, buffers: list[Tensor]) -> Repeat | None:
+        """What went over the wire just now, if it is worth to be expected again."""
+        if not may_repeat(self.ranks, buffers):
+            return None
+        buffer = buffers[0]
+        device = buffer.device if self._wire.takes(buffer.device.type) else self._wire.home
+        return Repeat(f"{self._number} {asked}", buffer.numel(), buffer.dtype, device, part.mass, total)
+
+    def _placed(self, buffer: Tensor) -> Tensor:
+        return buffer if self._wire.takes(buffer.device.type) else buffer.to(self._wire.home)
 
     def _header(self, what: str, part: Part, error: Exception | None, small: list[Tensor]) -> tuple[list[float], Tensor]:
         """The masses by rank, and the sum of the small payload ``[ROOM]``, once all processes are known to be well."""
-        if self._broken:
-            raise DistributedError(f"{what}: over {self.ranks} processes.", self._broken, _RESTART)
-        self._count += 1
         if self.ranks == 1:
             if error is not None:
                 raise error
             return [part.mass], torch.zeros(0)
-        sent = torch.zeros(self.ranks * _SLOT + ROOM, dtype=torch.float64)
-        tag = hash_text(f"{self._number} {self._count} {what}")
-        sent[self.rank * _SLOT : (self.rank + 1) * _SLOT] = torch.tensor(
-            [float(error is not None), tag, part.given, part.mass], dtype=torch.float64
-        )
+        tag = hash_text(f"{self._number} {self._standing.questions} {what}")
+        mine = torch.zeros(self.ranks * _SLOT + ROOM, dtype=torch.float64)
+        mine[self.rank * _SLOT :][:_SLOT] = torch.tensor([error is not None, tag, part.given, part.mass], dtype=torch.float64)
         if small:
-            flat = torch.cat([buffer.to(sent) for buffer in small])
-            sent[self.ranks * _SLOT :][: len(flat)] = flat
-        sent = self._sum(sent.to(self._home()), what).cpu()
-        slots = sent[: self.ranks * _SLOT].reshape(self.ranks, _SLOT)
-        if bool(slots[:, 0].any()) or any(len(set(slots[:, i].tolist())) > 1 for i in (1, 2)):
+            flat = torch.cat([buffer.to(mine) for buffer in small])
+            mine[self.ranks * _SLOT :][: len(flat)] = flat
+        while True:
+            sent = self._wire.sum(mine.to(self._wire.home, copy=True), what).cpu()
+            slots = sent[: self.ranks * _SLOT].reshape(self.ranks, _SLOT)
+            if not slots[:, 0].any() and all(len(set(slots[:, i].tolist())) == 1 for i in (1, 2)):
+                return slots[:, 3].tolist(), sent[self.ranks * _SLOT :]
             self._explain(what, part, error)
-        return slots[:, 3].tolist(), sent[self.ranks * _SLOT :]
 
-    def _explain(self, what: str, part: Part, error: Exception | None) -> NoReturn:
-        """Tell each other what went wrong, and raise it."""
-        message = "" if error is None else f"{type(error).__name__}: {error}"
-        raw = pickle.dumps(Told(what, message, part.given, part.details))
+    def _explain(self, what: str, part: Part, error: Exception | None) -> None:
+        """Tell each other what went wrong, and raise it; where only others are at an earlier question, it is theirs."""
+        standing = self._standing
+        standing.ended(None)
+        raw = pickle.dumps(Told(what, standing.questions, "" if error is None else brief(error), part.given, part.details))
         sizes = torch.zeros(self.ranks, dtype=torch.int64)
         sizes[self.rank] = len(raw)
-        sizes = self._sum(sizes.to(self._home()), "what went wrong")
-        told = [pickle.loads(one) for one in self._gather(raw, sizes.tolist(), "what went wrong")]
-        if error is not None:
-            raise error
-        raise explained(what, told, self.rank)
-
-    def _gather(self, raw: bytes, sizes: Sequence[int], name: str) -> list[bytes]:
-        """The bytes of every process."""
-        if self.ranks == 1:
-            return [raw]
-        longest = max(sizes)
-        mine = torch.zeros(longest, dtype=torch.uint8)
-        mine[: len(raw)] = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        mine = mine.to(self._home())
-        parts = [torch.empty_like(mine) for _ in range(self.ranks)]
-        self._wait(lambda: dist.all_gather(parts, mine, group=self.group, async_op=True), name)
-        count(name, (self.ranks - 1) * longest)
-        return [part.cpu().numpy().tobytes()[:size] for part, size in zip(parts, sizes, strict=True)]
-
-    def _sum(self, buffer: Tensor, name: str) -> Tensor:
-        """The sum over all processes, in place."""
-        self._wait(lambda: dist.all_reduce(buffer, group=self.group, async_op=True), name)
-        count(name, 2 * (self.ranks - 1) / self.ranks * buffer.nbytes)
-        return buffer
-
-    def _wait(self, start: Callable[[], Any], what: str) -> None:
-        """Start an operation and wait until it has ended, or raise `DistributedError`."""
-        try:
-            start().wait(timedelta(seconds=self.timeout))
-        except RuntimeError as error:
-            silent = silent_ranks(f"{self._number}/{self._count}", self.rank, self.group)
-            names = f"no sign of life of rank {', '.join(map(str, silent))}" if silent else "every process is there"
-            self._broken = f"{names}; {str(error).splitlines()[0][-160:]}"
-            raise DistributedError(
-                f"{what}: over {self.ranks} processes, within {self.timeout:g} seconds.", self._broken, _RESTART
-            ) from error
-
-    def _home(self) -> torch.device:
-        """Where the group's headers live."""
-        return torch.device("cpu" if "cpu:" in self._config() else f"cuda:{torch.cuda.current_device()}")
-
-    def _config(self) -> str:
-        """The backend of every type of device, ``"cpu:gloo,cuda:nccl"``."""
-        return str(dist.get_backend_config(self.group))
+        sizes = self._wire.sum(sizes.to(self._wire.home), _WRONG)
+        told: list[Told] = [pickle.loads(one) for one in self._wire.gather(raw, sizes.tolist(), _WRONG)]
+        if standing.questions > min(one.question for one in told):
+            return
+        found = error or explained(what, told, self.rank)
+        standing.note_told(found)
+        raise found
 
 
-_RESTART = "look at the output of that process; start all of them again; a larger timeout= waits longer for slow ones"
+_WRONG = "what went wrong"
 
-
-def hash_text(text: str) -> int:
-    """An integer below 2^52."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> (64 - _BITS)
-
-
-def _tried(work: Callable[[], Part]) -> tuple[Part, Exception | None]:
-    try:
-        return work(), None
-    except Exception as error:
-        return Part(), error
-
-
-def _place(group: dist.ProcessGroup | None) -> tuple[int, int]:
-    if not (dist.is_available() and dist.is_initialized()):
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise DistributedError(
-                "Processes that work together need a group.",
-                f"{os.environ['WORLD_SIZE']} processes (WORLD_SIZE) and no group",
-                "call torch.distributed.init_process_group() first",
-            )
-        return 0, 1
-    rank = dist.get_rank(group)
-    if rank < 0:
-        raise DistributedError("Data are spread over the processes of a group.", "a process outside it", "leave it out")
-    return rank, dist.get_world_size(group)
-
-
-_numbers: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-
-def _next_number(group: dist.ProcessGroup | None) -> str:
-    """A name for a link, which is the same on all processes where they make the same ones in the same order."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return ""
-    key = dist.group.WORLD if group is None else group
-    _numbers[key] = _numbers.get(key, 0) + 1
-    return f"{hash_text(','.join(map(str, dist.get_process_group_ranks(group))))}-{_numbers[key]}"

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from hesse.core.errors import HesseError
-from hesse.distributed.link import Link, hash_text
+from hesse.distributed.differences import hash_text
+from hesse.distributed.link import Link
 from hesse.distributed.traffic import count
 
 TIMEOUT = 300.0
@@ -42,32 +43,62 @@ def agree(sharded: Mapping[str, Any], verdict: Callable[[], HesseError | None], 
     Raises:
         HesseError: the verdict of the first rank that has one. DistributedError: a rank failed, is gone or asks something else.
     """
-    wrong = None
-    links = list(_links(sharded, timeout))
-    for place, link in enumerate(links):
-        found = link.exchange(what, verdict if place == 0 else lambda wrong=wrong: wrong)
-        wrong = next((error for error in found if error is not None), None)
-    if not links:
-        wrong = verdict()
+    found: list[HesseError | None] = []
+
+    def own() -> HesseError | None:
+        return next((error for error in found if error is not None), None) if found else verdict()
+
+    def over(link: Link) -> None:
+        found[:] = link.exchange(what, own)
+
+    if not _on_all(_links(sharded, timeout), over):
+        found = [verdict()]
+    wrong = next((error for error in found if error is not None), None)
     if wrong is not None:
         raise wrong
 
 
-def require_equal(sharded: Mapping[str, Any], hashes: Mapping[str, int], what: str, timeout: float = TIMEOUT) -> None:
+def require_equal(
+    sharded: Mapping[str, Any], hashes: Callable[[], Mapping[str, int]], what: str, timeout: float = TIMEOUT
+) -> None:
     """Refuse, on every rank, what is not the same on all ranks.
 
     Args:
         sharded: name -> DTensor; the ranks of their meshes call this together.
-        hashes: of this rank's values, by name.
+        hashes: makes those of this rank's values, by name; what it raises is raised on all ranks.
         what: what they are.
         timeout: seconds to wait for the others.
 
     Raises:
         DistributedError: the first name whose value differs, and the ranks; as for `agree`.
     """
-    small = {name: hash_text(str(number)) for name, number in hashes.items()}
-    for link in _links(sharded, timeout):
-        link.check_same(what, lambda: small)
+    known: dict[str, int] = {}
+
+    def own() -> dict[str, int]:
+        if not known:
+            known.update({name: hash_text(str(number)) for name, number in hashes().items()})
+        return known
+
+    if not _on_all(_links(sharded, timeout), lambda link: link.check_same(what, own)):
+        own()
+
+
+def _on_all(links: Iterable[Link], ask: Callable[[Link], None]) -> int:
+    """Ask over one link after the other, and how many there were; after a failure the rest are told of it, and it is raised."""
+    failure: Exception | None = None
+    count = 0
+    for link in links:
+        count += 1
+        try:
+            with link.asking("parameters on several ranks"):
+                if failure is not None:
+                    raise failure
+                ask(link)
+        except Exception as error:
+            failure = failure or error
+    if failure is not None:
+        raise failure
+    return count
 
 
 def _links(sharded: Mapping[str, Any], timeout: float) -> Iterator[Link]:

@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from hesse.core import tree
 from hesse.core.errors import StructureError, UnsupportedError
 from hesse.core.fingerprint import sample_hashes
+from hesse.core.space import Space, require_full
 from hesse.core.tree import Tree
 from hesse.core.wrapped import inside, sharded_leaves
 from hesse.distributed.sharded_agree import full, require_equal
@@ -61,7 +62,7 @@ class ShardedOperator(LinearOperator):
 
     def __init__(self, operator: LinearOperator, layout: _Layout) -> None:
         self.operator, self._layout = operator, layout
-        self.in_space, self.out_space = operator.in_space, operator.out_space
+        self.in_space, self.out_space = _ShardedSpace.like(operator.in_space), _ShardedSpace.like(operator.out_space)
         self.tags, self.mass = operator.tags, operator.mass
 
     def mv(self, v: Tree) -> Tree:
@@ -80,6 +81,24 @@ class ShardedOperator(LinearOperator):
     def transpose(self) -> LinearOperator:
         """The transpose, which takes and returns sharded vectors, too."""
         return ShardedOperator(self.operator.transpose(), self._layout)
+
+
+class _ShardedSpace(Space):
+    """A space whose vectors may be sharded; flat vectors are full."""
+
+    @classmethod
+    def like(cls, space: Space) -> Space:
+        """The same space otherwise."""
+        return cls(space.names, space.shapes, space.dtypes, space.devices, space.structure, True)
+
+    def ravel(self, vector: Tree, batch_ndim: int = 0) -> Tensor:
+        for name, leaf in tree.named_leaves(vector):
+            require_full(leaf, "A vector that is made flat, as solvers do,", f" at '{name}'")
+        return super().ravel(vector, batch_ndim)
+
+    def unravel(self, flat: Tensor) -> Tree:
+        require_full(flat, "A flat vector")
+        return super().unravel(flat)
 
 
 def sharded(operator: LinearOperator, like: nn.Module | Tree) -> ShardedOperator:
@@ -140,11 +159,19 @@ class _Layout:
     def shard(self, vector: Tree) -> Tree:
         """The tree, its leaves (batch axes in front allowed) sharded."""
         named = tree.named_leaves(gather(vector))
-        first, leaf = named[0]
-        axes = max(leaf.ndim - len(self.shapes.get(first, ())), 0)
-        for name, leaf in named:
-            self.require(name, leaf.shape[axes:])
-        hashes = {name: int(sample_hashes(leaf.unsqueeze(0))) for name, leaf in named}
+        axes = 0
+
+        def hashes() -> dict[str, int]:
+            nonlocal axes
+            odd = next((name for name, leaf in named if not isinstance(leaf, Tensor)), None if named else "")
+            if odd is not None:
+                found = f"no tensor at '{odd}'" if named else "no leaves"
+                raise StructureError("A vector that is sharded is a tree of tensors.", found, "pass one tensor a parameter")
+            axes = max(named[0][1].ndim - len(self.shapes.get(named[0][0], ())), 0)
+            for name, leaf in named:
+                self.require(name, leaf.shape[axes:])
+            return {name: int(sample_hashes(leaf.unsqueeze(0))) for name, leaf in named}
+
         require_equal(self.placed, hashes, "A vector that is sharded (average over the data of all ranks first)")
         return tree.flatten(vector)[1].unflatten(self._place(name, leaf, axes) for name, leaf in named)
 

@@ -11,7 +11,8 @@ import torch.distributed as dist
 from hesse.core.chunk_store import ChunkStore, Mode, require_mode
 from hesse.core.chunk_store_layout import DEFAULT_CHUNK_BYTES, ArrayLayout
 from hesse.core.errors import DataError, StructureError
-from hesse.distributed.gram_shares import Shares, agreed_shares, shares_by_chunk
+from hesse.distributed.differences import hash_text
+from hesse.distributed.gram_shares import Shares, agreed_shares, require_rows, shares_by_chunk
 from hesse.distributed.link import Link
 from hesse.operators.projections import RandomProjection
 from hesse.parameters.base import JacobianBySample
@@ -31,7 +32,7 @@ def write_rows(
     *,
     projection: RandomProjection | None = None,
     mode: Mode = "create",
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | str = DEFAULT_CHUNK_BYTES,
     group: dist.ProcessGroup | None = None,
     timeout: float = _TIMEOUT,
 ) -> StoredMatrix:
@@ -58,8 +59,20 @@ def write_rows(
 
     Cost: as ``jacobian.to_zarr`` for this process's data; a few hundred bytes are exchanged.
     """
-    require_mode(mode)
     link = Link(group, timeout)
+    with link.asking("write_rows"):
+        return _write_rows(link, jacobian, path, projection, mode, chunk_bytes)
+
+
+def _write_rows(
+    link: Link, jacobian: JacobianBySample | None, path: str | os.PathLike[str], projection: RandomProjection | None,
+    mode: Mode, chunk_bytes: int | str,
+) -> StoredMatrix:
+    """As `write_rows`, over a link."""
+    require_mode(mode)
+    if jacobian is not None:
+        require_rows("write_rows", jacobian)
+    _require_one_path(link, path)
 
     def described() -> RowsPart | None:
         return None if jacobian is None else rows_part(jacobian, projection, chunk_bytes)
@@ -81,7 +94,7 @@ def write_gram(
     other: JacobianBySample | None = None,
     *,
     mode: Mode = "create",
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | str = DEFAULT_CHUNK_BYTES,
     group: dist.ProcessGroup | None = None,
     timeout: float = _TIMEOUT,
 ) -> StoredMatrix:
@@ -103,9 +116,19 @@ def write_gram(
 
     Cost: as `gram` and the disk; a few hundred bytes are exchanged.
     """
-    require_mode(mode)
-    other = None if other is jacobian else other
     link = Link(group, timeout)
+    with link.asking("write_gram"):
+        return _write_gram(link, jacobian, None if other is jacobian else other, path, mode, chunk_bytes)
+
+
+def _write_gram(
+    link: Link, jacobian: JacobianBySample, other: JacobianBySample | None, path: str | os.PathLike[str],
+    mode: Mode, chunk_bytes: int | str,
+) -> StoredMatrix:
+    """As `write_gram`, over a link."""
+    require_mode(mode)
+    require_rows("write_gram", jacobian, jacobian if other is None else other)
+    _require_one_path(link, path)
     shares = agreed_shares(link, jacobian, jacobian if other is None else other)
 
     def begin() -> tuple[int, int, ArrayLayout, bool]:
@@ -127,6 +150,17 @@ def write_gram(
         link.exchange("a Gram matrix written", lambda: _fill_gram(jacobian, other, mine, path, link.rank))
         link.exchange(_SEALED, lambda: ChunkStore.open(path).seal() if link.rank == 0 else None)
     return open_zarr(path)
+
+
+def _require_one_path(link: Link, path: str | os.PathLike[str]) -> None:
+    """Refuse a path that is no path, or is another one on another process."""
+
+    def hashes() -> dict[str, int]:
+        if not isinstance(path, (str, os.PathLike)):
+            raise StructureError("A folder is named by its path.", f"a {type(path).__name__}", "pass a str or a pathlib.Path")
+        return {"the path": hash_text(os.path.abspath(os.fspath(path)))}
+
+    link.check_same("The folder that all processes write to", hashes)
 
 
 def _begin_rows(parts: list[RowsPart | None], path: str | os.PathLike[str], mode: Mode) -> bool:

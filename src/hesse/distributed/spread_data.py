@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -40,18 +41,37 @@ def spread(batches: Iterable[Any], *, group: dist.ProcessGroup | None = None, ti
             is on two processes cannot be known here: cut the data by rank, as `torch.utils.data.DistributedSampler` does
             (with ``drop_last=True``: without it, samples are repeated until all parts are of one length).
         group: of `torch.distributed`; by default all processes. Without any (no `torchrun`), this process alone.
-        timeout: seconds to wait for the others at each exchange: longer than the slowest process needs more than the fastest.
+        timeout: seconds to wait for the others at each exchange: longer than the slowest process needs more than the fastest;
+            0.001 to 10^9.
 
     Returns:
         the data set; it does not iterate, so that nothing takes a part for the whole. `batches` is the part.
 
     Raises:
-        DistributedError: several processes were started and have no group yet. OneShotDataError: a generator.
+        DistributedError: several processes were started and have no group yet, or the group was destroyed. OneShotDataError: a
+        generator. DataError: no iterable. StructureError: another timeout, no process group. What one process raises here, the
+        others are told at its next question.
 
     Cost: a product: one all-reduce of its numbers (see `hesse.distributed.count_traffic`).
     """
+    link = Link(group, timeout)
+    with link.noting():
+        return SpreadData(readable(batches), link)
+
+
+def readable(batches: Any) -> Iterable[Any]:
+    """The batches of a process, which can be read again and again.
+
+    Raises:
+        DataError: no iterable, or data that are spread already. OneShotDataError: a generator.
+    """
+    asked, remedy = "Data that are spread over processes are an iterable of batches on each.", "pass a list or a DataLoader"
+    if isinstance(batches, Spread):
+        raise DataError(asked, f"{batches!r}, which is spread already", "pass it to ggn, fisher, ... as it is")
+    if isinstance(batches, (Tensor, str, bytes)) or not (hasattr(batches, "__iter__") or hasattr(batches, "__getitem__")):
+        raise DataError(asked, f"a {type(batches).__name__}", remedy)
     refuse_one_shot(batches, "Data are read once for every product.")
-    return SpreadData(batches, Link(group, timeout))
+    return batches
 
 
 class SpreadData(Spread):
@@ -74,6 +94,10 @@ class SpreadData(Spread):
     def ranks(self) -> int:
         """How many processes there are."""
         return self.link.ranks
+
+    def asking(self, what: str) -> AbstractContextManager[None]:
+        """A question of several steps: what this process raises in it is raised on the others, too."""
+        return self.link.asking(what)
 
     def average(
         self,
@@ -151,6 +175,27 @@ class SpreadData(Spread):
         Cost: one pass over their bytes, and one exchange of a few numbers.
         """
         self.link.check_same(what, lambda: {name: content_hash(tensor) for name, tensor in tensors.items()})
+
+    def take_first(self, what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the first process, on all of them: for what each has computed by itself, up to rounding.
+
+        Raises:
+            DistributedError: other names, shapes or dtypes than those of the first process.
+
+        Cost: one pass over their bytes and a gather of a few numbers a tensor; where they differ, an all-reduce of all of them.
+        """
+        named = dict(tensors)
+        forms = {name: (tuple(leaf.shape), str(leaf.dtype), leaf.device.type) for name, leaf in named.items()}
+        told = self.link.exchange(what, lambda: (forms, {name: content_hash(leaf) for name, leaf in named.items()}))
+        for rank, (other, _) in enumerate(told):
+            if other != told[0][0]:
+                found = f"other names, shapes or dtypes on rank {rank} than on rank 0"
+                raise DistributedError(f"{what}, over {len(told)} processes.", found, "use the same model on all processes")
+        if all(hashes == told[0][1] for _, hashes in told):
+            return named
+        layout = Layout.of(list(named.values()))
+        sums, _ = self.link.total(what, layout, lambda: Part(list(named.values()) if self.rank == 0 else None))
+        return {name: leaf.to(named[name].dtype) for name, leaf in zip(named, sums, strict=True)}
 
     def _is_empty(self) -> bool:
         if hasattr(self.batches, "__len__"):

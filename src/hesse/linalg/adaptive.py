@@ -30,6 +30,7 @@ Products for the trace of a symmetric matrix of dimension 1000 to a relative sta
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -37,15 +38,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from hesse.core.memory import Budget, current_budget
+from hesse.core.memory import Budget, current_budget, given_budget
 from hesse.core.progress import track
 from hesse.linalg.hutchinson import FEWEST, Moments, next_count, projected
-from hesse.linalg.products import apply, rows_at_once, sign_vectors
+from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign_vectors
 from hesse.linalg.sketch import Sketch, capacity, explained
 from hesse.operators import LinearOperator
 
 _GROWTH = 4  # a sketch grows by a quarter, at least by _LEAST
 _LEAST = 8
+_MEANS = 8  # vectors that means and spreads of a diagonal take
 _CLEAR_WIN = 0.35  # of the plain error with as many probes: half of it with as many products
 _MOSTLY = 0.9  # products explained by the others to this part: past the knee of the spectrum
 _WASTE = 6  # products up to this fraction of the exact cost are spent on looking for decay
@@ -129,8 +131,10 @@ class Search:
         self._generator = generator
         room = capacity(A, memory)
         self._room = room if room >= FEWEST else 0
-        kept = current_budget(memory, A.in_space.device) // 2 if self._room else 0
-        self._at_once = rows_at_once(A, goal.most, label, memory=memory, kept=kept)
+        self._memory = memory
+        self._kept = current_budget(memory, A.in_space.device) // 2 if self._room else 0
+        fixed = _MEANS * A.in_space.dim * A.in_space.dtype.itemsize if given_budget(memory, A.in_space.device) else 0
+        self._at_once = rows_at_once(A, goal.most, label, memory=memory, kept=self._kept + fixed)
         self._sketch: Sketch | None = Sketch(A, adjoint=quantity.adjoint) if self._room else None
         self._moments = Moments()
         self._noise, self._products = 0.0, 0
@@ -187,7 +191,8 @@ class Search:
         drawn: list[tuple[Tensor, Tensor]] = []
         for start in range(0, wanted, self._at_once):
             probes = sign_vectors(self._operator.in_space, min(self._at_once, wanted - start), self._generator)
-            products = apply(self._operator, probes)
+            with self._beside():
+                products = apply(self._operator, probes)
             self._moments.add(self._quantity.plain(probes, products))
             self._noise = max(self._noise, self._quantity.noise(products))
             if self._sketch is not None:
@@ -196,6 +201,10 @@ class Search:
         if self._sketch is not None and drawn:
             self._sketch.grow(torch.cat([part[0] for part in drawn]), torch.cat([part[1] for part in drawn]))
         return wanted > 0
+
+    def _beside(self) -> AbstractContextManager[None]:
+        taken = self._kept + block_bytes(self._operator, self._at_once)
+        return beside(self._operator, taken, self._memory, kept=0, part=0.5 if self._kept else 1.0)
 
     def _target(self, size: float) -> float:
         return max(self._goal.atol, self._goal.rtol * size, self._noise)
@@ -206,7 +215,8 @@ class Search:
         return Found(moments.mean, moments.errors, error, self._target(moments.size))
 
     def _complete(self, sketch: Sketch) -> Found:
-        self._products += sketch.complete(self._at_once)
+        with self._beside():
+            self._products += sketch.complete(self._at_once)
         value, errors = self._quantity.deflated(sketch)
         self._errors.append((sketch.size, float(torch.linalg.vector_norm(errors))))
         errors = (errors.square() + self._noise**2 / max(errors.numel(), 1)).sqrt()

@@ -10,7 +10,7 @@ import torch
 from hesse.core import random
 from hesse.core.errors import NotConvergedError
 from hesse.core.memory import Budget
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for
 from hesse.linalg.eigen import Eigen, eigsh
 from hesse.linalg.eigenvalues import Eigenvalues, eigenvalues_rule
 from hesse.linalg.estimate import Estimate
@@ -109,7 +109,7 @@ def _ratio(largest: float, smallest: float, noise: float) -> float:
 
 
 def _of_matrix(A: LinearOperator, memory: Budget | None) -> float:
-    matrix = dense(A, memory=memory).detach()
+    matrix = matrix_for(A, "the singular values", 3, memory).detach()
     sizes = torch.linalg.svdvals(matrix.to(work_dtype(matrix.dtype)))
     largest = float(sizes[0])
     return _ratio(largest, float(sizes[-1]), max(A.shape) * rounding(A) * largest)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from hesse.core.batching import slices
-from hesse.core.memory import Budget
+from hesse.core.memory import Budget, given_budget, too_small
 from hesse.linalg.options import is_complex
-from hesse.linalg.products import mm_within, rows_at_once, unit_vectors
+from hesse.linalg.products import beside, block_bytes, mm_within, rows_at_once, share_of_vectors, unit_vectors, work_dtype
 from hesse.operators import (
     BlockDiagonal,
     Composed,
@@ -45,6 +46,45 @@ def dense(A: LinearOperator, *, memory: Budget | None = None) -> Tensor:
     return dense_rule(A, memory)
 
 
+def matrix_for(A: LinearOperator, what: str, copies: float, memory: Budget | None = None) -> Tensor:
+    """The dense matrix, if what is made of it fits into a memory budget that the user has set.
+
+    Args:
+        A: the operator.
+        what: what is made of it, for errors.
+        copies: times the matrix that this takes at the highest, itself included.
+        memory: the budget; None: that in force.
+
+    Raises:
+        MemoryBudgetError: it does not fit.
+    """
+    if not matrix_has_room(A, copies, memory):
+        given = given_budget(memory, A.in_space.device) or 0
+        raise too_small(given, _needed(A, copies), f"{what} of a matrix {A.shape[0]} x {A.shape[1]}")
+    return dense(A, memory=memory)
+
+
+def matrix_has_room(A: LinearOperator, copies: float, memory: Budget | None = None) -> bool:
+    """Whether so many times the matrix fit into the memory budget that the user has set, if there is one."""
+    given = given_budget(memory, A.in_space.device)
+    return given is None or _needed(A, copies) <= given
+
+
+def _require_copies(A: LinearOperator, copies: int, memory: Budget | None) -> None:
+    given = given_budget(memory, A.in_space.device)
+    if given is None:
+        return
+    least = _needed(A, copies) + math.ceil(block_bytes(A, 1) / share_of_vectors(A))
+    if least > given:
+        raise too_small(given, least, f"the dense matrix of a {type(A).__name__} of shape {A.shape}")
+
+
+def _needed(A: LinearOperator, copies: float) -> int:
+    itemsize = max(work_dtype(space.dtype).itemsize for space in (A.in_space, A.out_space))
+    size = A.shape[0] * A.shape[1] * itemsize
+    return math.ceil(max(copies * size, size + block_bytes(A, 1) / share_of_vectors(A)))
+
+
 @singledispatch
 def dense_rule(A: LinearOperator, memory: Budget | None = None) -> Tensor:
     """The open rule behind `dense`, by products with unit vectors: ``@dense_rule.register(MyOperator)``."""
@@ -66,11 +106,13 @@ def _coarsest(dtypes: tuple[torch.dtype, ...]) -> float:
 def _by_columns(A: LinearOperator, memory: Budget | None) -> Tensor:
     out, into = A.shape
     dtype = A.out_space.dtype
+    size = out * into * dtype.itemsize
+    rows = rows_at_once(A, into, f"the dense {out} x {into} matrix", memory=memory, kept=size)
     columns = torch.empty(into, out, dtype=dtype, device=A.out_space.device)
-    rows = rows_at_once(A, into, f"the dense {out} x {into} matrix", memory=memory, kept=out * into * dtype.itemsize)
     for part in slices(into, rows, "dense matrix"):
         units = A.in_space.unravel(unit_vectors(A.in_space, part.start, part.stop))
-        columns[part] = A.out_space.ravel(mm_within(A, units, memory), 1)
+        with beside(A, size + block_bytes(A, part.stop - part.start), memory, kept=size):
+            columns[part] = A.out_space.ravel(mm_within(A, units), 1)
     return columns.mT
 
 
@@ -101,19 +143,25 @@ def _kronecker(A: Kronecker, memory: Budget | None = None) -> Tensor:
 
 @dense_rule.register(Sum)
 def _sum(A: Sum, memory: Budget | None = None) -> Tensor:
+    _require_copies(A, 3, memory)
     total = dense_rule(A.terms[0], memory)
     for term in A.terms[1:]:
-        total = total + dense_rule(term, memory)
+        with beside(A, 2 * total.nbytes, memory):
+            part = dense_rule(term)
+        total = total + part
+        del part
     return total
 
 
 @dense_rule.register(Scaled)
 def _scaled(A: Scaled, memory: Budget | None = None) -> Tensor:
+    _require_copies(A, 2, memory)
     return A.factor * dense_rule(A.operator, memory)
 
 
 @dense_rule.register(Conjugate)
 def _conjugate(A: Conjugate, memory: Budget | None = None) -> Tensor:
+    _require_copies(A, 2, memory)
     return dense_rule(A.operator, memory).conj().resolve_conj()
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from hesse.core import random
-from hesse.core.memory import Budget
+from hesse.core.memory import Budget, given_budget
 from hesse.linalg.adaptive import Goal, Search
 from hesse.linalg.diagonal_rules import column_squares_rule, diagonal_rule, exact_diagonal
 from hesse.linalg.hutchinson import Mean, sample_mean
 from hesse.linalg.options import check_choice, check_positive, require_square
-from hesse.linalg.products import apply, rows_at_once, sign_vectors
+from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign_vectors
 from hesse.linalg.sketch import require_one_dtype
 from hesse.linalg.xdiag import DiagonalOf
 from hesse.operators import LinearOperator
@@ -22,6 +22,7 @@ from hesse.operators import LinearOperator
 __all__ = ["DiagonalEstimate", "column_squares_rule", "diagonal", "diagonal_rule", "exact_diagonal"]
 
 _METHODS = ("auto", "exact", "hutchinson", "xdiag")
+_MEANS = 8  # vectors that means and spreads take
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,13 @@ def _estimate(
 
 def _hutchinson(A: LinearOperator, rtol: float, generator: torch.Generator, memory: Budget | None) -> Mean:
     diagonal_of, dim = DiagonalOf(A), A.shape[0]
+    means = _MEANS * dim * A.in_space.dtype.itemsize if given_budget(memory, A.in_space.device) else 0
 
     def draw(count: int) -> tuple[Tensor, float]:
         probes = sign_vectors(A.in_space, count, generator)
-        return diagonal_of.plain(probes, apply(A, probes)), 0.0
+        with beside(A, block_bytes(A, count), memory, kept=0):
+            products = apply(A, probes)
+        return diagonal_of.plain(probes, products), 0.0
 
     return sample_mean(
         draw,
@@ -151,6 +155,6 @@ def _hutchinson(A: LinearOperator, rtol: float, generator: torch.Generator, memo
         atol=0.0,
         most=max(dim - 1, 0),
         exact_cost=dim,
-        at_once=rows_at_once(A, max(dim, 1), "the estimate of the diagonal", memory=memory),
+        at_once=rows_at_once(A, max(dim, 1), "the estimate of the diagonal", memory=memory, kept=means),
         label="diagonal (random signs)",
     )

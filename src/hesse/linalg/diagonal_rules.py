@@ -11,7 +11,7 @@ from torch import Tensor
 from hesse.core import random
 from hesse.core.batching import slices
 from hesse.core.memory import Budget
-from hesse.linalg.products import mm_within, normal_vectors, real_dtype, rows_at_once
+from hesse.linalg.products import beside, block_bytes, mm_within, normal_vectors, real_dtype, rows_at_once
 from hesse.operators import (
     Average,
     BlockDiagonal,
@@ -44,7 +44,9 @@ def exact_diagonal(A: LinearOperator, memory: Budget | None = None) -> Tensor:
     for part in slices(len(alive), rows_at_once(A, len(alive), "the exact diagonal", memory=memory), "diagonal"):
         places = alive[part].unsqueeze(1)
         units = torch.zeros(len(places), dim, dtype=real_dtype(space.dtype), device=space.device).scatter_(1, places, 1)
-        result[alive[part]] = A.out_space.ravel(mm_within(A, space.unravel(units), memory), 1).gather(1, places).squeeze(1)
+        with beside(A, block_bytes(A, len(places)), memory, kept=0):
+            products = A.out_space.ravel(mm_within(A, space.unravel(units)), 1)
+        result[alive[part]] = products.gather(1, places).squeeze(1)
     return result
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from hesse.core import random
 from hesse.core.errors import NotConvergedError, StructureError
 from hesse.core.tree import Tree
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for, matrix_has_room
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.lanczos import BlockLanczos, Ritz
 from hesse.linalg.lobpcg import Lobpcg, block_size
@@ -28,6 +28,7 @@ from hesse.linalg.products import apply, real_dtype, work_dtype
 from hesse.operators import Kronecker, LinearOperator, Scaled, Tag
 
 _DENSE_DIM = 256
+COPIES = 5  # of a matrix, while its eigenvectors are computed
 _SWITCH_DIM = 2000  # up to here the dense eigenvalues are affordable when Lanczos has a hard time
 _METHODS = ("auto", "exact", "lanczos", "lobpcg")
 _KEYS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -157,14 +158,14 @@ class _Search:
     def run(self, method: str, budget: int) -> Ritz:
         """By the matrix where it is small; else by an iteration, or the matrix once that has cost as much."""
         dim = self.A.in_space.dim
-        if method == "exact" or (method == "auto" and dim <= max(_DENSE_DIM, 4 * self.k)):
+        if method == "exact" or (method == "auto" and dim <= max(_DENSE_DIM, 4 * self.k) and matrix_has_room(self.A, COPIES)):
             return _by_matrix(self.A, self.k, self.which)
         by_blocks = method == "lobpcg" or (method == "auto" and self.preconditioner is not None)
         if by_blocks and 3 * block_size(self.k) > dim:  # the three blocks would span the whole space
             return _by_matrix(self.A, self.k, self.which)
         first = dim if method == "auto" and dim <= _SWITCH_DIM and 2 * dim <= budget else budget
         found = self._lobpcg(first) if by_blocks else self._lanczos(first)
-        if found.converged or first == budget:
+        if found.converged or first == budget or not matrix_has_room(self.A, COPIES):
             return found
         exact = _by_matrix(self.A, self.k, self.which)
         return replace(exact, products=exact.products + found.products)
@@ -178,7 +179,7 @@ class _Search:
 
 
 def _by_matrix(A: LinearOperator, k: int, which: str) -> Ritz:
-    matrix = dense(A).detach()
+    matrix = matrix_for(A, "the eigenpairs", COPIES).detach()
     values, vectors = torch.linalg.eigh(matrix.to(work_dtype(matrix.dtype)))
     best = _best(values, k, which)
     return Ritz(values[best], vectors[:, best].mT, len(values), float(values.abs().max()), True)

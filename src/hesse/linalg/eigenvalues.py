@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from hesse.linalg.dense import dense
+from hesse.core.memory import Budget
+from hesse.linalg.dense import matrix_for
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.options import rounding
 from hesse.linalg.products import work_dtype
@@ -59,13 +60,13 @@ def matrix_eigenvalues(matrix: Tensor) -> Eigenvalues:
     return Eigenvalues.of(values, _noise(values, torch.finfo(matrix.dtype).eps, len(values)))
 
 
-def exact_eigenvalues(A: LinearOperator) -> Eigenvalues:
+def exact_eigenvalues(A: LinearOperator, memory: Budget | None = None) -> Eigenvalues:
     """From the structure, else from the dense matrix.
 
     Cost: dim products where no structure knows them.
     """
     known = eigenvalues_rule(A)
-    return matrix_eigenvalues(dense(A)) if known is None else known
+    return matrix_eigenvalues(matrix_for(A, "the eigenvalues", 5, memory)) if known is None else known
 
 
 def _noise(values: Tensor, eps: float, dim: int) -> float:

@@ -22,6 +22,8 @@ from hesse.linalg.solution import norm_from_below
 from hesse.linalg.solve import solve
 from hesse.operators import Dense, LinearOperator
 
+_COPIES, _BY_SVD = 5, 8  # of a matrix, while it is factored
+
 
 class Factorization(LinearOperator):
     """An operator A in a form that solves with it at once; made by `factor`.
@@ -203,7 +205,8 @@ def factor(A: LinearOperator, *, memory: Budget | None = None) -> Factorization:
     known = factor_rule(A, memory)
     if known is not None:
         return known
-    needed, budget = matrix_bytes(A), current_budget(memory, A.in_space.device)
+    copies = _COPIES if A.shape[0] == A.shape[1] else _BY_SVD
+    needed, budget = matrix_bytes(A, copies), current_budget(memory, A.in_space.device)
     if needed > budget:
         raise MemoryBudgetError(
             f"{type(A).__name__} of shape {A.shape} is factored by its matrix.",

@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from hesse.core.memory import Budget
+from hesse.core.memory import Budget, given_budget, too_small
 from hesse.linalg.answer import Answer, filter_factors
 from hesse.linalg.factor import Factorization, factor_rule
 from hesse.linalg.options import is_hermitian
@@ -18,6 +18,8 @@ from hesse.linalg.pinv_matrix import require_finite
 from hesse.linalg.products import work_dtype
 from hesse.operators import Dense, LinearOperator, Tag
 from hesse.operators.storage import storable
+
+_BY_SVD = 8  # times the matrix, while its singular vectors are computed
 
 
 class _Regular(Factorization):
@@ -160,11 +162,14 @@ def _dense(A: Dense, memory: Budget | None) -> Factorization:
         return _by_svd(A, matrix)
     found = _by_cholesky(A, matrix) if Tag.PSD in A.tags and is_hermitian(A) else None
     found = _by_lu(A, matrix) if found is None else found
+    given = given_budget(memory, matrix.device)
+    if found is None and given is not None and _BY_SVD * matrix.nbytes > given:
+        raise too_small(given, _BY_SVD * matrix.nbytes, f"the singular values of a singular matrix of shape {A.shape}")
     return _by_svd(A, matrix) if found is None else found
 
 
 def _by_cholesky(A: Dense, matrix: Tensor) -> Factorization | None:
-    L, info = torch.linalg.cholesky_ex((matrix + matrix.mH) / 2)
+    L, info = torch.linalg.cholesky_ex((matrix + matrix.mH).div_(2))
     if int(info):
         return None
     condition = one_norm(matrix) * inverse_one_norm(lambda b, _: torch.cholesky_solve(b, L), matrix)

@@ -21,7 +21,7 @@ from hesse.core.memory import Budget, current_budget
 from hesse.core.progress import track
 from hesse.linalg.adaptive import Found, Goal
 from hesse.linalg.hutchinson import FEWEST, Moments
-from hesse.linalg.products import apply, rows_at_once, sign_vectors
+from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign_vectors
 from hesse.linalg.sketch import Sketch, capacity, small
 from hesse.linalg.xtrace import TraceOf
 from hesse.operators import LinearOperator
@@ -35,6 +35,7 @@ def hutchpp(A: LinearOperator, goal: Goal, generator: torch.Generator, memory: B
     room = capacity(A, memory) // 2  # two of what `capacity` counts: of the sketch, and of the other signs
     kept = current_budget(memory, A.in_space.device) // 2
     at_once = rows_at_once(A, goal.most, "Hutch++", memory=memory, kept=kept)
+    taken = kept + block_bytes(A, at_once)
     trace_of, sketch, others = TraceOf(A), Sketch(A, adjoint=False), Sketch(A, adjoint=False)
     best, noise, spent = None, 0.0, 0
     for _ in track(count(), "trace (Hutch++)"):
@@ -45,14 +46,16 @@ def hutchpp(A: LinearOperator, goal: Goal, generator: torch.Generator, memory: B
         for start in range(0, wanted, at_once):
             for part in (sketch, others):
                 probes = sign_vectors(A.in_space, min(at_once, wanted - start), generator)
-                products = apply(A, probes)
+                with beside(A, taken, memory, kept=0, part=0.5):
+                    products = apply(A, probes)
                 noise = max(noise, trace_of.noise(products))
                 if part is sketch:
                     sketch.grow(probes, products)
                 else:
                     others.probes = torch.cat([others.probes, probes.to(others.probes.dtype)])
                     others.products = torch.cat([others.products, products])
-        spent += 2 * wanted + sketch.complete(at_once)
+        with beside(A, taken, memory, kept=0, part=0.5):
+            spent += 2 * wanted + sketch.complete(at_once)
         best = _estimate(sketch, others.probes, others.products, trace_of, goal, noise)
         if best.converged:
             return best, spent

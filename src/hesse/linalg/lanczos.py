@@ -15,6 +15,7 @@ see, until it finds nothing more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -22,13 +23,16 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import MemoryBudgetError
-from hesse.core.memory import current_budget, format_bytes
+from hesse.core.growth import settle
+from hesse.core.memory import current_budget, format_bytes, given_budget
 from hesse.core.progress import track
 from hesse.linalg.options import rounding
-from hesse.linalg.products import apply, normal_vectors, work_dtype
+from hesse.linalg.products import apply, beside, normal_vectors, share_of_vectors, work_dtype
 from hesse.operators import LinearOperator
 
 _WIDEST_BLOCK = 4
+_MOST = 0.65  # of the budget, for the least basis; what is left is for a product, and what a library takes for its own
+_SCATTER = 1.25  # times as much as the vectors may lie scattered over, after some restarts
 _FRESH_STEPS = 8  # blocks after which a missed eigenvalue that stands out has shown itself
 Key = Callable[[Tensor], Tensor]
 
@@ -58,26 +62,35 @@ def block_width(k: int) -> int:
 
 
 def basis_size(A: LinearOperator, k: int) -> int:
-    """How many basis vectors to hold for `k` eigenpairs: a good number, or what half of the budget can take.
+    """How many basis vectors to hold for `k` eigenpairs: a good number, or what a part of the budget can take.
 
     Raises:
         MemoryBudgetError: even the least number that works does not fit.
     """
     width, dim = block_width(k), A.in_space.dim
-    per_vector = dim * work_dtype(A.in_space.dtype).itemsize
-    budget = current_budget(None, A.in_space.device)
-    fixed = (k + 6 * width) * per_vector  # blocks at work, and the vectors handed out
-    good, least = max(24, 2 * k + 10 * width), k + 3 * width
-    fits = (budget // 2 - fixed) // (2 * max(per_vector, 1))  # a restart holds the basis twice at worst
-    if fits < least:
-        needed = 2 * (fixed + 2 * least * per_vector)
+    device = A.in_space.device
+    good, least = min(max(24, 2 * k + 10 * width), dim), min(k + 3 * width, dim)
+    given = given_budget(None, device)
+    allowed = current_budget(None, device) // 2 if given is None else int(share_of_vectors(A) * given / _SCATTER)
+    size = next((size for size in range(good, least, -1) if basis_bytes(A, k, size) <= allowed), least)
+    needed = math.ceil(basis_bytes(A, k, least) / _MOST)
+    budget = 2 * allowed if given is None else given
+    if needed > budget:
         raise MemoryBudgetError(
             f"The memory budget is too small for {k} eigenpairs of dimension {dim}.",
             f"a budget of {format_bytes(budget)}, where {format_bytes(needed)} is needed",
             f"ask for fewer eigenpairs, or allow more: with hesse.memory({needed}): ...",
             needed,
         )
-    return int(min(good, fits, dim))
+    return size
+
+
+def basis_bytes(A: LinearOperator, k: int, size: int) -> int:
+    """Bytes that are taken at the highest with a basis of so many vectors: at a restart, or while a block is orthogonalized."""
+    width = block_width(k)
+    kept = k + max(size - width - k, 0) // 2
+    vectors = size + max(8 * width, kept + 2 * width + k)
+    return vectors * A.in_space.dim * work_dtype(A.in_space.dtype).itemsize
 
 
 class BlockLanczos:
@@ -107,6 +120,10 @@ class BlockLanczos:
 
     def run(self, max_products: int) -> Ritz:
         """Iterate until the wanted pairs have converged or the products are spent."""
+        with beside(self.A, basis_bytes(self.A, self.k, self.capacity), kept=0):
+            return self._run(max_products)
+
+    def _run(self, max_products: int) -> Ritz:
         for values, Y in track(self._cycles(), "eigenvalues (Lanczos)"):
             is_done = self._is_done(values, Y)
             if is_done or self.products + len(self.next) > max_products:
@@ -213,6 +230,8 @@ class BlockLanczos:
     def _keep(self, values: Tensor, Y: Tensor, kept: int) -> None:
         """Replace the basis by its best Ritz vectors; the relation of the module's text still holds."""
         self.basis[:kept] = self._combine(Y[:, :kept])
+        if given_budget(None, self.basis.device) is not None:
+            settle()
         self.T.zero_()
         self.T[:kept, :kept] = torch.diag(values[:kept]).to(self.T.dtype)
         self.S = self.S @ Y[:, :kept]

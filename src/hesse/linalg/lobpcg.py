@@ -7,18 +7,21 @@ next. Converged ones stay in the basis, but ask for no further product (soft loc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
+from hesse.core.memory import given_budget, too_small
 from hesse.core.progress import track
 from hesse.linalg.lanczos import Ritz
-from hesse.linalg.products import apply, normal_vectors, work_dtype
+from hesse.linalg.products import apply, beside, normal_vectors, share_of_vectors, work_dtype
 from hesse.linalg.quadrature import LanczosRuns
 from hesse.operators import LinearOperator
 
 _NORM_STEPS = 8
+_HELD = 31  # blocks at the highest: vectors, products, directions, the basis of all of them, and what makes it orthonormal
 _REFRESH = 20  # iterations after which rounding errors of A X are wiped out
 
 
@@ -37,6 +40,9 @@ class Lobpcg:
         rtol: a pair has converged when its residual is below ``rtol`` times the spectral norm.
         preconditioner: close to the inverse of `A`, Hermitian positive definite; None for none.
         generator: source of the starting block.
+
+    Raises:
+        MemoryBudgetError: the blocks, and a product beside them, do not fit.
     """
 
     def __init__(
@@ -51,8 +57,13 @@ class Lobpcg:
         self.A, self.k, self.sign, self.rtol = A, k, sign, rtol
         self.preconditioner, self.generator = preconditioner, generator
         self.dtype, self.products = work_dtype(A.in_space.dtype), 0
+        self.taken = _HELD * block_size(k) * A.in_space.dim * self.dtype.itemsize
+        given, least = given_budget(None, A.in_space.device), math.ceil(self.taken / share_of_vectors(A))
+        if given is not None and least > given:
+            raise too_small(given, least, f"{k} eigenpairs of dimension {A.shape[0]} by LOBPCG (Lanczos takes less)")
         runs = LanczosRuns(A, normal_vectors(A.in_space, 1, generator))
-        runs.grow(_NORM_STEPS)
+        with beside(A, self.taken):
+            runs.grow(_NORM_STEPS)
         self.scale, self.products = float(runs.gauss()[0].abs().max()), runs.products
         self.X = _orthonormal(normal_vectors(A.in_space, block_size(k), generator), None)
         self.AX = self._times(self.X)
@@ -83,10 +94,14 @@ class Lobpcg:
 
     def _times(self, V: Tensor) -> Tensor:
         self.products += len(V)
-        return self.sign * apply(self.A, V).to(self.dtype)
+        with beside(self.A, self.taken):
+            return self.sign * apply(self.A, V).to(self.dtype)
 
     def _advance(self, residuals: Tensor) -> None:
-        W = residuals if self.preconditioner is None else apply(self.preconditioner, residuals).to(self.dtype)
+        W = residuals
+        if self.preconditioner is not None:
+            with beside(self.preconditioner, self.taken):
+                W = apply(self.preconditioner, residuals).to(self.dtype)
         held = torch.cat([self.X, self.P])
         W = _orthonormal(W, held)
         if not len(W):  # the residuals lie in the span: look elsewhere

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hesse.core.memory import Budget
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for
 from hesse.linalg.eigenvalues import floor_rule
 from hesse.linalg.estimate import Estimate
 from hesse.linalg.logdet_rules import logdet_rule, matrix_logdet, not_definite
@@ -72,5 +72,6 @@ def logdet(
         return rule.values(runs)
 
     measure = Measure(values, rule.size, noise)
-    question = Question("log-determinant", lambda: logdet_rule(A), lambda: matrix_logdet(dense(A)), measure)
+    by_matrix = lambda: matrix_logdet(matrix_for(A, "the log-determinant", 5, memory))  # noqa: E731
+    question = Question("log-determinant", lambda: logdet_rule(A), by_matrix, measure)
     return answer(A, question, options)

@@ -12,7 +12,7 @@ from hesse.core.errors import NotConvergedError, StructureError
 from hesse.core.tree import Tree
 from hesse.linalg.answer import Answer, evaluated, lstsq_matrix
 from hesse.linalg.condition import inverse_from
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for
 from hesse.linalg.differentiable_rules import differentiable_solution
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.lstsq_rules import lstsq_rule
@@ -31,6 +31,7 @@ from hesse.linalg.solution import (
 from hesse.operators import LinearOperator
 
 _METHODS = ("auto", "dense", "lsmr")
+_COPIES = 8  # of a matrix, while its singular vectors are computed
 _DENSE_DIM, _DENSE_SIZE = 1000, 2**23
 _UNSURE = 4.0  # units of rounding that a product may be off
 
@@ -126,7 +127,7 @@ def _answer(A: LinearOperator, B: Tensor, method: str, damping: float, limits: t
             return "structure", found
         method = _general_method(A)
     if method == "dense":
-        return method, lstsq_matrix(dense(A), B, damping)
+        return method, lstsq_matrix(matrix_for(A, "the least squares", _COPIES), B, damping)
     return method, lsmr(A, B, limits[0], limits[1], damping=damping)
 
 

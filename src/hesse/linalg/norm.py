@@ -9,7 +9,7 @@ import torch
 from hesse.core import random
 from hesse.core.errors import NotConvergedError
 from hesse.core.memory import Budget
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for
 from hesse.linalg.eigen import eigsh
 from hesse.linalg.estimate import Estimate
 from hesse.linalg.norm_rules import Order, norm_rule, spectral
@@ -95,7 +95,7 @@ def _frobenius(
 
 
 def _exact_spectral(A: LinearOperator, memory: Budget | None) -> Estimate:
-    return Estimate(spectral(dense(A, memory=memory)), 0.0, min(A.shape))
+    return Estimate(spectral(matrix_for(A, "the singular values", 3, memory)), 0.0, min(A.shape))
 
 
 def _lanczos(A: LinearOperator, rtol: float | None, generator: torch.Generator, most: int, on_failure: str) -> Estimate:

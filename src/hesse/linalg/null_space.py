@@ -40,7 +40,7 @@ def null_space(A: LinearOperator, *, rtol: float | None = None, memory: Budget |
     check_cut("null_space", rtol)
     rows = null_space_rule(A, rtol, memory)
     if rows is None:
-        require_matrix(A, "null_space", memory)
+        require_matrix(A, "null_space", memory, 8)
         matrix = dense(A, memory=memory)
         rows = matrix_null_space(matrix, cut_of(A.shape, matrix.dtype, rtol))
     return A.in_space.unravel(rows.to(torch.promote_types(rows.dtype, A.in_space.dtype)))

@@ -132,7 +132,7 @@ def _blocks(A: BlockDiagonal, rtol: float | None, memory: Budget | None) -> Tens
         cut = rtol * top / own if own else rtol
         rows = null_space_rule(block, cut, memory)
         if rows is None:
-            require_matrix(block, "null_space", memory)
+            require_matrix(block, "null_space", memory, 8)
             rows = matrix_null_space(dense(block, memory=memory), cut)
         found.append(rows)
     start, parts = 0, []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hesse.core.errors import MemoryBudgetError, NotConvergedError, UnsupportedError
-from hesse.core.memory import Budget, current_budget, format_bytes
+from hesse.core.memory import Budget, current_budget, format_bytes, given_budget
 from hesse.core.tree import Tree
 from hesse.linalg.dense import dense
 from hesse.linalg.lstsq import lstsq
@@ -14,6 +14,7 @@ from hesse.operators.pseudo_inverse import Kept, PseudoInverse
 
 DENSE_DIM = 3000  # the smaller dimension, up to which the singular values take a minute or two on two cores
 _COPIES = 5  # of the matrix: itself, its singular vectors, the inverse, and what LAPACK works with
+_HIGHEST = 11  # of them at the highest, measured: what a budget that the user sets has to hold
 
 
 def general_pinv(A: LinearOperator, rtol: float | None, memory: Budget | None) -> LinearOperator:
@@ -23,7 +24,7 @@ def general_pinv(A: LinearOperator, rtol: float | None, memory: Budget | None) -
         MemoryBudgetError: a cut-off was asked for, and the matrix does not fit. UnsupportedError: likewise, and the matrix is
             too large for its singular values.
     """
-    needed = matrix_bytes(A)
+    needed = matrix_bytes(A, _COPIES if given_budget(memory, A.in_space.device) is None else _HIGHEST)
     fits = needed <= current_budget(memory, A.in_space.device)
     if fits and min(A.shape) <= DENSE_DIM:
         matrix = dense(A, memory=memory)
@@ -39,10 +40,10 @@ def general_pinv(A: LinearOperator, rtol: float | None, memory: Budget | None) -
     raise MemoryBudgetError(asked, found, f"pass memory={needed} or more, {remedy}", needed)
 
 
-def matrix_bytes(A: LinearOperator) -> int:
+def matrix_bytes(A: LinearOperator, copies: int = _COPIES) -> int:
     """Bytes that the matrix and its singular value decomposition take."""
     itemsize = max(work_dtype(A.in_space.dtype).itemsize, work_dtype(A.out_space.dtype).itemsize)
-    return _COPIES * A.shape[0] * A.shape[1] * itemsize
+    return copies * A.shape[0] * A.shape[1] * itemsize
 
 
 class _ByLsmr(LinearOperator):

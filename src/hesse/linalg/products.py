@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
+from hesse.core import memory as budgets
 from hesse.core import random, tree
 from hesse.core.chunked import ChunkPlan, in_chunks
-from hesse.core.errors import NonFiniteError
-from hesse.core.memory import Budget, chunk_size, current_budget, given_budget
+from hesse.core.errors import MemoryBudgetError, NonFiniteError
+from hesse.core.memory import Budget, chunk_size, current_budget, given_budget, too_small
 from hesse.core.space import Space
 from hesse.core.tree import Tree
-from hesse.operators import LinearOperator
+from hesse.operators import Dense, Diagonal, Function, Identity, Kronecker, LinearOperator, LowRank
 
 _FEW = 2  # vectors: a block of fewer is not taken apart
 _LARGE_BYTES = 2**24  # graphs above this take vectors one by one
 _COPIES = 4  # vectors in, vectors out, and as much again for what the product itself holds
+_WITH_PROBES = 1.5  # times as many, where a budget was set: random signs are drawn in 64 bits, and moments taken of products
+_LIGHT = (Dense, Diagonal, Function, Identity, Kronecker, LowRank)  # whose products take little but their vectors
 
 
 def work_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -91,7 +98,54 @@ def rows_at_once(A: LinearOperator, total: int, what: str, *, memory: Budget | N
     """
     device = A.in_space.device
     per_vector = _COPIES * (A.in_space.dim * A.in_space.dtype.itemsize + A.out_space.dim * A.out_space.dtype.itemsize)
-    return chunk_size(total, per_vector, kept, current_budget(memory, device), what)
+    given = given_budget(memory, device)
+    if given is None:
+        return chunk_size(total, per_vector, kept, current_budget(memory, device), what)
+    per_vector, share = math.ceil(_WITH_PROBES * per_vector), share_of_vectors(A)
+    if total and kept + per_vector / share > given:
+        raise too_small(given, kept + math.ceil(per_vector / share), what)
+    return min(max(int(share * (given - kept) / max(per_vector, 1)), 1), max(total, 1))
+
+
+def share_of_vectors(A: LinearOperator) -> float:
+    """The part of a memory budget that vectors may take; what is left is for the products."""
+    return 0.9 if isinstance(A, _LIGHT) else 0.5
+
+
+@contextmanager
+def beside(
+    A: LinearOperator, taken: int, memory: Budget | None = None, *, kept: int | None = None, part: float = 1.0
+) -> Iterator[None]:
+    """Within this context products keep to what is left of the memory budget; nothing without one.
+
+    Args:
+        A: the operator.
+        taken: bytes that are taken already.
+        memory: the budget; None: that in force.
+        kept: bytes of them that are taken whatever the budget, where the others are as many as it allows; None: all.
+        part: of the rest of the budget that these others and the products share.
+
+    Raises:
+        MemoryBudgetError: a product does not fit beside the vectors; `least` is for both.
+    """
+    given = given_budget(memory, A.in_space.device)
+    if given is None:
+        yield
+        return
+    try:
+        with budgets.memory(max(given - taken, 1)):
+            yield
+    except MemoryBudgetError as error:
+        least = error.least + taken
+        if kept is not None:
+            least = max(least, kept + math.ceil(error.least / (1 - share_of_vectors(A)) / part))
+        raise too_small(given, least, f"a product with {type(A).__name__} of shape {A.shape}") from error
+
+
+def block_bytes(A: LinearOperator, count: int) -> int:
+    """Bytes of a block of so many vectors, its products and what is made of them."""
+    into, out = (space.dim * space.dtype.itemsize for space in (A.in_space, A.out_space))
+    return math.ceil(_WITH_PROBES * _COPIES * (into + out)) * count
 
 
 def unit_vectors(space: Space, start: int, stop: int) -> Tensor:

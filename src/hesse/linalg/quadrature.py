@@ -8,39 +8,68 @@ Gauss-Radau rule; for functions whose derivatives alternate in sign the two rule
 
 from __future__ import annotations
 
+import math
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 
 from hesse.core.errors import MemoryBudgetError
-from hesse.core.memory import Budget, current_budget, format_bytes
+from hesse.core.memory import Budget, current_budget, format_bytes, given_budget
 from hesse.linalg.options import rounding
-from hesse.linalg.products import apply, work_dtype
+from hesse.linalg.products import apply, beside, share_of_vectors, work_dtype
 from hesse.operators import LinearOperator
 
+_SHARE = 0.65  # of a budget, for the vectors of all runs
+_ENOUGH_STEPS = 200  # that most tolerances take
 _CHUNK = 16  # steps whose basis vectors lie in one tensor
-EXTRA = 6  # vectors a run holds beside its basis: those of a product, and of a pass of re-orthogonalization
+_EXTRA = 18  # vectors a run holds beside its basis, measured: of a product, of re-orthogonalization, and lost between them
+
+
+def vectors_of_run(steps: int) -> int:
+    """How many vectors a run of so many steps takes."""
+    return -(-steps // _CHUNK) * _CHUNK + _EXTRA
+
+
+def steps_that_fit(vectors: int) -> int:
+    """How many steps a run of so many vectors takes: the inverse of `vectors_of_run`."""
+    return (vectors - _EXTRA) // _CHUNK * _CHUNK
 
 
 def vectors_that_fit(A: LinearOperator, memory: Budget | None, what: str) -> int:
-    """How many basis vectors of all runs together fit into half of the memory budget.
+    """How many basis vectors of all runs together fit into a part of the memory budget.
 
     Raises:
         MemoryBudgetError: not even one run of four steps fits.
     """
     per_vector = max(A.in_space.dim * work_dtype(A.in_space.dtype).itemsize, 1)
+    budget, share = current_budget(memory, A.in_space.device), _share(A, memory)
+    fits = int(share * budget / per_vector)
+    if fits < vectors_of_run(4):
+        raise memory_error(A, memory, 4, what)
+    return fits
+
+
+def products_beside(A: LinearOperator, memory: Budget | None) -> AbstractContextManager[None]:
+    """Within this context products keep to what the basis vectors leave of the memory budget."""
+    budget = given_budget(memory, A.in_space.device)
+    return beside(A, int(_share(A, memory) * (budget or 0)), memory, kept=0)
+
+
+def _share(A: LinearOperator, memory: Budget | None) -> float:
+    return 0.5 if given_budget(memory, A.in_space.device) is None else min(share_of_vectors(A), _SHARE)
+
+
+def memory_error(A: LinearOperator, memory: Budget | None, steps: int, what: str) -> MemoryBudgetError:
+    """The error for a basis of so many steps that does not fit; names what holds the many more that may be needed."""
     budget = current_budget(memory, A.in_space.device)
-    fits, least = budget // (2 * per_vector), EXTRA + 4
-    if fits < least:
-        raise memory_error(A, budget, 2 * per_vector * least, what)
-    return int(fits)
-
-
-def memory_error(A: LinearOperator, budget: int, needed: int, what: str) -> MemoryBudgetError:
-    """The error for a basis that does not fit."""
+    per_vector = max(A.in_space.dim * work_dtype(A.in_space.dtype).itemsize, 1)
+    enough = vectors_of_run(min(A.shape[0], max(4 * steps, _ENOUGH_STEPS)))
+    needed = math.ceil(per_vector * enough / _share(A, memory))
     return MemoryBudgetError(
         f"The memory budget is too small for {what}.",
         f"a budget of {format_bytes(budget)} for a Lanczos basis of dimension {A.shape[0]}, where "
-        f"{format_bytes(needed)} are needed",
+        f"{format_bytes(needed)} are enough for {enough} vectors",
         f"pass memory={needed} or more, or a larger tolerance",
         needed,
     )
@@ -81,9 +110,15 @@ class LanczosRuns:
     def keep(self, count: int) -> None:
         """Go on with the first `count` runs only."""
         self.norms, self._next, self._done = self.norms[:count], self._next[:count], self._done[:count]
-        self._basis = [chunk[:count].clone() for chunk in self._basis]
+        for place, chunk in enumerate(self._basis):  # one by one, so that no two bases are held
+            self._basis[place] = chunk[:count].clone()
+            del chunk
         self._alphas = [a[:count] for a in self._alphas]
         self._betas = [b[:count] for b in self._betas]
+
+    def finish(self) -> None:
+        """Give up the vectors: the rules stay, and no step can follow."""
+        self._basis, self._next = [], self._next[:0].clone()
 
     def grow(self, steps: int) -> None:
         """Take steps until there are this many (or as many as the dimension)."""

@@ -78,9 +78,9 @@ def largest_value(A: LinearOperator, memory: Budget | None) -> float:
     return float(values.max()) if values.numel() else 0.0
 
 
-def require_matrix(A: LinearOperator, question: str, memory: Budget | None) -> None:
-    """Raise `MemoryBudgetError`, which says the size, unless the matrix and its singular vectors fit."""
-    needed, budget = matrix_bytes(A), current_budget(memory, A.in_space.device)
+def require_matrix(A: LinearOperator, question: str, memory: Budget | None, copies: int = 5) -> None:
+    """Raise `MemoryBudgetError`, which says the size, unless so many times the matrix fit."""
+    needed, budget = matrix_bytes(A, copies), current_budget(memory, A.in_space.device)
     if needed > budget:
         raise MemoryBudgetError(
             f"{question} of {type(A).__name__} of shape {A.shape} is found by its matrix.",

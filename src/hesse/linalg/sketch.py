@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import StructureError
-from hesse.core.memory import Budget, current_budget
+from hesse.core.memory import Budget, current_budget, given_budget
 from hesse.linalg.options import rounding
 from hesse.linalg.products import apply, work_dtype
 from hesse.operators import LinearOperator
 
 _KEPT = 6  # vectors per probe: probe, product, basis, image, and two while they are made orthogonal
+_HIGHEST = 8  # of them at the highest, while two factors are joined
 _NEGLIGIBLE = 30.0  # roundings of a product, below which what is left of it outside the basis counts as nothing
 
 
@@ -152,7 +153,8 @@ def capacity(A: LinearOperator, memory: Budget | None) -> int:
     the spaces have leaves of 16 bits, or both real and complex ones, which the basis vectors would not fit)."""
     if not has_one_dtype(A):
         return 0
-    per_probe = _KEPT * max(A.shape) * A.in_space.dtype.itemsize
+    kept = _KEPT if given_budget(memory, A.in_space.device) is None else _HIGHEST
+    per_probe = kept * max(A.shape) * A.in_space.dtype.itemsize
     room = current_budget(memory, A.in_space.device) // 2 // per_probe
     return int(min(min(A.shape) // 2, room))
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import NoRuleError
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.factor_sparse import factor_sparse
 from hesse.linalg.pinv_matrix import require_finite
@@ -84,7 +84,7 @@ def matrix_slogdet(matrix: Tensor) -> SignLog:
 def _part(A: LinearOperator) -> SignLog:
     """Of a part, by its structure or its matrix."""
     known = slogdet_rule(A)
-    return matrix_slogdet(dense(A)) if known is None else known
+    return matrix_slogdet(matrix_for(A, "the determinant", 4)) if known is None else known
 
 
 def _number(A: LinearOperator, sign: float, logabs: float) -> SignLog:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import NonFiniteError
-from hesse.core.memory import Budget, current_budget
+from hesse.core.memory import Budget
 from hesse.core.progress import track
 from hesse.linalg.estimate import Estimate
 from hesse.linalg.options import rounding
 from hesse.linalg.products import sign_vectors
-from hesse.linalg.quadrature import EXTRA, LanczosRuns, memory_error, vectors_that_fit
+from hesse.linalg.quadrature import LanczosRuns, memory_error, products_beside, vectors_of_run, vectors_that_fit
 from hesse.operators import LinearOperator
 
 FEWEST_PROBES = 16  # before a standard error is trusted
@@ -218,7 +218,7 @@ class Sampling:
         for _ in track(count(), self.label):
             room = vectors_that_fit(self.A, self.memory, self.label)
             affordable = (self.limits.products - self.products) // self.steps
-            wanted = min(wanted, max(1, room // (self.steps + EXTRA)), affordable)
+            wanted = min(wanted, max(1, room // vectors_of_run(self.steps)), affordable)
             if wanted < 1:
                 break
             is_close = self._block(wanted)
@@ -244,7 +244,8 @@ class Sampling:
         goal, spent = self.steps, self.products
         while True:
             self._make_room(runs, goal)
-            runs.grow(goal)
+            with products_beside(self.A, self.memory):
+                runs.grow(goal)
             self.products = spent + runs.products
             values, truncation = self.measure.values(runs)
             size, _ = self.measure.mean_and_error(torch.cat([*self.parts, values]))
@@ -253,6 +254,7 @@ class Sampling:
             ahead = self.products + (goal - runs.steps) * len(values)
             if is_close or ahead > self.limits.products or self.products > self.limits.exact:
                 break
+        runs.finish()
         self.parts.append(values)
         self.runs.append(runs)
         self.truncation = max(self.truncation, truncation)
@@ -262,9 +264,8 @@ class Sampling:
     def _make_room(self, runs: LanczosRuns, goal: int) -> None:
         """Drop runs until a basis of so many steps fits."""
         room = vectors_that_fit(self.A, self.memory, self.label)
-        per_run = min(goal, self.dim) + EXTRA
+        per_run = vectors_of_run(min(goal, self.dim))
         if per_run > room:
-            budget = current_budget(self.memory, self.A.in_space.device)
-            raise memory_error(self.A, budget, budget * per_run // room + 1, self.label)
+            raise memory_error(self.A, self.memory, goal, self.label)
         if len(runs.norms) * per_run > room:
             runs.keep(max(1, room // per_run))

@@ -14,7 +14,7 @@ from hesse.core.tree import Tree
 from hesse.linalg.answer import Answer, evaluated, solve_cholesky, solve_matrix
 from hesse.linalg.cg import NegativeCurvatureError, conjugate_gradients
 from hesse.linalg.condition import inverse_from
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for, matrix_has_room
 from hesse.linalg.differentiable_rules import differentiable_solution
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.minres import minimal_residual
@@ -47,6 +47,7 @@ _METHODS = ("auto", "cg", "cholesky", "dense", "lsmr", "minres", "woodbury")
 _NAMES = {"cg": "conjugate gradients", "minres": "MINRES", "cholesky": "its Cholesky factor"}
 _ITERATIVE = ("cg", "lsmr", "minres")
 _DENSE_DIM = 1000
+_COPIES = 5  # of a matrix, while it is factored and a solution is found
 _REFINEMENTS = 2
 
 
@@ -153,7 +154,7 @@ def _answer(A: LinearOperator, B: Tensor, method: str, options: _Options) -> tup
     if method == "auto":
         return _automatic(A, B, options)
     if method == "dense":
-        matrix = dense(A)
+        matrix = matrix_for(A, "the factors", _COPIES)
         return method, _refined(A, B, options.rtol, lambda R: solve_matrix(matrix, R))
     if method == "woodbury":
         through_rows = woodbury(A, always=True)
@@ -174,7 +175,7 @@ def _answer(A: LinearOperator, B: Tensor, method: str, options: _Options) -> tup
     remedy = "or use method='lsmr' or 'dense', which need no symmetry"
     require_hermitian(A, f"solve by {_NAMES[method]}", remedy)
     if method == "cholesky":
-        matrix = dense(A)
+        matrix = matrix_for(A, "the factors", _COPIES + 1)
         return method, _refined(A, B, options.rtol, lambda R: solve_cholesky(matrix, R))
     iterate = conjugate_gradients if method == "cg" else minimal_residual
     return method, iterate(A, B, options.rtol, options.max_iterations, P)
@@ -192,7 +193,7 @@ def _automatic(A: LinearOperator, B: Tensor, options: _Options) -> tuple[str, An
         found = _refined(A, B, options.rtol, through_rows)
         if not found.trouble and found.residual <= options.rtol:
             return "woodbury", found
-    if A.shape[0] <= _DENSE_DIM:
+    if A.shape[0] <= _DENSE_DIM and matrix_has_room(A, _COPIES):
         return _answer(A, B, "dense", options)
     if not is_hermitian(A) or A.in_space != A.out_space:
         return _answer(A, B, "lsmr", options)

@@ -66,7 +66,7 @@ def spectrum(
     check_positive("spectrum", bandwidth=bandwidth, atol=atol, max_products=max_products)
     known = None if method == "lanczos" else eigenvalues_rule(A)
     if known is not None or method == "exact" or (method == "auto" and A.shape[0] <= EXACT_DIM and matrix_fits(A, memory)):
-        exact = exact_eigenvalues(A) if known is None else known
+        exact = exact_eigenvalues(A, memory) if known is None else known
         return _exact(exact.values, exact.counts, bandwidth, 0 if known is not None else A.shape[0])
     density = _Density(bandwidth, Tag.PSD in A.tags)
     limits, source = Limits(0.0, atol, max_products), generator or random.make_generator()

@@ -16,7 +16,7 @@ from hesse.linalg.estimate import Estimate
 from hesse.linalg.hutchinson import sample_mean
 from hesse.linalg.norm_rules import frobenius, norm_rule
 from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude
-from hesse.linalg.products import apply, rows_at_once, sign_vectors, unit_vectors
+from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign_vectors, unit_vectors
 from hesse.linalg.sketch import require_one_dtype
 from hesse.linalg.xnorm import SquaredNormOf
 from hesse.operators import LinearOperator
@@ -113,7 +113,8 @@ def _exact(A: LinearOperator, memory: Budget | None, spent: int) -> Estimate:
         A = A.T
     dim, sizes = A.shape[1], [0.0]
     for part in slices(dim, rows_at_once(A, dim, "the Frobenius norm", memory=memory), "Frobenius norm"):
-        sizes.append(frobenius(apply(A, unit_vectors(A.in_space, part.start, part.stop))))
+        with beside(A, block_bytes(A, part.stop - part.start), memory, kept=0):
+            sizes.append(frobenius(apply(A, unit_vectors(A.in_space, part.start, part.stop))))
     return Estimate(math.hypot(*sizes) ** 2, 0.0, spent + dim)
 
 
@@ -124,7 +125,9 @@ def _hutchinson(
 
     def draw(count: int) -> tuple[Tensor, float]:
         probes = sign_vectors(A.in_space, count, generator)
-        return squared_norm_of.plain(probes, apply(A, probes))[:, 0], 0.0
+        with beside(A, block_bytes(A, count), memory, kept=0):
+            products = apply(A, probes)
+        return squared_norm_of.plain(probes, products)[:, 0], 0.0
 
     mean = sample_mean(
         draw,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.linalg.answer import Answer, rescaled, solve_matrix
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.products import work_dtype
 from hesse.linalg.solve_rules import Inner, solve_diagonal, solve_rule
@@ -54,7 +54,7 @@ def _sum(A: Sum, B: Tensor, inner: Inner) -> Answer | None:
             return found
     known = all(isinstance(term, (Dense, LowRank, Kronecker)) for _, term in others)
     if known and any(isinstance(term, Dense) for _, term in others):
-        return solve_matrix(dense(A), B)
+        return solve_matrix(matrix_for(A, "the factors", 5), B)
     return solve_sparse(A, B)
 
 

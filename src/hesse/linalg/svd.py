@@ -11,7 +11,7 @@ from hesse.core import random
 from hesse.core.errors import NotConvergedError, StructureError
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
-from hesse.linalg.dense import dense
+from hesse.linalg.dense import matrix_for, matrix_has_room
 from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude, rounding
 from hesse.linalg.products import apply, real_dtype
 from hesse.linalg.quadrature_question import matrix_fits
@@ -21,6 +21,7 @@ from hesse.operators import LinearOperator
 
 _METHODS = ("auto", "exact", "lanczos")
 _DENSE_DIM = 256
+_COPIES = 8  # of a matrix, while its singular vectors are computed
 _SWITCH_DIM = 2000  # up to here the matrix is affordable when Lanczos has a hard time
 
 
@@ -125,9 +126,10 @@ def _unstructured(
 ) -> tuple[Svd, float]:
     """The triplets with their residuals, and the spectral norm."""
     (rtol, budget), least = goal, min(A.shape)
-    if method == "exact" or (method == "auto" and least <= max(_DENSE_DIM, 4 * k)):
+    fits = matrix_has_room(A, _COPIES, memory)
+    if method == "exact" or (method == "auto" and least <= max(_DENSE_DIM, 4 * k) and fits):
         return _by_matrix(A, k, which, memory, 0)
-    may_switch = method == "auto" and least <= _SWITCH_DIM and 3 * least <= budget and matrix_fits(A, memory)
+    may_switch = fits and method == "auto" and least <= _SWITCH_DIM and 3 * least <= budget and matrix_fits(A, memory)
     search = SingularSearch(A, k, which, rtol, generator)
     found = search.run(2 * least if may_switch else budget)
     result = _certified(A, found, search.products)
@@ -137,7 +139,7 @@ def _unstructured(
 
 
 def _by_matrix(A: LinearOperator, k: int, which: str, memory: Budget | None, spent: int) -> tuple[Svd, float]:
-    matrix = dense(A, memory=memory)
+    matrix = matrix_for(A, "the singular vectors", _COPIES, memory)
     found = matrix_triplets(matrix, k, which)
     scale = float(found.values[0]) if which == "largest" else float(torch.linalg.matrix_norm(matrix.to(found.U.dtype), 2))
     return _certified(A, found, spent + min(A.shape)), scale

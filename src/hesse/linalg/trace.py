@@ -24,7 +24,7 @@ from hesse.linalg.options import (
     is_hermitian,
     require_square,
 )
-from hesse.linalg.products import apply, rows_at_once, sign_vectors
+from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign_vectors
 from hesse.linalg.sketch import require_one_dtype
 from hesse.linalg.trace_rules import total, trace_rule
 from hesse.linalg.xtrace import TraceOf
@@ -156,7 +156,8 @@ def _hutchinson(A: LinearOperator, goal: Goal, generator: torch.Generator, memor
 
     def draw(count: int) -> tuple[Tensor, float]:
         probes = sign_vectors(A.in_space, count, generator)
-        products = apply(A, probes)
+        with beside(A, block_bytes(A, count), memory, kept=0):
+            products = apply(A, probes)
         return trace_of.plain(probes, products)[:, 0], trace_of.noise(products)
 
     return sample_mean(

@@ -13,7 +13,7 @@ from hesse.core.progress import track
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
 from hesse.operators.data_set import DataSet, refuse_one_shot
-from hesse.operators.spread import Spread
+from hesse.operators.spread import Spread, asked_together
 
 
 class Average(LinearOperator):
@@ -122,6 +122,14 @@ class Average(LinearOperator):
     def mm(self, V: Tree) -> Tree:
         return self.combine(lambda operator: operator.mm(V))
 
+    @property
+    def gradient(self) -> Tree:
+        """The gradient of the loss over all data, where the operators of the batches have one (`loss_hessian`).
+
+        Cost: one pass over the data.
+        """
+        return self.combine(lambda operator: operator.gradient)  # pyright: ignore[reportAttributeAccessIssue]
+
     def transpose(self) -> LinearOperator:
         transposed = copy.copy(self)
         transposed._flipped = not self._flipped
@@ -136,6 +144,7 @@ class Average(LinearOperator):
         return f"{name}({shape} over batches{', ' if tags else ''}{tags}{'; ' if kept else ''}{kept})"
 
 
+@asked_together
 def average(
     make: Callable[[Any], LinearOperator],
     batches: Iterable[Any],

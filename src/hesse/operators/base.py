@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any, final
 
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from hesse.core import tree
 from hesse.core.errors import StructureError
-from hesse.core.space import Space
+from hesse.core.space import Space, require_full
 from hesse.core.tree import Tree
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ class LinearOperator(ABC):
         columns = [self.mv(tree.map_tree(lambda leaf, k=k: leaf[k], V)) for k in range(count)]
         return stack(columns) if columns else self.out_space.zeros(0)
 
+    def _asking(self) -> AbstractContextManager[None]:
+        """Around what is checked before a product: operators of several processes tell each other what one of them refuses."""
+        return nullcontext()
+
     @property
     @final
     def T(self) -> LinearOperator:
@@ -99,7 +104,8 @@ class LinearOperator(ABC):
             from hesse.operators.algebra import compose
 
             return compose(self, other)
-        parts = self.in_space.check(other, f"the vector that {type(self).__name__} is applied to", None)
+        with self._asking():
+            parts = self.in_space.check(other, f"the vector that {type(self).__name__} is applied to", None)
         lead = parts[0].ndim - len(self.in_space.shapes[0]) if parts else 0
         if lead == 0:
             return self.mv(self.in_space.rebuild(parts))
@@ -175,15 +181,22 @@ class FlatOperator:
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         A = self.operator
+        with A._asking():
+            self._require(vector)
+        if vector.ndim == 1:
+            return A.out_space.ravel(A.mv(A.in_space.unravel(vector)))
+        return A.out_space.ravel(A.mm(A.in_space.unravel(vector.mT)), batch_ndim=1).mT
+
+    def _require(self, vector: Any) -> None:
+        A = self.operator
         if not isinstance(vector, Tensor) or vector.ndim not in (1, 2) or vector.shape[0] != A.in_space.dim:
             raise StructureError(
                 f"{A}.flat takes a tensor of shape [{A.in_space.dim}] or [{A.in_space.dim}, k].",
                 f"shape {tuple(vector.shape)}" if isinstance(vector, Tensor) else type(vector).__name__,
                 "use A @ tree for trees",
             )
-        if vector.ndim == 1:
-            return A.out_space.ravel(A.mv(A.in_space.unravel(vector)))
-        return A.out_space.ravel(A.mm(A.in_space.unravel(vector.mT)), batch_ndim=1).mT
+        if not A.in_space.takes_shards:
+            require_full(vector, f"The flat vector that {type(A).__name__} is applied to")
 
     __call__ = __matmul__
 

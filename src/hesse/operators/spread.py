@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
-from typing import Any, NoReturn
+from contextlib import AbstractContextManager
+from functools import wraps
+from typing import Any, NoReturn, ParamSpec, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +15,8 @@ from hesse.core.memory import Budget
 from hesse.operators.base import LinearOperator
 
 Tables = dict[Hashable, Tensor]
+P = ParamSpec("P")
+Result = TypeVar("Result")
 
 
 class Spread(ABC):
@@ -25,6 +29,14 @@ class Spread(ABC):
     """
 
     batches: Iterable[Any]
+
+    @abstractmethod
+    def asking(self, what: str) -> AbstractContextManager[None]:
+        """A question of several steps: what this process raises in it is raised on the others, too.
+
+        Args:
+            what: how errors name the question.
+        """
 
     @abstractmethod
     def average(
@@ -57,9 +69,51 @@ class Spread(ABC):
     def require_same(self, what: str, tensors: Mapping[str, Tensor]) -> None:
         """Refuse tensors that are not equal on all processes, bit by bit."""
 
+    @abstractmethod
+    def take_first(self, what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of the first process, on all of them: for what each has computed by itself, up to rounding.
+
+        Args:
+            what: how errors name them.
+            tensors: by name, of the same shapes and dtypes on all processes.
+        """
+
     def __iter__(self) -> NoReturn:
+        self._refuse("something that would read the batches of this process only")
+
+    def __len__(self) -> int:
+        self._refuse("their length, of which this process knows its part only")
+
+    def __getitem__(self, place: Any) -> NoReturn:
+        self._refuse(f"the batch at {place!r}, of which each process would take another one")
+
+    def __bool__(self) -> bool:
+        return True
+
+    def _refuse(self, found: str) -> NoReturn:
         raise DistributedError(
             "Data that are spread over processes go to operators and sums over data.",
-            "something that would read the batches of this process only",
+            found,
             "pass the data to ggn, fisher, loss_hessian, kfac, ekfac or average; take `.batches` for the part of this process",
         )
+
+
+def asked_together(function: Callable[P, Result]) -> Callable[P, Result]:
+    """Where data are spread over processes, an error of one process in this function is raised on the others, too.
+
+    Args:
+        function: takes data, a `Spread` or others.
+
+    Returns:
+        the same function, for data of one process unchanged.
+    """
+
+    @wraps(function)
+    def together(*args: P.args, **options: P.kwargs) -> Result:
+        data = next((given for given in (*args, *options.values()) if isinstance(given, Spread)), None)
+        if data is None:
+            return function(*args, **options)
+        with data.asking(function.__name__):
+            return function(*args, **options)
+
+    return together

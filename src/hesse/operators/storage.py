@@ -61,7 +61,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None, device: torch.device
 
     Args:
         path: of the file.
-        like: what the operator has to fit: a model (its parameters that require grad), a tree such as
+        like: what the operator has to fit: a model (its parameters that require grad), a pair ``(f, params)``, a tree such as
             ``dict(model.named_parameters())``, a `Space` or an operator. It also tells the device and the nesting of the trees.
         device: where the tensors go; by default that of `like`, else the CPU.
 
@@ -73,7 +73,7 @@ def load(path: str | os.PathLike[str], *, like: Any = None, device: torch.device
         DataError: a damaged file, one that hesse has not written, or one of a newer format.
         NoRuleError: an operator of a package that is not imported. MissingExtraError: safetensors is not installed.
     """
-    wanted = None if like is None else _space_of(like)
+    wanted = None if like is None else space_of(like, "A stored operator is loaded for a model.")
     device = torch.device(device or ("cpu" if wanted is None else wanted.device))
     tensors, header = load_tensors(path, _KIND, device)
     try:
@@ -95,10 +95,17 @@ def load(path: str | os.PathLike[str], *, like: Any = None, device: torch.device
     return operator
 
 
-def _space_of(like: Any) -> Space:
+def space_of(like: Any, asked: str) -> Space:
+    """The space that a model (its parameters that require grad), a pair ``(f, params)``, a tree or an operator stands for.
+
+    Args:
+        like: one of these, or the space itself.
+        asked: what for, in error messages.
+    """
     if isinstance(like, nn.Module):
-        like = unwrapped(like, "A stored operator is loaded for a model.")
-        like = {name: leaf for name, leaf in like.named_parameters() if leaf.requires_grad}
+        like = {name: leaf for name, leaf in unwrapped(like, asked).named_parameters() if leaf.requires_grad}
+    if isinstance(like, tuple) and len(like) == 2 and callable(like[0]):
+        like = like[1]
     if isinstance(like, LinearOperator):
         return like.in_space
     return like if isinstance(like, Space) else Space.of(like)

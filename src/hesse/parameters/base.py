@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hesse.parameters.storing.matrix import StoredMatrix
 
 Per = Literal["parameter", "layer"] | None
+Result = TypeVar("Result")
 
 
 class JacobianBySample(LinearOperator):
@@ -83,6 +84,21 @@ class JacobianBySample(LinearOperator):
         """
 
     @abstractmethod
+    def each(
+        self, quantity: Callable[[ParameterJacobian, slice], Result], label: str, kept: int = 0
+    ) -> Iterator[tuple[slice, Result]]:
+        """A quantity of the Jacobian part by part, in parts that keep to the memory budget: which samples, and what it is.
+
+        Args:
+            quantity: of a part of the Jacobian, which samples these are; asked again for less of them where memory fails.
+            label: how progress and errors name it.
+            kept: bytes of all results together.
+
+        Raises:
+            MemoryBudgetError: the results, or the work on one sample, pass the budget.
+        """
+
+    @abstractmethod
     def norms(self, per: Per = None) -> Any:
         """2-norms of the rows."""
 
@@ -109,7 +125,7 @@ class JacobianBySample(LinearOperator):
         """Some rows or columns."""
 
     @abstractmethod
-    def dense(self, out: Tensor | None = None) -> Tensor:
+    def dense(self, out: Any = None) -> Any:
         """The rows written out."""
 
     @abstractmethod
@@ -194,22 +210,22 @@ class JacobianBySample(LinearOperator):
         Raises:
             MemoryBudgetError: two samples do not fit.
         """
-        from hesse.parameters.gram_blocks import plan_gram
+        from hesse.parameters.gram_budget import plan_gram
 
         return plan_gram(self, self if other is None else other)
 
-    def project(self, P: RandomProjection, out: Tensor | None = None) -> Tensor:
+    def project(self, P: RandomProjection, out: Any = None) -> Any:
         """The rows through a random projection, ``J Pᵀ``: ``[N, k]`` (``[N, C, k]``); they are not formed all at once.
 
         Inner products of projected gradients stand for those of the gradients (data attribution: Park et al. 2023, "TRAK").
 
         Args:
             P: a projection of the parameters: ``hesse.random_projection(J, k)``.
-            out: a tensor of the result's shape and of the dtype of `P` to write to.
+            out: a tensor, or a NumPy array, of the result's shape and of the dtype of `P` to write to.
 
         Returns:
             The projected rows in the dtype of `P`, or `out`. A row does not depend on the other samples, up to rounding; the
-            same batches give the same bits with the same number of threads and the same budget.
+            same batches give the same bits with the same number of threads, where no budget makes it measure parts of them.
 
         Raises:
             StructureError: `P` is no random projection of these parameters, or `out` does not fit. MemoryBudgetError: the
@@ -223,7 +239,9 @@ class JacobianBySample(LinearOperator):
 
         return project(self, P, out)
 
-    def zarr_layout(self, *, projection: RandomProjection | None = None, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> ArrayLayout:
+    def zarr_layout(
+        self, *, projection: RandomProjection | None = None, chunk_bytes: int | str = DEFAULT_CHUNK_BYTES
+    ) -> ArrayLayout:
         """What `to_zarr` would write: printed, the shape, the chunks and the size; ``.nbytes`` is exact. Nothing is computed.
 
         Args:
@@ -239,7 +257,7 @@ class JacobianBySample(LinearOperator):
         *,
         projection: RandomProjection | None = None,
         mode: Mode = "create",
-        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        chunk_bytes: int | str = DEFAULT_CHUNK_BYTES,
     ) -> StoredMatrix:
         """Write the rows ``[N, D]`` (``[N, C, D]``) to a folder of the zarr format, chunk by chunk, with progress.
 
@@ -251,7 +269,7 @@ class JacobianBySample(LinearOperator):
             projection: write ``J Pᵀ`` ``[N, k]`` instead of the rows: ``hesse.random_projection(J, k)``.
             mode: "create" refuses a folder with anything in it; "resume" goes on with what is there, or begins. Nothing is
                 overwritten.
-            chunk_bytes: of a chunk, at most.
+            chunk_bytes: of a chunk, at most: a number, or a text such as ``"64MiB"``.
 
         Returns:
             The rows on disk: a `StoredMatrix`, which reads lazily; `hesse.open_zarr` opens it later.
@@ -262,8 +280,8 @@ class JacobianBySample(LinearOperator):
             `core.errors` for the rest: MemoryBudgetError, UnsupportedError, MissingExtraError, as the names say.
 
         Cost: one pass over the data: a forward and a backward pass without weight gradients for each batch (outputs: C of
-            these), writing out, and the disk. A resumed run reads what is there (its checksums) and computes one part of it
-            again to compare; batches that are there are read, and not computed.
+            these), writing out, and the disk. A resumed run reads what is there (its checksums; damaged chunks are written
+            anew) and, unless all is there, computes one part again to compare; batches that are there are not computed.
         """
         from hesse.parameters.storing.matrix import open_zarr
         from hesse.parameters.storing.rows import write_rows
@@ -277,7 +295,7 @@ class JacobianBySample(LinearOperator):
         other: JacobianBySample | None = None,
         *,
         mode: Mode = "create",
-        chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+        chunk_bytes: int | str = DEFAULT_CHUNK_BYTES,
     ) -> StoredMatrix:
         """Write inner products of rows, ``[N, M]`` (``[N, C, M, C]``), to a folder of the zarr format, block by block.
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hesse.core import tree
-from hesse.core.errors import DataError
+from hesse.core.errors import DataError, DeviceError, LeafError, NonFiniteError, StructureError
 from hesse.core.fingerprint import sample_hashes
 from hesse.operators.data_set import refuse_one_shot
 from hesse.parameters.recipe import Recipe
@@ -37,11 +38,12 @@ class Batches:
         self.sizes: list[int] = []
         self.hashes: list[Tensor] = []
         self._example: Any = None
-        for batch in data:
-            if not self.sizes:
-                self._example = recipe.read(batch)
-            self.sizes.append(recipe.count(batch))
-            self.hashes.append(sample_hashes(*recipe.read(batch)).cpu())
+        for number, batch in enumerate(data):
+            with _numbered(number):
+                if not number:
+                    self._example = recipe.read(batch)
+                self.sizes.append(recipe.count(batch))
+                self.hashes.append(sample_hashes(*recipe.read(batch)).cpu())
         if not self.sizes:
             raise DataError(recipe.asked.text, "a data set without a batch", "pass at least one batch")
 
@@ -63,7 +65,8 @@ class Batches:
 
     def check(self, number: int, batch: Any) -> tuple[Any, Any]:
         """``(inputs, targets)`` of the batch, after comparing it with what was read first under its number."""
-        inputs, targets = self.recipe.read(batch)
+        with _numbered(number):
+            inputs, targets = self.recipe.read(batch)
         found = sample_hashes(inputs, targets).cpu()
         if number >= len(self.sizes) or not torch.equal(found, self.hashes[number]):
             raise DataError(
@@ -72,6 +75,15 @@ class Batches:
                 "turn shuffling and augmentation off, so that every pass gives the same batches; nothing may change in place",
             )
         return inputs, targets
+
+
+@contextmanager
+def _numbered(number: int) -> Iterator[None]:
+    """Errors in it say which batch they are of."""
+    try:
+        yield
+    except (DataError, DeviceError, LeafError, NonFiniteError, StructureError) as error:
+        raise type(error)(error.asked, f"batch {number}: {error.found}", error.remedy) from error
 
 
 class Reader:

@@ -10,13 +10,16 @@ from torch import Tensor
 
 from hesse.core import pages, tree
 from hesse.core.batching import slices
-from hesse.core.chunked import ChunkPlan, in_chunks
+from hesse.core.chunked import ChunkPlan, Experience, in_chunks
 from hesse.core.errors import UnsupportedError
+from hesse.core.growth import Growth
 from hesse.core.guard import Guard
-from hesse.core.memory import Budget, current_budget
+from hesse.core.memory import Budget, current_budget, given_budget, too_small
 from hesse.core.progress import track
 from hesse.core.space import Space
 from hesse.core.tree import Tree
+from hesse.core.watch import Watch
+from hesse.parameters.appetite import DOUBT, FEW, NOISE, PAIR, PART, PEAK, WHOLE, Appetite, is_small, least_for, measured
 from hesse.parameters.base import JacobianBySample, Per
 from hesse.parameters.batches import Batches, Reader, cut, join
 from hesse.parameters.contractions import Moments, add_moments
@@ -24,19 +27,16 @@ from hesse.parameters.contractions.moments import Approximation
 from hesse.parameters.jacobian import ParameterJacobian
 from hesse.parameters.making import capture, linear, mass_of
 from hesse.parameters.recipe import Recipe
-from hesse.parameters.selection import Names, chosen_names
+from hesse.parameters.selection import Names, chosen_names, chosen_samples
 from hesse.parameters.totals import Spread, Total
-from hesse.parameters.writing import require_fit
+from hesse.parameters.writing import target_of
 
 Result = TypeVar("Result")
 Samples = tuple[Any, Any]
 
-FEW = 8  # samples that show what a sample takes
-PEAK = 3  # times what the records of a sample take, that capturing it takes
-
 _GUARDED = (
-    "The Jacobian of a data set belongs to the parameters that it was made with.",
-    "make a new one after every update of the parameters",
+    "The Jacobian of a data set belongs to the model and the loss that it was made with.",
+    "make a new one after every change of parameters, buffers, modules, or weights of the loss",
 )
 
 
@@ -52,17 +52,32 @@ class DataJacobian(JacobianBySample):
 
     def __init__(self, recipe: Recipe, data: Iterable[Any], memory: Budget | None = None) -> None:
         self._recipe, self.memory, self.params = recipe, memory, recipe.model.params
-        self._guard = Guard(recipe.model.reads)
+        self._guard, model = Guard(recipe.model.reads), recipe.model
+        self._watch = Watch(model=model.key if model.module is None else model.module, loss=recipe.loss)
         self.batches = Batches(data, recipe)
         self.sizes, self.count = tuple(self.batches.sizes), sum(self.batches.sizes)
         self.recipe.require_choices(self.count)
-        whole = slice(0, min(FEW, self.sizes[0]))
-        few = capture(recipe.of_samples(whole), cut(self.batches.take_example(), whole), keep=True)
+        few = self._capture_few(self.batches.take_example())
+        self._watch.forget_changed()
         self.additive, self._paths, self._bytes = few.additive, few.paths, few.bytes_per_sample
         self.in_space = Space.of(self.params)
         rows = torch.empty((self.count, *few.facts.shape[1:]), dtype=few.facts.dtype, device=few.facts.device)
         self.out_space = Space.of(rows)
         self._masses = torch.full((self.count,), torch.nan, dtype=torch.float64, device="cpu")  # each sample's share
+        self._appetite: Appetite | None = None
+
+    def _capture_few(self, example: Samples) -> ParameterJacobian:
+        """The Jacobian of the first samples; under a budget of two, which have to fit."""
+        given = given_budget(self.memory, self.recipe.model.device)
+        part = slice(0, min(FEW if given is None else PAIR, self.sizes[0]))
+        samples, recipe = cut(example, part), self.recipe.of_samples(part)
+        if given is None:
+            return capture(recipe, samples, keep=True)
+        with Growth(self.recipe.model.device) as growth:
+            few = capture(recipe, samples, keep=True)
+        if growth.bytes > given + NOISE:
+            raise too_small(given, least_for(growth.bytes), "the Jacobian of two samples")
+        return few
 
     @property
     def recipe(self) -> Recipe:
@@ -87,9 +102,21 @@ class DataJacobian(JacobianBySample):
     @property
     def samples_at_once(self) -> int | None:
         """Into parts of how many samples `blocks` splits larger batches, to keep to the memory budget; None: not at all."""
-        peak = max(PEAK * self._bytes, 1)
-        budget = current_budget(self.memory, self.in_space.device)
-        return None if peak * max(self.sizes) <= budget else max(int(budget // (2 * peak)), 1)
+        peak, most = max(PEAK * self._bytes, 1), max(self.sizes)
+        given = given_budget(self.memory, self.in_space.device)
+        if given is None or is_small(peak, most, given):
+            budget = current_budget(self.memory, self.in_space.device)
+            return None if peak * most <= budget else max(int(budget // (2 * peak)), 1)
+        appetite = self._measured(given)
+        return None if appetite.of(most) <= WHOLE * given else max(appetite.fits(PART * given), 1)
+
+    def _measured(self, budget: int) -> Appetite:
+        """What capturing some samples takes; measured once."""
+        if self._appetite is None:
+            tile, device = self.tiles(), self.in_space.device
+            work = lambda count: tile(slice(0, count))  # noqa: E731
+            self._appetite = measured(work, self.count, budget, device, "the Jacobian")
+        return self._appetite
 
     @property
     def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -111,7 +138,7 @@ class DataJacobian(JacobianBySample):
             at_once: samples of a block, at most; batches of more are split. By default `samples_at_once`.
 
         Raises:
-            DataError: the samples, their order, or the parameters changed.
+            DataError: the samples, their order, the model or the loss changed.
         """
         at_once = self.samples_at_once if at_once is None else at_once
         for start, samples, size in self._read():
@@ -124,28 +151,34 @@ class DataJacobian(JacobianBySample):
         """Every batch: its first sample's number, its samples, and how many they are."""
         start = 0
         for samples, size in zip(self.batches.each(), self.sizes, strict=True):
-            self._guard.check(*_GUARDED)
+            self._require_unchanged()
             yield start, samples, size
             start += size
+        self._require_unchanged()
+
+    def _require_unchanged(self) -> None:
+        self._guard.check(*_GUARDED)
+        self._watch.check(*_GUARDED)
 
     def _pass(
         self, work: Callable[[Samples, slice], Result], label: str, kept: int = 0
     ) -> Iterator[tuple[slice, Result]]:
         """What work on the samples of every batch gives, in parts that keep to the budget."""
         device, what = self.in_space.device, f"{label} of {self.count} samples"
-        plan = ChunkPlan.within(self.memory, device, what, per_item=PEAK * self._bytes, kept=kept)
+        plan = ChunkPlan.within(self.memory, device, what, per_item=PEAK * self._bytes, kept=kept, doubt=DOUBT)
+        experience = Experience()
         for start, samples, size in track(self._read(), label, len(self.sizes)):
 
             def piece(part: slice, start: int = start, samples: Samples = samples, size: int = size) -> Result:
                 return work(_cut(samples, part, size), slice(start + part.start, start + part.stop))
 
-            for part, found in in_chunks(size, piece, plan):
+            for part, found in in_chunks(size, piece, plan, experience=experience):
                 yield slice(start + part.start, start + part.stop), found
 
-    def _each(
+    def each(
         self, quantity: Callable[[ParameterJacobian, slice], Result], label: str, kept: int = 0
     ) -> Iterator[tuple[slice, Result]]:
-        """A quantity of the Jacobian of every batch, or of parts of it."""
+        """A quantity of the Jacobian of every batch, or of parts of it; see `JacobianBySample.each`."""
 
         def work(samples: Samples, part: slice) -> tuple[float, Result]:
             J = capture(self.recipe.of_samples(part), samples)
@@ -157,13 +190,13 @@ class DataJacobian(JacobianBySample):
 
     def _sum(self, quantity: Callable[[ParameterJacobian, slice], Tree], label: str) -> Tree:
         total = Total(self.in_space)
-        for _, part in self._each(quantity, label):
+        for _, part in self.each(quantity, label):
             total.add(part)
         return total.result()
 
     def norms(self, per: Per = None) -> Any:
         """2-norms of the rows: ``[N]`` (``[N, C]``), or a dict of them; see `ParameterJacobian.norms`."""
-        found = [part for _, part in self._each(lambda J, s: J.norms(per), "norms")]
+        found = [part for _, part in self.each(lambda J, s: J.norms(per), "norms")]
         return torch.cat(found) if per is None else {key: torch.cat([part[key] for part in found]) for key in found[0]}
 
     def sum_of_squares(self) -> Tree:
@@ -178,7 +211,7 @@ class DataJacobian(JacobianBySample):
             rows = J.out_space.dim
             return rows, J.mean(), tree.map_tree(lambda leaf: leaf * rows, J.variance(correction=0))
 
-        for _, found in self._each(parts, "variance"):
+        for _, found in self.each(parts, "variance"):
             spread.add(*found)
         return spread.variance(correction)
 
@@ -192,7 +225,7 @@ class DataJacobian(JacobianBySample):
     def moments(self, approximation: Approximation = "expand") -> dict[str, Moments]:
         """Kronecker moments of every parameter's rows; see `ParameterJacobian.moments`."""
         parts: dict[str, Moments] = {}
-        for _, found in self._each(lambda J, s: J.moments(approximation), "moments"):
+        for _, found in self.each(lambda J, s: J.moments(approximation), "moments"):
             parts.update({name: add_moments([parts[name], part]) if name in parts else part for name, part in found.items()})
         return {name: parts[name] for name in self.in_space.names if name in parts}
 
@@ -205,24 +238,25 @@ class DataJacobian(JacobianBySample):
         Cost: one pass over the data, which are read again.
         """
         if samples is not None:
+            chosen_samples(samples, self.count)
             raise UnsupportedError(
                 "select(samples) of a data set's Jacobian would read all of it for some.",
                 "a choice of samples",
                 "make the Jacobian of these samples: parameter_jacobian(model, loss, chosen)",
             )
+        self._require_unchanged()
         names = chosen_names(params, dict(tree.named_leaves(self.params)))
         return DataJacobian(self.recipe.restricted(names), self.batches.data, self.memory)
 
-    def dense(self, out: Tensor | None = None) -> Tensor:
+    def dense(self, out: Any = None) -> Any:
         """The rows written out, ``[N, D]`` (``[N, C, D]``); see `ParameterJacobian.dense`."""
         shape, kept = (*self.out_space.shapes[0], self.in_space.dim), 0
         if out is None:
             self._require_room()
             out = pages.empty(shape, self.in_space.dtype, self.in_space.device)
             kept = out.nbytes
-        require_fit(out, shape, self.in_space.dtype, self.in_space.device)
-        target = out
-        for _ in self._each(lambda J, s: J.dense(out=target[s]) is None, "rows", kept):
+        target = target_of(out, shape, self.in_space.dtype, self.in_space.device, "dense")
+        for _ in self.each(lambda J, s: J.dense(out=target[s]) is None, "rows", kept):
             pass
         return out
 
@@ -232,7 +266,7 @@ class DataJacobian(JacobianBySample):
         named = tree.named_leaves(self.params)
         rows, device = self.out_space.shapes[0], self.in_space.device
         tables = {name: pages.empty((*rows, *leaf.shape), leaf.dtype, device) for name, leaf in named}
-        for part, found in self._each(lambda J, s: J.as_dict(), "rows", sum(table.nbytes for table in tables.values())):
+        for part, found in self.each(lambda J, s: J.as_dict(), "rows", sum(table.nbytes for table in tables.values())):
             for name, table in tables.items():
                 table[part] = found[name]
         return tables
@@ -263,7 +297,7 @@ class DataJacobian(JacobianBySample):
     def _products(self, product: Callable[[Any, slice], Result]) -> Iterator[tuple[slice, Result]]:
         """Products with the Jacobian of every batch: of outputs by its linearization, without C backward passes."""
         if not self.recipe.is_linear:
-            yield from self._each(product, "products")
+            yield from self.each(product, "products")
         else:
             yield from self._pass(lambda samples, part: product(linear(self.recipe, samples), part), "products")
 
@@ -272,7 +306,7 @@ class DataJacobian(JacobianBySample):
         reader = Reader(self.batches)
 
         def tile(part: slice) -> list[ParameterJacobian]:
-            self._guard.check(*_GUARDED)
+            self._require_unchanged()
             found = reader.samples(part)
             joined = join(found)
             chosen, start = [], part.start

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,16 +14,9 @@ from hesse.core.errors import StructureError
 from hesse.core.memory import chunk_size, current_budget
 from hesse.core.progress import track
 from hesse.parameters.base import JacobianBySample, require_same_parameters
-from hesse.parameters.gram_plan import GramPlan, Key, Step, Task
-
-if TYPE_CHECKING:
-    from hesse.parameters.jacobian import ParameterJacobian
-
-Tile = list["ParameterJacobian"]
-
-_MOST_SAMPLES = 1024  # of a tile
-_IN_HAND = 3  # tiles' worth of memory that the capture of one may take
-_SHARE = 0.8  # of the budget that tiles may take; the contractions need the rest
+from hesse.parameters.gram_budget import plan_gram
+from hesse.parameters.gram_hand import Failing, Hand
+from hesse.parameters.gram_plan import GramPlan, Task
 
 
 class Block(NamedTuple):
@@ -40,30 +33,20 @@ class Block(NamedTuple):
 
 
 def gram_blocks(
-    first: JacobianBySample, second: JacobianBySample, plan: GramPlan, tasks: Sequence[Task] | None = None
+    first: JacobianBySample,
+    second: JacobianBySample,
+    plan: GramPlan,
+    tasks: Sequence[Task] | None = None,
+    failing: Failing = "halve",
 ) -> Iterator[Block]:
-    """The blocks of some tasks of a plan; see `JacobianBySample.gram_blocks`."""
+    """The blocks of some tasks of a plan; see `JacobianBySample.gram_blocks` and, for `failing`, `Hand`."""
     require_same_parameters(first, second)
     _require_plan(first, second, plan)
     chosen = plan.tasks if tasks is None else tuple(tasks)
-    fetch: dict[str, Callable[[slice], Tile]] = {"rows": first.tiles()}
-    fetch["columns"] = fetch["rows"] if second is first else second.tiles()
-    here: dict[Key, Tile] = {}
+    hand = Hand(first, second, failing)
     for step in track(plan.schedule(chosen), "Gram matrix", len(chosen)):
-        yield _block(step, here, fetch)
-        for key in step.after:
-            here.pop(key, None)
-
-
-def _block(step: Step, here: dict[Key, Tile], fetch: dict[str, Callable[[slice], Tile]]) -> Block:
-    for key in step.before:
-        here.pop(key, None)
-    for key in step.fetch:
-        here[key] = fetch[key[0]](slice(*key[1:]))
-    rows, columns = (here[key] for key in step.keys)
-    axis = len(rows[0].out_space.shapes[0])
-    bands = [torch.cat([J.gram(None if other is J else other) for other in columns], axis) for J in rows]
-    return Block(*step.task, torch.cat(bands) if len(bands) > 1 else bands[0])
+        yield Block(*step.task, hand.values(step))
+        hand.drop(step.after)
 
 
 def _require_plan(first: JacobianBySample, second: JacobianBySample, plan: GramPlan) -> None:
@@ -74,25 +57,6 @@ def _require_plan(first: JacobianBySample, second: JacobianBySample, plan: GramP
             f"a plan for batches of {plan.sizes} and {plan.others}, Jacobians of {wanted[0]} and {wanted[1]} samples",
             "make it by J.gram_plan(other), or GramPlan(J.sizes, other.sizes, ...)",
         )
-
-
-def plan_gram(first: JacobianBySample, second: JacobianBySample, taken: int = 0) -> GramPlan:
-    """The plan that fits the memory budget of the first Jacobian, of which so many bytes are taken.
-
-    Raises:
-        MemoryBudgetError: two samples do not fit.
-    """
-    budget = current_budget(first.memory, first.in_space.device)
-    each = max(first.bytes_per_sample, second.bytes_per_sample, 1)
-    room = _SHARE * (budget - taken)
-    others = None if second is first else second.sizes
-    tile = min(_MOST_SAMPLES, max(int(room / each) // (4 * _IN_HAND), 1))
-    tile = min(tile, max(first.count, second.count))
-    if each * _IN_HAND > 2**20:
-        chunk_size(1, int(each * (_IN_HAND + 1) / _SHARE), taken, budget, "the Gram matrix of two samples")
-    held = max(int(room / (each * tile)) - _IN_HAND, 1)
-    most = -(-max(first.count, second.count) // tile) + max(len(first.sizes), len(second.sizes))
-    return GramPlan(first.sizes, others, tile, min(held, most))
 
 
 def write_gram(first: JacobianBySample, second: JacobianBySample, out: Any = None) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from hesse.core import pages, tree
 from hesse.core.batching import slices
 from hesse.core.errors import StructureError
 from hesse.core.fingerprint import sample_hashes
-from hesse.core.memory import Budget
+from hesse.core.memory import Budget, given_budget
 from hesse.core.names import layer_of
 from hesse.core.space import Space
 from hesse.core.tree import Tree
@@ -27,7 +27,11 @@ from hesse.parameters.inner_products import inner_products
 from hesse.parameters.recipe import Recipe
 from hesse.parameters.selection import Names, chosen_names, chosen_samples
 from hesse.parameters.source import Kept, Selected, Source, source_of
-from hesse.parameters.writing import differentiable_rows, require_fit, write
+from hesse.parameters.writing import differentiable_rows, target_of, write
+
+Result = TypeVar("Result")
+_WORK = 2**26  # bytes that the contractions of a Gram matrix take at most, besides its own copies
+_COPIES = 6
 
 
 class ParameterJacobian(JacobianBySample):
@@ -88,6 +92,13 @@ class ParameterJacobian(JacobianBySample):
         for part in slices(self.count, at_once or self.count):
             if skip is None or not skip(part):
                 yield part, self.tiles()(part)[0]
+
+    def each(
+        self, quantity: Callable[[ParameterJacobian, slice], Result], label: str, kept: int = 0
+    ) -> Iterator[tuple[slice, Result]]:
+        """The quantity of all samples at once, which are captured already."""
+        whole = slice(0, self.count)
+        yield whole, quantity(self, whole)
 
     @property
     def bytes_per_sample(self) -> int:
@@ -238,8 +249,20 @@ class ParameterJacobian(JacobianBySample):
         Raises:
             StructureError: `other` is by other parameters, or `out` does not fit.
         """
-        if out is not None or not (other is None or isinstance(other, ParameterJacobian)):
+        if out is not None or not (other is None or isinstance(other, ParameterJacobian)) or self._is_by_tiles(other):
             return super().gram(other, out)
+        return self.inner(other)
+
+    def _is_by_tiles(self, other: ParameterJacobian | None) -> bool:
+        """Whether the copies of a Gram matrix at its making may not fit into a budget that somebody has set."""
+        given = given_budget(self.memory, self.in_space.device)
+        second = self if other is None else other
+        if given is None or self.facts.attached or second.facts.attached or self.held_bytes is None:
+            return False
+        return _WORK + _COPIES * self.out_space.dim * second.out_space.dim * self._zeros().itemsize > given
+
+    def inner(self, other: ParameterJacobian | None = None) -> Tensor:
+        """Inner products of rows, all at once; see `gram`."""
         second = self if other is None else other
         require_same_parameters(self, second)
         zeros = self._zeros(self.count * self.source.roots, second.count * second.source.roots)
@@ -286,11 +309,15 @@ class ParameterJacobian(JacobianBySample):
         recipe = None if self.recipe is None or index is not None else self.recipe.restricted(names)
         return ParameterJacobian(source, facts, kept, self.memory, recipe, self._batch)
 
-    def dense(self, out: Tensor | None = None) -> Tensor:
+    def dense(self, out: Any = None) -> Any:
         """The rows written out: ``[N, D]`` (``[N, C, D]``), columns in the order of the parameters.
 
         Args:
-            out: a tensor of that shape, dtype and device to write to (re-used memory costs no page faults).
+            out: a tensor of that shape, dtype and device to write to (re-used memory costs no page faults), or a NumPy array
+                (memory-mapped, too).
+
+        Returns:
+            The rows, or `out`.
 
         Raises:
             StructureError: `out` does not fit. MemoryBudgetError: the result is larger than the budget.
@@ -303,12 +330,14 @@ class ParameterJacobian(JacobianBySample):
         if out is None:
             self._require_room()
             out = pages.empty(shape, self.in_space.dtype, self.in_space.device)
-        require_fit(out, shape, self.in_space.dtype, self.in_space.device)
-        flat = out.detach().reshape(self.count, self.source.roots, width)
-        table = flat if flat.data_ptr() == out.data_ptr() else torch.empty_like(flat)  # strides that no view can merge
+        target = target_of(out, shape, self.in_space.dtype, self.in_space.device, "dense")
+        flat = target.reshape(self.count, self.source.roots, width)
+        table = flat if flat.data_ptr() == target.data_ptr() else torch.empty_like(flat)  # strides that no view can merge
         starts = [0, *itertools.accumulate(leaf.numel() for leaf in self._shapes.values())]
         write(self.source, {name: table[:, :, a:b] for name, a, b in zip(self._shapes, starts, starts[1:], strict=False)})
-        return out if table is flat else out.copy_(table.reshape(shape))
+        if table is not flat:
+            target.copy_(table.reshape(shape))
+        return out
 
     def as_dict(self) -> dict[str, Tensor]:
         """The rows by parameter: name -> ``[N, *shape]`` (``[N, C, *shape]``)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -21,6 +20,7 @@ from hesse.linalg.diagonal import diagonal_rule
 from hesse.operators.base import LinearOperator, Tag
 from hesse.parameters.data_jacobian import DataJacobian
 from hesse.parameters.gram_blocks import Block
+from hesse.parameters.gram_budget import plan_gram
 from hesse.parameters.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -52,13 +52,12 @@ class TangentKernel(LinearOperator):
         return self if self.left is self.right else TangentKernel(self.right, self.left, self.memory)
 
     def blocks(self) -> Iterator[Block]:
-        """The kernel a pair of batches at a time; of a symmetric one the lower triangle.
+        """The kernel a pair of batches at a time (of parts of them, under a budget); of a symmetric one the lower triangle.
 
         Cost: as `ParameterJacobian.gram_blocks`: C backward passes without weight gradients for each batch that is captured,
         and contractions; nothing but the forms of a few batches is held.
         """
-        fits, tile = self.left.gram_plan(self.right), max(*self.left.sizes, *self.right.sizes)
-        plan = replace(fits, tile=tile, held=max(fits.held * fits.tile // tile, 1))
+        plan = plan_gram(self.left, self.right, tile=max(*self.left.sizes, *self.right.sizes))
         return self.left.gram_blocks(self.right, plan=plan)
 
     def tensor(self, out: Any = None) -> Any:
@@ -73,7 +72,7 @@ class TangentKernel(LinearOperator):
         return self.left.gram(self.right, out)
 
     def to_zarr(
-        self, path: str | os.PathLike[str], *, mode: Mode = "create", chunk_bytes: int = DEFAULT_CHUNK_BYTES
+        self, path: str | os.PathLike[str], *, mode: Mode = "create", chunk_bytes: int | str = DEFAULT_CHUNK_BYTES
     ) -> StoredMatrix:
         """Write the kernel to a folder of the zarr format, block by block; see `ParameterJacobian.gram_to_zarr`."""
         return self.left.gram_to_zarr(path, self.right, mode=mode, chunk_bytes=chunk_bytes)

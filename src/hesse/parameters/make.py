@@ -12,14 +12,14 @@ from hesse.autodiff.model import Selection, as_model, is_one_batch
 from hesse.autodiff.roots import Asked, Loss, Outputs, capture_rows
 from hesse.core.errors import StructureError
 from hesse.core.memory import Budget, given_budget
+from hesse.parameters.appetite import PAIR, PEAK, WHOLE, is_small, measured
 from hesse.parameters.base import JacobianBySample
 from hesse.parameters.batches import cut
-from hesse.parameters.data_jacobian import FEW, PEAK, DataJacobian
+from hesse.parameters.data_jacobian import DataJacobian
 from hesse.parameters.jacobian import ParameterJacobian
 from hesse.parameters.recipe import Recipe
 
 _TEXT = "parameter_jacobian(model, loss, data) differentiates every sample by every parameter."
-_NOISE = 2**20  # bytes: what fits into them is not split
 
 
 def parameter_jacobian(  # noqa: PLR0913 - what to differentiate, how, and within which memory
@@ -98,13 +98,19 @@ def _require_options(loss: Loss, outputs: Outputs, records: str, create_graph: b
 
 
 def _is_too_large(recipe: Recipe, batch: Any, memory: Budget | None) -> bool:
-    """Whether the records of a batch would not fit into a budget that somebody has set, as a few samples show."""
+    """Whether the capture of a batch does not fit into a budget that somebody has set, as a few samples show."""
     given = given_budget(memory, recipe.model.device)
     count = 0 if given is None else recipe.count(batch)
-    if given is None or count <= 2 * FEW:
+    if given is None or count <= PAIR:
         return False
-    few = slice(0, FEW)
-    part = recipe.of_samples(few)
-    rows = capture_rows(part.model, part.loss, cut(recipe.read(batch), few), replace(part.asked, keep=True))
-    found = ParameterJacobian.of(rows, part.model.params).bytes_per_sample * PEAK * count
-    return found > max(given, _NOISE)
+    samples = recipe.read(batch)
+
+    def of_the_first(number: int) -> ParameterJacobian:
+        few = slice(0, number)
+        part = recipe.of_samples(few)
+        rows = capture_rows(part.model, part.loss, cut(samples, few), replace(part.asked, keep=True))
+        return ParameterJacobian.of(rows, part.model.params)
+
+    if is_small(of_the_first(PAIR).bytes_per_sample * PEAK, count, given):
+        return False
+    return measured(of_the_first, count, given, recipe.model.device, "the Jacobian").of(count) > WHOLE * given

@@ -21,15 +21,18 @@ def chosen_samples(samples: Any, count: int) -> Tensor | None:
     """
     if samples is None:
         return None
+    if isinstance(samples, str) or (isinstance(samples, (list, tuple, set)) and any(isinstance(one, str) for one in samples)):
+        remedy = "pass names of parameters as params="
+        raise StructureError(f"Rows are chosen by the numbers of {count} samples.", f"the text {samples!r}", remedy)
     numbers = torch.arange(count)
     try:
         index = numbers[samples if isinstance(samples, slice) else torch.as_tensor(samples).cpu()].reshape(-1)
     except (IndexError, TypeError, ValueError, RuntimeError) as error:
         raise StructureError(
-            f"select(samples) picks among {count} samples.", str(error), "pass a slice, numbers, or a mask of that length"
+            f"Rows are chosen among {count} samples.", str(error), "pass a slice, numbers, or a mask of that length"
         ) from error
     if index.numel() == 0:
-        raise StructureError("select(samples) leaves at least one sample.", "none", "pass the numbers of some")
+        raise StructureError("A choice of rows leaves at least one sample.", "none", "pass the numbers of some")
     return index
 
 
@@ -41,6 +44,7 @@ def chosen_names(params: Names, named: dict[str, Tensor]) -> list[str]:
     """
     if params is None:
         return list(named)
+    params = [params] if isinstance(params, str) else params
     wanted = {n for n, leaf in named.items() if params(n, leaf)} if callable(params) else set(params)
     unknown = sorted(wanted - set(named))
     if unknown or not wanted:

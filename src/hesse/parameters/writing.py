@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,15 +57,35 @@ def differentiable_rows(source: Source, sizes: Mapping[str, int], like: Tensor) 
     return {name: torch.stack([found.get((root, name), zeros[name]) for root in range(source.roots)], 1) for name in sizes}
 
 
-def require_fit(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse a buffer of another shape, dtype or device than the result.
+def target_of(out: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, name: str) -> Tensor:
+    """The memory behind a buffer of the user's, as a tensor without a graph.
+
+    Args:
+        out: a tensor, or a NumPy array (memory-mapped, too).
+        shape, dtype, device: of the result.
+        name: of the method that was given it, in error messages.
 
     Raises:
-        StructureError: it does not fit.
+        StructureError: it is none of these, of another shape, dtype or device, read-only, or its entries share memory.
     """
-    if tuple(out.shape) != shape or out.dtype != dtype or out.device != device:
+    found = ""
+    target: Any = out
+    if isinstance(out, np.ndarray):
+        found = "" if out.flags.writeable else "a read-only array"
+        try:
+            target = out if found else torch.from_numpy(out)
+        except (TypeError, ValueError) as error:
+            found = f"an array that is no tensor ({error})"
+    elif not isinstance(out, Tensor):
+        found = f"a {type(out).__name__}"
+    if not found and (tuple(target.shape) != shape or target.dtype != dtype or target.device != device):
+        found = f"{tuple(target.shape)} {target.dtype} {target.device} instead of {shape} {dtype} {device}"
+    if not found and any(size > 1 and stride == 0 for size, stride in zip(target.shape, target.stride(), strict=True)):
+        found = "an expanded one, whose entries share memory"
+    if found:
         raise StructureError(
-            "dense(out=) writes into a tensor of the result's shape, dtype and device.",
-            f"{tuple(out.shape)} {out.dtype} {out.device} instead of {shape} {dtype} {device}",
+            f"{name}(out=) writes into a tensor or NumPy array of the result's shape, dtype and device.",
+            found,
             "pass torch.empty(shape, dtype=..., device=...) with these, or leave it out",
         )
+    return target.detach()

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.core.memory import current_budget
 from hesse.core.progress import track
 from hesse.linalg import Eigen, Estimate, eigsh, spectrum, squared_norm, trace
 from hesse.linalg.density import broaden
 from hesse.linalg.products import sign_vectors
-from hesse.linalg.quadrature import EXTRA, LanczosRuns, memory_error, vectors_that_fit
+from hesse.linalg.quadrature import LanczosRuns, memory_error, products_beside, steps_that_fit, vectors_of_run, vectors_that_fit
 from hesse.operators import LinearOperator
 from hesse.report.deflated import EXACT_DIM, deflate
 
@@ -150,14 +149,14 @@ def density_of(A: LinearOperator, outer: Outer, generator: torch.Generator) -> D
         return Density(torch.zeros(0, dtype=torch.float64), s.dim, (s.nodes, s.weights), None, s.products)
     parts = deflate(A, outer.largest)
     room = vectors_that_fit(A, None, "the spectral density")
-    probes = max(min(_PROBES, room // (_STEPS + EXTRA)), 2)
-    steps = min(_STEPS, room // probes - EXTRA)
+    probes = max(min(_PROBES, room // vectors_of_run(_STEPS)), 2)
+    steps = min(_STEPS, steps_that_fit(room // probes))
     if steps < _FEWEST_STEPS:
-        budget = current_budget(None, A.in_space.device)
-        raise memory_error(A, budget, budget * probes * (_FEWEST_STEPS + EXTRA) // room + 1, "the spectral density")
+        raise memory_error(A, None, _FEWEST_STEPS, "the spectral density")
     runs = LanczosRuns(parts.rest, sign_vectors(A.in_space, probes, generator))
     for step in track(range(1, steps + 1), "spectral density (Lanczos steps)"):
-        runs.grow(step)
+        with products_beside(A, None):
+            runs.grow(step)
     coarse = runs.gauss(max(runs.steps - max(runs.steps // 4, 1), 1))
     return Density(parts.values, A.shape[0], runs.gauss(), coarse, runs.products)
 

@@ -6,14 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from hesse.autodiff.dependence.bound import Bound
 from hesse.autodiff.dependence.function import dependence
 from hesse.autodiff.recording import Function
+from hesse.autodiff.room import Room
 from hesse.core.errors import StructureError
 from hesse.core.space import Space
 from hesse.sparse.guards import Guard
 from hesse.sparse.pattern import Pattern
 
 _ASKED = "sparsity(f, x) follows every element of x through one run of f."
+_ENTRY, _LINE = 32, 16  # bytes, while a pattern is made: of an entry, and of a row or column
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,11 +93,35 @@ def sparsity(
 
     Cost: one run of f (of f and its gradient for a Hessian) in Python, and work in proportion to the entries.
     """
+    return found_within(f, x, Bound(Room(None, x), after_pattern), of=of, local=local, constants=constants)
+
+
+def after_pattern(entries: float, rows: int, columns: int) -> float:
+    """Bytes of a pattern as it is made of sets."""
+    return _ENTRY * entries + _LINE * (rows + columns)
+
+
+def found_within(
+    f: Function,
+    x: Any,
+    bound: Bound,
+    *,
+    of: Literal["jacobian", "hessian"] = "jacobian",
+    local: bool = False,
+    constants: Literal["structure", "values"] = "structure",
+) -> Sparsity:
+    """As `sparsity`, within a memory budget that other work shares.
+
+    Args:
+        f, x, of, local, constants: see there.
+        bound: what may be taken, and what else there is to do.
+    """
     if of not in ("jacobian", "hessian"):
         raise StructureError("sparsity is of='jacobian' or of='hessian'.", repr(of), "pass one of these")
     if constants not in ("structure", "values"):
         raise StructureError("Constants count by their 'structure' or their 'values'.", repr(constants), "pass one of these")
-    found = dependence(f, x, _ASKED, local=local, gradient=of == "hessian", values=constants == "values")
+    found = dependence(f, x, _ASKED, local=local, gradient=of == "hessian", values=constants == "values",
+                       bound=bound)  # fmt: skip
     pattern = Pattern.of(found.matrix)
     if of == "hessian":  # symmetric but for custom functions, whose backward may say what it likes
         pattern = pattern | pattern.T if found.is_custom else pattern & pattern.T

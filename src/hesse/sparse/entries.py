@@ -84,18 +84,18 @@ class Entries:
         spaces = derivative.in_space, derivative.out_space
         given, other = spaces if pushes else spaces[::-1]
         count, colors = (colored.columns, colored.column_colors) if kind == "column" else (colored.rows, colored.row_colors)
-        vectors, chunk = self._seeds_of(kind, colors, count, given), self._chunk(derivative, count)
+        vectors, chunk = self._seeds_of(kind, colors, count, given), self._chunk(derivative, count, given, other)
         parts = [run([v[rows] for v in vectors] if chunk < count else vectors) for rows in slices(count, chunk, "colors")]
         return [_flat(part, other) for part in parts]
 
-    def _chunk(self, derivative: Recording, count: int) -> int:
-        """Products that share a pass."""
+    def _chunk(self, derivative: Recording, count: int, given: Space, other: Space) -> int:
+        """Products that share a pass: seeds in one space, products in the other, which are joined at the end."""
         if derivative.functorch:
             return count
         with unrecorded():
             one = max(derivative.graph_bytes(), 1)
             room = current_budget(self._memory, derivative.in_space.device)
-            held = 2 * count * derivative.out_space.dim * derivative.out_space.dtype.itemsize
+            held = count * (given.dim * given.dtype.itemsize + 2 * other.dim * other.dtype.itemsize)
             fits = chunk_size(count, one, held, room, "a sparse derivative")
             return min(fits, max(_CACHE_BYTES // one, _FEW))
 

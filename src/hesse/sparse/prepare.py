@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from hesse.autodiff.compiled.mode import Mode
 from hesse.autodiff.recording import Function, record
+from hesse.autodiff.room import Room
 from hesse.core.errors import StructureError
 from hesse.core.memory import Budget
 from hesse.core.memory import memory as held_to
@@ -14,11 +15,12 @@ from hesse.core.space import Space
 from hesse.operators.base import Tag
 from hesse.sparse.colored import ColoredPattern, Kind
 from hesse.sparse.coloring import coloring
-from hesse.sparse.detect import Sparsity, sparsity
+from hesse.sparse.detect import Sparsity, found_within
 from hesse.sparse.evaluate import HESSIAN, JACOBIAN, Task
 from hesse.sparse.pattern import Pattern
 from hesse.sparse.prepared import SparseDerivative
 from hesse.sparse.requests import Request
+from hesse.sparse.stages import Stages
 
 
 class _Search(NamedTuple):
@@ -124,8 +126,10 @@ def prepare_hessian(
 
 def _known(f: Function, x: Any, pattern: Any, how: _Search, budget: Budget | None) -> tuple[Sparsity | None, Any]:
     if pattern is None:
+        stages = Stages(Room(budget, x), how.of == "hessian", 0, 0, 0)
         with held_to(budget) if budget is not None else nullcontext():
-            found = sparsity(f, x, of=how.of, local=how.local, constants=how.constants)
+            found = found_within(f, x, stages.bound, of=how.of, local=how.local, constants=how.constants)
+        stages.require_coloring(found.pattern)
         return found, found.pattern
     return (pattern if isinstance(pattern, Sparsity) else None), pattern
 

@@ -28,7 +28,7 @@ def test_what_a_projection_can_be_of() -> None:
     params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     J = hesse.parameter_jacobian(model, None, T(2, 3))
     expected = hesse.dense(random_projection(params, 4))
-    for space in (model, Space.of(params), J, (lambda p, x: x, params)):
+    for space in (model, nn.DataParallel(model), Space.of(params), J, (lambda p, x: x, params)):
         P = random_projection(space, 4)
         assert P.in_space == J.in_space
         assert torch.equal(hesse.dense(P), expected)
@@ -80,6 +80,11 @@ def test_a_generator_gives_the_seed() -> None:
         ({"k": 4, "seed": 1, "generator": torch.Generator()}, "together"),
         ({"k": 4, "dtype": torch.int64}, "int64"),
         ({"k": 4, "dtype": torch.complex64}, "complex64"),
+        ({"k": 4, "dtype": "float32"}, "torch.float32"),
+        ({"k": 4, "seed": 1.5}, "seed=1.5"),
+        ({"k": 4, "seed": "1"}, "seed='1'"),
+        ({"k": 4, "seed": True}, "seed=True"),
+        ({"k": 4, "generator": 3}, "generator=3"),
     ],
 )
 def test_what_is_refused(options: dict[str, Any], word: str) -> None:
@@ -92,3 +97,19 @@ def test_spaces_that_are_refused() -> None:
         random_projection({"a": T(3), "b": T(2).to(torch.complex128)}, 3)
     with pytest.raises(LeafError, match="'b'"):
         random_projection({"a": T(3), "b": torch.arange(3)}, 3)
+
+
+@pytest.mark.parametrize("space", [torch.empty(0), {}, 3, None, "a", nn.Linear(2, 2).requires_grad_(False)])
+def test_nothing_to_project(space: Any) -> None:
+    with pytest.raises(StructureError, match="no numbers in"):
+        random_projection(space, 3)
+
+
+@KINDS
+def test_blocks_of_another_shape(options: dict[str, Any]) -> None:
+    P = make(23, 6, options)
+    for vectors, places in ((T(2, 7), None), (T(23), None), (T(2, 23), slice(3, 9)), (T(2, 23), torch.tensor([1, 2]))):
+        with pytest.raises(StructureError, match=r"times\(vectors\) takes rows of"):
+            P.times(vectors, places)
+    with pytest.raises(StructureError, match=r"back\(weights\) takes rows of 6"):
+        P.back(T(2, 5))

@@ -70,11 +70,11 @@ def test_resumed_runs(
 ) -> None:
     tasks: list[int] = []
 
-    def watched(first: Any, second: Any, plan: Any, chosen: Any = None) -> Any:
-        tasks.append(len(plan.tasks if chosen is None else chosen))
-        return gram_blocks(first, second, plan, chosen)
+    def watched(first: Any, second: Any, plan: Any, chosen: Any, failing: Any) -> Any:
+        tasks.append(len(chosen))
+        return gram_blocks(first, second, plan, chosen, failing)
 
-    monkeypatch.setattr("hesse.parameters.gram_blocks.gram_blocks", watched)
+    monkeypatch.setattr("hesse.parameters.storing.gram.gram_blocks", watched)
 
     def make(memory: int = 15_000) -> Any:
         return hesse.parameter_jacobian(model(), nn.CrossEntropyLoss(), batches(sizes), memory=memory)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import hesse
 from hesse.core.chunk_store import ChunkStore
-from hesse.core.errors import DataError, MemoryBudgetError, StoreError, StructureError
+from hesse.core.errors import MemoryBudgetError, StoreError, StructureError
 from hesse.operators.projections import random_projection
 from hesse.parameters.storing.matrix import StoredMatrix, open_zarr
 from hesse.testing import operator_laws, parametrize_laws
@@ -127,6 +127,31 @@ def check_products(outputs: bool, dtype: torch.dtype, chunk_bytes: int, tmp_path
         same(R.gram().reshape(len(flat), len(flat)), flat @ flat.mT)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("outputs", [False, True])
+@pytest.mark.parametrize("chunk_bytes", [140, 10**6])
+def test_norms(dtype: torch.dtype, outputs: bool, chunk_bytes: int, tmp_path: Path) -> None:
+    R = stored(tmp_path / "r", outputs=outputs, chunk_bytes=chunk_bytes, dtype=dtype)
+    rows, close = R[:].double(), {"rtol": 2 * torch.finfo(dtype).eps, "atol": 1e-12}
+    found = R.norms()
+    assert found.dtype == dtype and torch.allclose(found.double(), rows.norm(dim=-1), **close)
+    parts = dict(zip(R.in_space.names, rows.split(R.in_space.sizes, -1), strict=True))
+    by_parameter, by_layer = R.norms("parameter"), R.norms("layer")
+    assert list(by_parameter) == ["0.weight", "0.bias", "2.weight"] and list(by_layer) == ["0", "2"]
+    for name, part in parts.items():
+        assert torch.allclose(by_parameter[name].double(), part.norm(dim=-1), **close)
+    layer = torch.cat([parts["0.weight"], parts["0.bias"]], -1)
+    assert torch.allclose(by_layer["0"].double(), layer.norm(dim=-1), **close)
+
+
+def test_norms_that_are_none(folder: Path) -> None:
+    R = open_zarr(folder / "projected")
+    assert torch.allclose(R.norms(), R[:].norm(dim=-1))
+    for name, per in (("projected", "layer"), ("rows", "layers"), ("gram", None)):
+        with pytest.raises(StructureError, match="norms"):
+            open_zarr(folder / name).norms(per)  # pyright: ignore
+
+
 def test_long_rows_in_float32(tmp_path: Path) -> None:
     wide = nn.Linear(200_000, 2, bias=False)
     J = hesse.parameter_jacobian(wide, nn.CrossEntropyLoss(), [(torch.rand(3, 200_000), torch.tensor([0, 1, 1]))])
@@ -204,9 +229,24 @@ def test_damaged_chunks(tmp_path: Path, sweep_rng: random.Random) -> None:
     victim.write_bytes(bytes(data))
     assert R[:6].shape == (6, 63)
     for read in (lambda: R[6], lambda: R @ R.in_space.zeros(), lambda: hesse.dense(R), R.gram):
-        with pytest.raises(DataError, match="checksum"):
+        with pytest.raises(StoreError, match=r"Chunk \[6, 1\] of 'rows' .*\n.*checksum"):
             read()
     assert "rows, 15 by 63" in repr(R)
+
+
+@pytest.mark.parametrize("header", ["kind", "columns", "mass"])
+def test_headers_that_lack_something(header: str, tmp_path: Path) -> None:
+    stored(tmp_path / "r")
+    path = tmp_path / "r" / "zarr.json"
+    path.write_text(path.read_text().replace('"kind": "rows"', '"kind": "other"') if header == "kind"
+                    else path.read_text().replace(f'"{header}"', '"elsewhere"'))  # fmt: skip
+    with pytest.raises(StoreError, match="open_zarr opens rows"):
+        open_zarr(tmp_path / "r")
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"no folder '.*none'\n.*remedy"):
+        open_zarr(tmp_path / "none")
 
 
 def test_parts_one_below_the_other(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ import zarr
 from torch import Tensor, nn
 
 import hesse
+from hesse.core import chunk_store_files
 from hesse.core.chunk_store import ChunkStore
-from hesse.core.errors import DataError, MemoryBudgetError, StoreError, UnsupportedError
+from hesse.core.errors import DataError, MemoryBudgetError, StoreError, StructureError, UnsupportedError
 from hesse.operators.projections import random_projection
 from hesse.parameters.base import JacobianBySample
 from hesse.parameters.storing.matrix import open_zarr
+from tests.core.test_chunk_store import FullDisk
 
 from .small import SIZES, batches, files, model, plain_rows, stop_after, there
 
@@ -164,6 +166,50 @@ def test_a_removed_chunk_is_written_again(tmp_path: Path, sweep_rng: random.Rand
     assert files(tmp_path / "r") == whole
 
 
+def test_a_damaged_chunk_of_a_complete_folder_is_written_again(tmp_path: Path, sweep_rng: random.Random) -> None:
+    J = hesse.parameter_jacobian(model(), nn.CrossEntropyLoss(), batches(), memory=10**8)
+    for name, write in (("rows", J.to_zarr), ("gram", J.gram_to_zarr)):
+        write(tmp_path / name, chunk_bytes=500)
+        whole = files(tmp_path / name)
+        victim = sweep_rng.choice([found for found in (tmp_path / name / name / "c").rglob("*") if found.is_file()])
+        data = bytearray(victim.read_bytes())
+        data[sweep_rng.randrange(len(data))] ^= 1 << sweep_rng.randrange(8)
+        victim.write_bytes(bytes(data))
+        write(tmp_path / name, mode="resume", chunk_bytes=500)
+        assert files(tmp_path / name) == whole
+
+
+@pytest.mark.parametrize("room", [0, 4000, 9000])
+def test_a_full_disk(room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    J = hesse.parameter_jacobian(model(), nn.CrossEntropyLoss(), batches(), memory=10**8)
+    for name, write in (("rows", J.to_zarr), ("gram", J.gram_to_zarr)):
+        write(tmp_path / f"whole {name}", chunk_bytes=500)
+        with monkeypatch.context() as patched:
+            patched.setattr(chunk_store_files, "os", FullDisk(room if name == "rows" else room // 3))
+            with pytest.raises(StoreError, match=r'No space left.*\n.*mode="resume"'):
+                write(tmp_path / name, chunk_bytes=500)
+        with pytest.raises(StoreError, match=r"is read when all of it is there|no 'zarr"):
+            open_zarr(tmp_path / name)
+        write(tmp_path / name, mode="resume", chunk_bytes=500)
+        assert files(tmp_path / name) == files(tmp_path / f"whole {name}")
+
+
+def test_sizes_of_chunks(tmp_path: Path) -> None:
+    J = hesse.parameter_jacobian(model(), None, batches())
+    assert J.zarr_layout(chunk_bytes="1KiB") == J.zarr_layout(chunk_bytes=1024)  # pyright: ignore
+    written = J.gram_to_zarr(tmp_path / "gram", chunk_bytes="1KiB")  # pyright: ignore
+    assert written.bands.layout == J.gram_to_zarr(tmp_path / "same", chunk_bytes=1024).bands.layout
+    K = hesse.ntk(model(), [x for x, _ in batches()])
+    for wrong in (0, -5, 1.5, 0.5, True, None, "much", "0MiB"):
+        for write in (J.to_zarr, J.gram_to_zarr, K.to_zarr, lambda _, chunk_bytes: J.zarr_layout(chunk_bytes=chunk_bytes)):
+            with pytest.raises(StructureError, match="chunk_bytes= is a number of bytes"):
+                write(tmp_path / "r", chunk_bytes=wrong)
+    for write in (J.to_zarr, lambda _, projection: J.zarr_layout(projection=projection)):
+        with pytest.raises(StructureError, match="int"):
+            write(tmp_path / "r", projection=3)  # pyright: ignore
+    assert not (tmp_path / "r").exists()
+
+
 def begun(path: Path, monkeypatch: pytest.MonkeyPatch, J: JacobianBySample) -> None:
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         stop_after(patched, 3)
@@ -202,15 +248,32 @@ def test_resumes_only_with_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             make(change).to_zarr(tmp_path / "r", mode="resume", chunk_bytes=500)
     with pytest.raises(DataError, match="'rows' is"):
         make().to_zarr(tmp_path / "r", mode="resume", chunk_bytes=240)
-    threads = torch.get_num_threads()
-    try:
-        torch.set_num_threads(threads + 1)
-        with pytest.raises(DataError, match=f"environment: threads {threads} there, {threads + 1} now"):
-            make().to_zarr(tmp_path / "r", mode="resume", chunk_bytes=500)
-    finally:
-        torch.set_num_threads(threads)
+    J = make()
+    for match, change, undo in environments():
+        try:
+            change()
+            with pytest.raises(DataError, match=f"not the same environment: {match}"):
+                J.to_zarr(tmp_path / "r", mode="resume", chunk_bytes=500)
+        finally:
+            undo()
     assert there(tmp_path / "r") == 3
     make().to_zarr(tmp_path / "r", mode="resume", chunk_bytes=500)
+
+
+def environments() -> Iterator[tuple[str, Callable[[], object], Callable[[], object]]]:
+    """What decides the last bit besides the model and the data: what an error says, the change, and its end."""
+    threads, default, precision = torch.get_num_threads(), torch.get_default_dtype(), torch.get_float32_matmul_precision()
+    more = f"threads {threads} there, {threads + 1} now"
+    yield more, lambda: torch.set_num_threads(threads + 1), lambda: torch.set_num_threads(threads)
+    yield "default dtype", lambda: torch.set_default_dtype(torch.float16), lambda: torch.set_default_dtype(default)
+    medium = (lambda: torch.set_float32_matmul_precision("medium"), lambda: torch.set_float32_matmul_precision(precision))
+    yield "float32 products", *medium
+    strict = (lambda: torch.use_deterministic_algorithms(True), lambda: torch.use_deterministic_algorithms(False))
+    yield "deterministic algorithms", *strict
+    library, enabled = torch.backends.mkldnn, torch.backends.mkldnn.enabled  # pyright: ignore
+    yield "library kernels", lambda: setattr(library, "enabled", not enabled), lambda: setattr(library, "enabled", enabled)
+    lowered = torch.autocast("cpu", torch.bfloat16)
+    yield "autocast 'None' there, 'torch.bfloat16' now", lowered.__enter__, lambda: lowered.__exit__(None, None, None)
 
 
 class Scaled(nn.Module):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.autodiff.compiled.aliases import writes_of
+from hesse.autodiff.dependence.bound import is_bounded, require
 from hesse.autodiff.dependence.constants import Constants
 from hesse.autodiff.dependence.cuts import Cuts
 from hesse.autodiff.dependence.links import depending
@@ -23,6 +24,7 @@ from hesse.rules.sparsity.forms import Call, Link, Same, everything, sparsity_ru
 
 __all__ = ["Following", "families"]
 
+_NUMBER = 16  # bytes of an element that a rule names, with a copy
 _READ_AS = {"_local_scalar_dense": "a number (if, item, an index)", "index": "a boolean index", "is_nonzero": "a bool (if)"}
 
 
@@ -76,6 +78,7 @@ class Following(LightMode):
         name = name_of(func)
         if name in families.READS or families.is_dynamic(name, varying):
             self.branches.append(self.place(_READ_AS.get(name, name)))
+        require(0)
         new = _new(made, given)
         apart = {id(t) for t in (*new, *given)}
         if self.cuts is None or not self.cuts.passes(given, [t for t in made if id(t) not in apart], written):
@@ -99,6 +102,7 @@ class Following(LightMode):
                 sets, y = old.get(id(operand)), outputs[index]
                 if sets is not None and (y.is_floating_point() or y.is_complex()):
                     found[index] = merged(found[index], depending(sets, operand, y, form))
+                    require(0)
         for y, sets in zip(outputs, found, strict=True):
             if isinstance(sets, Spans) and not self.mixers and sets.mixed:
                 self.mixers.append(self.place(name))
@@ -115,6 +119,8 @@ class Following(LightMode):
     def _links(self, call: Call, name: str) -> list[Link]:
         rule = sparsity_rules.get(name)
         if rule is not None:
+            if is_bounded():
+                require(_NUMBER * sum(max(t.numel(), call.outputs[0].numel()) for t in call.operands))
             return rule(call)
         if torch.Tag.pointwise in call.func.tags or name in families.POINTWISE:
             return [(index, t, Same()) for index, y in enumerate(call.outputs) for t in call.operands

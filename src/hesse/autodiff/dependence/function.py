@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from hesse.autodiff.dependence.bound import WHAT, Bound, bounded, require
+from hesse.autodiff.dependence.estimate import SPACE, Tally, estimated
 from hesse.autodiff.dependence.following import Following, sets_of
 from hesse.autodiff.dependence.memory import Memory
 from hesse.autodiff.dependence.reading import Reading
@@ -20,9 +22,13 @@ from hesse.autodiff.dependence.sets.few import Few
 from hesse.autodiff.engine import pull_along
 from hesse.autodiff.fused import differentiable_attention, plain_recurrences
 from hesse.autodiff.recording import Function, as_variables, inside_functorch, nodes, output_leaves, writes_refused
-from hesse.core.errors import NonScalarError, UnsupportedError
+from hesse.autodiff.second_run import without_trace
+from hesse.core.errors import MemoryBudgetError, NonScalarError, UnsupportedError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
+
+_GUESS = 4  # entries a column, where nothing is known of them
+Label = Callable[[Sequence[Tensor]], Sequence[Sets]]
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,14 @@ class Dependence:
 
 
 def dependence(
-    f: Function, x: Tree, asked: str, *, local: bool = False, gradient: bool = False, values: bool = False
+    f: Function,
+    x: Tree,
+    asked: str,
+    *,
+    local: bool = False,
+    gradient: bool = False,
+    values: bool = False,
+    bound: Bound | None = None,
 ) -> Dependence:
     """Run a function once and follow every element.
 
@@ -63,6 +76,7 @@ def dependence(
         local: take values for what they are at x: branches, masks, orders.
         gradient: look at the gradient of f, which has to return one number, instead of f.
         values: let zeros in constant factors count.
+        bound: the memory budget, where one is to be kept.
 
     Returns:
         Sets that hold every element a derivative may not vanish for; at x if `local`, at any point otherwise.
@@ -74,12 +88,63 @@ def dependence(
     Cost: one run of f (with its backward pass for a gradient, or where f holds custom functions), about 50 microseconds more
     an op, and work that grows with the entries of the sets.
     """
-    run = followed(f, x, asked, _own_numbers, local=local, gradient=gradient, values=values)
-    following, matrix = run.following, run.sets.compressed()
-    matrix = _turned(matrix) if run.reverse else matrix
+    how, bound = _How(local, gradient, values), None if bound is None or bound.room.given is None else bound
+    found = _matrix(f, x, asked, how, bound)
+    if isinstance(found, int):  # outside of the handler, which would keep alive what was made until then
+        assert bound is not None
+        raise _refusal(f, x, asked, how, bound, found)
+    run, matrix = found
+    following = run.following
     analyzed = "reverse" if run.reverse else "primal"
     return Dependence(matrix, run.in_space, run.out_space, following.fallbacks, tuple(following.branches), analyzed,
                       tuple(following.constants.used), run.custom)  # fmt: skip
+
+
+class _How(NamedTuple):
+    local: bool
+    gradient: bool
+    values: bool
+
+
+def _matrix(f: Function, x: Tree, asked: str, how: _How, bound: Bound | None) -> tuple[Followed, Any] | int:
+    """The run and what it found as a SciPy matrix; where it passed the budget, the bytes that were taken then."""
+    try:
+        with bounded(None if bound is None else bound.room):
+            require(SPACE * Space.of(x).dim if bound is not None else 0)
+            run = followed(f, x, asked, _own_numbers, **how._asdict())
+            matrix = run.sets.compressed()
+            return run, _turned(matrix) if run.reverse else matrix
+    except MemoryBudgetError as error:
+        if bound is None:
+            raise
+        return error.least
+
+
+def _refusal(f: Function, x: Tree, asked: str, how: _How, bound: Bound, least: int) -> MemoryBudgetError:
+    """The error for a budget that was passed on the way, where `least` bytes were taken.
+
+    What would do is estimated by following a part of the inputs; where that cannot be done, it is guessed.
+    """
+    room, rest, found = bound.room, bound.rest, {}
+    if rest is None:
+        return room.refusal(least, WHAT)
+    before, elements = room.taken(settled=True), Space.of(x).dim
+    guess = int(max(2 * least, before + SPACE * elements + rest(_GUESS * elements, elements, elements)))
+    if room.passed(SPACE * elements):
+        return room.refusal(guess, WHAT)
+
+    def run(label: Label, tally: Tally) -> Sets:
+        done = followed(without_trace(f), x, asked, label, **how._asdict(), tally=tally)
+        found["held"] = room.taken()
+        return done.sets
+
+    try:
+        with bounded(room):
+            size, entries, rows, columns = estimated(run)
+    except Exception:  # of whatever kind: the function may refuse to run again, and the budget may be passed again
+        return room.refusal(guess, WHAT)
+    total = found["held"] + size + rest(entries, rows, columns)
+    return room.refusal(int(max(total, least)), WHAT)
 
 
 def _own_numbers(tensors: Sequence[Tensor]) -> list[Sets]:
@@ -119,17 +184,19 @@ def followed(
     f: Function,
     x: Tree,
     asked: str,
-    label: Callable[[Sequence[Tensor]], Sequence[Sets]],
+    label: Label,
     *,
     local: bool,
     gradient: bool,
     values: bool = False,
+    tally: Tally | None = None,
 ) -> Followed:
     """Run a function once, with labels on the elements of its input; see `dependence`.
 
     Args:
         f, x, asked, local, gradient, values: see there.
         label: gives the sets of the elements of inputs (of outputs, if the backward pass is followed).
+        tally: counts the sets.
     """
     if inside_functorch():
         raise UnsupportedError(asked, "a torch.func transform around it, whose tensors cannot be followed", "call it outside")
@@ -139,7 +206,7 @@ def followed(
     with torch.enable_grad(), differentiable_attention(), plain_recurrences():
         inputs = [t.detach().clone().requires_grad_() for t in tensors]
         labels = label(inputs)
-        memory = Memory(labels[0].empty(0) if labels else Few([], 0, 0))
+        memory = Memory(labels[0].empty(0) if labels else Few([], 0, 0), tally)
         for t, sets in zip(inputs, labels, strict=True):
             memory.put(t, sets, varies=True)
         following = Following(memory, local=local, values=values)
@@ -202,7 +269,7 @@ def _by_reverse(
     outputs: Sequence[Tensor],
     inputs: Sequence[Tensor],
     following: Following,
-    label: Callable[[Sequence[Tensor]], Sequence[Sets]],
+    label: Label,
 ) -> Sets:
     """Sets by the backward pass: those of the gradient's elements in terms of the cotangent's."""
     memory = following.memory

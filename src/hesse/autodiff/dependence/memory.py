@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hesse.autodiff.dependence.estimate import Tally
 from hesse.autodiff.dependence.sets.base import Sets
 from hesse.core.errors import UnsupportedError
 
@@ -33,10 +34,11 @@ class Memory:
 
     Args:
         none: no sets at all, in the representation that those of the inputs have.
+        tally: counts all sets.
     """
 
-    def __init__(self, none: Sets) -> None:
-        self.none = none
+    def __init__(self, none: Sets, tally: Tally | None = None) -> None:
+        self.none, self._tally = none, tally
         self._cells: dict[int, _Cell] = {}
 
     def _cell(self, tensor: Tensor) -> _Cell | None:
@@ -79,6 +81,7 @@ class Memory:
         size = storage.nbytes() // max(1, unit)
         if _is_whole(tensor, size):
             cell.unit, cell.sets, cell.varies = unit, sets, varies
+            self._count(sets)
             return
         cell.varies |= varies
         if cell.sets is None and sets is None:
@@ -90,6 +93,11 @@ class Memory:
             old = _in_units(cell, unit)
             old = old if old.count >= size else old.then(old.empty(size - old.count))
         cell.unit, cell.sets = unit, old.written(sets, tensor.shape, tensor.stride(), int(tensor.storage_offset()))
+        self._count(cell.sets)
+
+    def _count(self, sets: Sets | None) -> None:
+        if self._tally is not None:
+            self._tally.add(sets)
 
     def note(self, tensor: Tensor) -> None:
         """Note that what was written into a tensor varies, and leave its sets."""

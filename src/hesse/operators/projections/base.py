@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hesse.core.batching import slices
+from hesse.core.errors import StructureError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator
@@ -84,8 +85,12 @@ class RandomProjection(LinearOperator):
 
         Returns:
             ``[n, k]`` in `work_dtype`. Products by disjoint columns add up to the whole product.
+
+        Raises:
+            StructureError: another shape.
         """
         places = slice(0, self.in_space.dim) if places is None else places
+        self._require(vectors, places.stop - places.start if isinstance(places, slice) else len(places), "times(vectors)")
         vectors = vectors.to(self.work_dtype)
         total: Tensor | None = None
         for s in self._chunks(places, len(vectors)):
@@ -131,11 +136,20 @@ class RandomProjection(LinearOperator):
 
         Returns:
             ``[n, c]`` in `work_dtype`.
+
+        Raises:
+            StructureError: another shape.
         """
+        self._require(weights, self.rows, "back(weights)")
         places = slice(0, self.in_space.dim) if places is None else places
         weights = weights.to(self.work_dtype)
         parts = [self._back(weights, _some(places, s)) for s in self._chunks(places, len(weights))]
         return torch.cat(parts, 1) if parts else weights.new_zeros(len(weights), 0)
+
+    def _require(self, block: Tensor, width: int, name: str) -> None:
+        if block.ndim != 2 or block.shape[1] != width:
+            found, remedy = f"shape {tuple(block.shape)}", "pass one vector a row; for trees use P @ v and P.T @ u"
+            raise StructureError(f"P.{name} takes rows of {width} numbers.", found, remedy)
 
     def _chunks(self, places: Places, count: int) -> Iterator[slice]:
         """Parts of some columns that are worked on at a time, which end at multiples of the width where all follow."""

@@ -11,12 +11,12 @@ from torch import nn
 from hesse.core.errors import LeafError, StructureError, UnsupportedError
 from hesse.core.random import seed_of
 from hesse.core.space import Space
-from hesse.operators.base import LinearOperator, flat_space
+from hesse.operators.base import flat_space
 from hesse.operators.projections.base import RandomProjection
 from hesse.operators.projections.gaussian import GaussianProjection
 from hesse.operators.projections.hadamard import HadamardProjection
 from hesse.operators.projections.rademacher import RademacherProjection
-from hesse.operators.storage import storable
+from hesse.operators.storage import space_of, storable
 
 Kind = Literal["gaussian", "rademacher", "fjlt"]
 _ASKED = "random_projection(space, k) maps a space to k dimensions."
@@ -57,21 +57,20 @@ def random_projection(
         A `RandomProjection`, an operator ``[k x D]``: ``P @ v``, ``P.T``, ``P.times(rows, places)``.
 
     Raises:
-        StructureError: k below one, another kind, `nonzeros` out of range or for another kind, seed and generator together.
+        StructureError: k below one, a seed that is no integer, another kind, `nonzeros` out of range or for another kind, seed
+        and generator together, nothing to project.
         LeafError: integer leaves. UnsupportedError: complex leaves.
 
     Cost: nothing; a product costs as `GaussianProjection`, `RademacherProjection` and `HadamardProjection` say.
     """
     into = _real_space(space)
     k = _count(k, 1, None, "k")
-    if seed is not None and generator is not None:
-        raise StructureError(_ASKED, "seed= and generator= together", "pass one of them")
-    number = seed_of(generator) if seed is None else operator.index(seed)
+    number = _seed(seed, generator)
     if nonzeros is not None and kind != "rademacher":
         raise StructureError(_ASKED, f"nonzeros= with kind={kind!r}", "pass kind='rademacher', or leave nonzeros= away")
     dtype = torch.promote_types(into.dtype, torch.float32) if dtype is None else dtype
-    if not dtype.is_floating_point:
-        raise StructureError(_ASKED, f"dtype={dtype}", "pass a real floating-point type")
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise StructureError(_ASKED, f"dtype={dtype}", "pass a real floating-point type such as torch.float32")
     spaces = into, flat_space(k, dtype, into.device)
     if kind == "gaussian":
         return GaussianProjection(*spaces, number)
@@ -83,35 +82,42 @@ def random_projection(
     raise StructureError(_ASKED, f"kind={kind!r}", "pass kind='gaussian', 'rademacher' or 'fjlt'")
 
 
+def _seed(seed: Any, generator: Any) -> int:
+    if seed is not None and generator is not None:
+        raise StructureError(_ASKED, "seed= and generator= together", "pass one of them")
+    if not isinstance(generator, (torch.Generator, type(None))):
+        raise StructureError(_ASKED, f"generator={generator!r}", "pass a torch.Generator, or seed=")
+    return seed_of(generator) if seed is None else _integer(seed, "seed", "any integer")
+
+
 def _count(number: Any, least: int, most: int | None, name: str) -> int:
-    limits = f"at least {least}" if most is None else f"from {least} to {most}"
-    try:
-        found = operator.index(number)
-    except TypeError:
-        found = least - 1
-    if isinstance(number, bool) or found < least or (most is not None and found > most):
-        raise StructureError(_ASKED, f"{name}={number!r}", f"pass an integer {limits}")
+    wanted = f"an integer at least {least}" if most is None else f"an integer from {least} to {most}"
+    found = _integer(number, name, wanted)
+    if found < least or (most is not None and found > most):
+        raise StructureError(_ASKED, f"{name}={number!r}", f"pass {wanted}")
     return found
 
 
+def _integer(number: Any, name: str, wanted: str) -> int:
+    try:
+        if not isinstance(number, bool):
+            return operator.index(number)
+    except TypeError:
+        pass
+    raise StructureError(_ASKED, f"{name}={number!r}", f"pass {wanted}")
+
+
 def _real_space(like: Any) -> Space:
-    space = _space_of(like)
+    space = space_of(like, _ASKED)
+    if not space.dim:
+        what = f"a {type(like).__name__} without parameters that require grad" if isinstance(like, nn.Module) else repr(like)
+        raise StructureError(_ASKED, f"no numbers in {what}", "pass an operator, a space, a model, or a tree of tensors")
     for name, dtype in zip(space.names, space.dtypes, strict=True):
         if dtype.is_complex:
             raise UnsupportedError(_ASKED, f"{dtype} at '{name}'", "project real and imaginary parts as separate leaves")
         if not dtype.is_floating_point:
             raise LeafError(_ASKED, f"{dtype} at '{name}'", "leave it out")
     return space
-
-
-def _space_of(like: Any) -> Space:
-    if isinstance(like, nn.Module):
-        like = {name: leaf for name, leaf in like.named_parameters() if leaf.requires_grad}
-    if isinstance(like, tuple) and len(like) == 2 and callable(like[0]):
-        like = like[1]
-    if isinstance(like, LinearOperator):
-        return like.in_space
-    return like if isinstance(like, Space) else Space.of(like)
 
 
 @storable.register(GaussianProjection, HadamardProjection, RademacherProjection)

@@ -10,10 +10,12 @@ from torch import Tensor
 from hesse.core.chunk_store import ChunkStore, Mode
 from hesse.core.chunk_store_layout import DEFAULT_CHUNK_BYTES, ArrayLayout, balanced
 from hesse.core.chunk_store_writer import ArrayWriter
+from hesse.core.memory import parse_bytes
 from hesse.core.progress import track
 from hesse.parameters.base import JacobianBySample
-from hesse.parameters.gram_blocks import Block
+from hesse.parameters.gram_blocks import Block, gram_blocks
 from hesse.parameters.gram_plan import GramPlan, Task
+from hesse.parameters.storing.budget import begun_facts, stored_plan
 from hesse.parameters.storing.identity import Json, identity_of
 from hesse.parameters.storing.probe import require_same_bits
 from hesse.parameters.storing.spaces import space_to_json
@@ -22,17 +24,17 @@ GRAM = "gram"
 
 
 def gram_layout(
-    J: JacobianBySample, other: JacobianBySample | None, plan: GramPlan, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    J: JacobianBySample, other: JacobianBySample | None, plan: GramPlan, chunk_bytes: int | str = DEFAULT_CHUNK_BYTES
 ) -> ArrayLayout:
     """The shape, dtype and chunk grid of a stored Gram matrix: where batches are even, chunks divide the plan's tasks."""
     second = J if other is None else other
     first_shape, second_shape = tuple(J.out_space.shapes[0]), tuple(second.out_space.shapes[0])
     rows = max(task.rows.stop - task.rows.start for task in plan.tasks)
     columns = max(task.columns.stop - task.columns.start for task in plan.tasks)
-    dtype = J.out_space.dtype
+    dtype, at_most = J.out_space.dtype, parse_bytes(chunk_bytes, "chunk_bytes")
     inner = dtype.itemsize * (J.out_space.dim // J.count) * (second.out_space.dim // second.count)
-    columns = balanced(columns, chunk_bytes // (inner * rows)) if inner * rows <= chunk_bytes else 1
-    rows = balanced(rows, chunk_bytes // (inner * columns))
+    columns = balanced(columns, at_most // (inner * rows)) if inner * rows <= at_most else 1
+    rows = balanced(rows, at_most // (inner * columns))
     return ArrayLayout((*first_shape, *second_shape), (rows, *first_shape[1:], columns, *second_shape[1:]), dtype)
 
 
@@ -67,17 +69,17 @@ def write_gram(
     other: JacobianBySample | None,
     *,
     mode: Mode,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | str = DEFAULT_CHUNK_BYTES,
 ) -> None:
     """Write the Gram matrix to a folder; see `JacobianBySample.gram_to_zarr`."""
     ChunkStore.require_new(path, mode)
     other = None if other is J else other
     identity = gram_identity(J, other)
-    plan = J.gram_plan(other)
-    if mode == "resume" and os.path.exists(os.path.join(path, "zarr.json")):
-        facts = ChunkStore.open(path).facts
-        if {"tile", "held"} <= set(facts):
-            plan = GramPlan(J.sizes, None if other is None else other.sizes, facts["tile"], facts["held"])
+    facts = begun_facts(path, mode)
+    if facts is not None and {"tile", "held"} <= set(facts):
+        plan = GramPlan(J.sizes, None if other is None else other.sizes, facts["tile"], facts["held"])
+    else:
+        plan = stored_plan(J, other, lambda plan: gram_layout(J, other, plan, chunk_bytes))
     arrays = {GRAM: gram_layout(J, other, plan, chunk_bytes)}
     store = ChunkStore.create(path, GRAM, arrays, identity, gram_facts(J, other, plan), mode=mode)
     if not store.complete:
@@ -106,17 +108,17 @@ def fill_gram(
 
     Raises:
         DataError: what is there differs in a bit from what is computed now. StoreError: the disk is full, or another writer of
-            this rank is at work.
+            this rank is at work. MemoryBudgetError: an allocation failed: smaller tiles would give other bits.
     """
-    axis = len(J.out_space.shapes[0])
+    axis, second = len(J.out_space.shapes[0]), J if other is None else other
     with store.writer(name, rank=rank) as writer:
         every = plan.tasks if tasks is None else tuple(tasks)
         missing = [task for task in every if _needed(writer, task, axis, other is None)]
         there = [task for task in every if not _needed(writer, task, axis, other is None)]
         if there:
-            (block,) = J.gram_blocks(other, plan=plan, tasks=there[:1])
+            (block,) = gram_blocks(J, second, plan, there[:1], "raise")
             require_same_bits(store, name, _start(block, axis), block.values)
-        blocks = J.gram_blocks(other, plan=plan, tasks=missing) if missing else ()
+        blocks = gram_blocks(J, second, plan, missing, "raise") if missing else ()
         for block in track(blocks, f"Gram matrix to '{store.path.name}'", len(missing)):
             _add(writer, block, axis, other is None)
 

@@ -67,6 +67,8 @@ def environment(device: torch.device) -> dict[str, Json]:
     """Versions, threads and switches that decide the last bit of a number."""
     matmul = {"cpu": torch.get_float32_matmul_precision(), "cuda": str(torch.backends.cuda.matmul.allow_tf32)}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else torch.backends.cpu.get_cpu_capability()
+    lowered = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+    libraries = {"cpu": torch.backends.mkldnn, "cuda": torch.backends.cudnn}.get(device.type)
     return {
         "hesse": version("hesse"),
         "torch": torch.__version__,
@@ -74,9 +76,17 @@ def environment(device: torch.device) -> dict[str, Json]:
         "device": f"{device.type} {name}",
         "machine": platform.machine(),
         "default dtype": str(torch.get_default_dtype()),
+        "autocast": str(lowered),
         "float32 products": matmul.get(device.type, ""),
+        "library kernels": _switches(libraries),
         "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def _switches(library: Any) -> dict[str, Json]:
+    """The switches of oneDNN or cuDNN that choose kernels."""
+    names = ("enabled", "deterministic", "benchmark", "allow_tf32")
+    return {name: found for name in names if isinstance(found := getattr(library, name, None), bool)}
 
 
 def describe_operator(A: LinearOperator) -> Json:

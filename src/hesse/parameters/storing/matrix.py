@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +13,9 @@ from torch import Tensor
 
 from hesse.core.batching import slices
 from hesse.core.chunk_store import ChunkStore
-from hesse.core.errors import StructureError
+from hesse.core.errors import StoreError, StructureError
 from hesse.core.memory import Budget, chunk_size, current_budget
+from hesse.core.names import layer_of
 from hesse.core.progress import track
 from hesse.core.space import Space
 from hesse.core.tree import Tree
@@ -20,10 +23,14 @@ from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import column_squares_rule
 from hesse.linalg.woodbury import gram_rule
 from hesse.operators.base import LinearOperator, Tag
+from hesse.parameters.base import Per
 from hesse.parameters.selection import chosen_samples
 from hesse.parameters.storing.bands import Bands
-from hesse.parameters.storing.products import add_inner_products, contract
+from hesse.parameters.storing.products import add_inner_products, contract, row_norms
 from hesse.parameters.storing.spaces import space_from_json
+
+_FACTS = {kind: {"columns", "mass"} for kind in ("rows", "projected rows")} | {"gram": {"columns", "mass", "symmetric"}}
+"""What the header of each kind says besides."""
 
 
 class StoredMatrix(LinearOperator):
@@ -77,7 +84,7 @@ class StoredMatrix(LinearOperator):
             samples: an int, a slice, a list of numbers, an integer tensor, or a boolean one ``[N]``.
 
         Raises:
-            StructureError: no such row. DataError: a damaged chunk. MemoryBudgetError: they are larger than the budget.
+            StructureError: no such row. StoreError: a damaged chunk. MemoryBudgetError: they are larger than the budget.
         """
         index = self._index(samples)
         self._require_room(len(index), math.prod(self.bands.layout.shape[1:]))
@@ -189,6 +196,31 @@ class StoredMatrix(LinearOperator):
                 add_inner_products(self.bands, part, inner, result)
         return result.reshape(*shape, *shape).to(self.dtype)
 
+    def norms(self, per: Per = None) -> Any:
+        """2-norms of the rows: ``[N]`` (``[N, C]``), or a dict of them by name of the parameter or of the layer.
+
+        Args:
+            per: None, "parameter" or "layer", as for `ParameterJacobian.norms`; projected rows have no parameters.
+
+        Raises:
+            StructureError: parts of rows that are no parameters', or a Gram matrix.
+
+        Cost: reads the file once.
+        """
+        if self.kind == "gram":
+            remedy = "hesse.diagonal(R).sqrt() are the norms of the rows whose inner products these are"
+            raise StructureError("norms() are of the rows of a Jacobian.", "a Gram matrix", remedy)
+        names: dict[Any, Callable[[str], str]] = {None: lambda name: "", "parameter": str, "layer": layer_of}
+        if per not in names or (per is not None and self.kind != "rows"):
+            found = repr(per) + ("" if self.kind == "rows" else f" of {self.kind}")
+            raise StructureError("norms(per=...) takes None, or for rows 'parameter' or 'layer'.", found, "pass one of these")
+        groups: dict[str, list[slice]] = {}
+        stops = itertools.accumulate(self.in_space.sizes)
+        for name, size, stop in zip(self.in_space.names, self.in_space.sizes, stops, strict=True):
+            groups.setdefault(names[per](name), []).append(slice(stop - size, stop))
+        found = row_norms(self.bands, groups, tuple(self.out_space.shapes[0]))
+        return found[""] if per is None else found
+
     def column_squares(self) -> Tensor:
         """The squares of the rows, summed over rows: ``[D]``."""
         work, split = _work_dtype(self.dtype), self._split
@@ -239,12 +271,16 @@ def open_zarr(
         question (`hesse.svd`, `hesse.solve`, ...).
 
     Raises:
-        StoreError: not complete, without `partial`; or no complete row. DataError: written by something else, or of a newer
-        format; later, in a read, a damaged chunk. FileNotFoundError: no folder.
+        StoreError: no folder; written by another program, or of a newer format; not complete, without `partial`; no complete
+        row; later, in a read, a damaged chunk.
 
     Cost: the sizes of all files are looked up; no number is read.
     """
-    return StoredMatrix(Bands(ChunkStore.open(path), partial, torch.device(device)))
+    store = ChunkStore.open(path)
+    if store.kind not in _FACTS or not _FACTS[store.kind] <= set(store.facts):
+        found = f"'{store.path}' holds {store.kind!r}, with {sorted(store.facts)}"
+        raise StoreError(f"open_zarr opens {', '.join(_FACTS)}.", found, "write it by to_zarr or gram_to_zarr")
+    return StoredMatrix(Bands(store, partial, torch.device(device)))
 
 
 def _work_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ def read_region(store: ChunkStore, name: str, region: Sequence[slice]) -> Tensor
     """A part of an array (a slice with both ends for each axis), from its chunks.
 
     Raises:
-        DataError: a damaged chunk. StoreError: a missing one.
+        StoreError: a damaged or a missing chunk.
     """
     layout = store.arrays[name]
     result = torch.empty([part.stop - part.start for part in region], dtype=layout.dtype)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.core.progress import track
 from hesse.parameters.storing.bands import Bands
 
 _COLUMNS_AT_ONCE = 2**14
@@ -52,6 +53,27 @@ def add_inner_products(bands: Bands, part: slice, inner: list[slice], result: Te
         block = _inner_products(flat, there.flatten(0, 1)).reshape(len(held), each, len(there), each)
         result[place, :, band.rows] += block
         result[band.rows, :, place] += block.permute(2, 3, 0, 1)
+
+
+def row_norms(bands: Bands, groups: dict[str, list[slice]], shape: tuple[int, ...]) -> dict[str, Tensor]:
+    """2-norms of the rows by groups of columns, chunk by chunk: name -> ``[N]`` (``[N, C]``).
+
+    Args:
+        bands: of the stored matrix.
+        groups: name -> ranges of columns.
+        shape: of the rows, ``[N]`` or ``[N, C]``.
+    """
+    squares = {name: torch.zeros(shape, dtype=torch.float64, device=bands.device) for name in groups}
+    for tile in track(bands.tiles(), "stored norms", None):
+        *place, columns = tile.place
+        for name, spans in groups.items():
+            for span in spans:
+                low, high = max(span.start, columns.start), min(span.stop, columns.stop)
+                if low < high:
+                    part = tile.values[..., low - columns.start : high - columns.start]
+                    wide = torch.promote_types(part.dtype, torch.float32)
+                    squares[name][tuple(place)] += torch.linalg.vector_norm(part, dim=-1, dtype=wide).double().square()
+    return {name: square.sqrt().to(bands.layout.dtype) for name, square in squares.items()}
 
 
 def _rows(bands: Bands, part: slice, inner: list[slice]) -> Tensor:

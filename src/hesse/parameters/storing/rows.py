@@ -15,10 +15,12 @@ from torch import Tensor
 from hesse.core.chunk_store import ChunkStore, Mode
 from hesse.core.chunk_store_layout import DEFAULT_CHUNK_BYTES, ArrayLayout, balanced, choose_chunks
 from hesse.core.chunk_store_writer import ArrayWriter
-from hesse.core.memory import chunk_size, current_budget
+from hesse.core.memory import current_budget, parse_bytes
 from hesse.core.progress import track
 from hesse.operators.projections import RandomProjection
 from hesse.parameters.base import JacobianBySample
+from hesse.parameters.projecting import require_projection
+from hesse.parameters.storing.budget import begun_facts, rows_steps
 from hesse.parameters.storing.identity import Json, describe_operator, identity_of
 from hesse.parameters.storing.probe import require_same_bits
 from hesse.parameters.storing.spaces import space_to_json
@@ -45,41 +47,45 @@ class RowsPart:
 
 
 def rows_layout(
-    J: JacobianBySample, projection: RandomProjection | None = None, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    J: JacobianBySample, projection: RandomProjection | None = None, chunk_bytes: int | str = DEFAULT_CHUNK_BYTES
 ) -> ArrayLayout:
     """The shape, dtype and chunk grid of the stored rows; see `JacobianBySample.zarr_layout`."""
+    if projection is not None:
+        require_projection(J, projection)
     space = J.in_space if projection is None else projection.out_space
     shape = (*J.out_space.shapes[0], space.dim)
-    most, *rest = choose_chunks(shape, space.dtype.itemsize, chunk_bytes)
+    most, *rest = choose_chunks(shape, space.dtype.itemsize, parse_bytes(chunk_bytes, "chunk_bytes"))
     batch, batches = max(J.sizes), -(-len(J.sizes) // _MOST_BANDS)
     rows = balanced(batch, most) if most <= batch else min(batch * min(most // batch, batches), J.count)
     return ArrayLayout(shape, (rows, *rest), space.dtype)
 
 
 def rows_part(
-    J: JacobianBySample, projection: RandomProjection | None = None, chunk_bytes: int = DEFAULT_CHUNK_BYTES
+    J: JacobianBySample,
+    projection: RandomProjection | None = None,
+    chunk_bytes: int | str = DEFAULT_CHUNK_BYTES,
+    facts: dict[str, Json] | None = None,
 ) -> RowsPart:
     """What the stored rows are.
 
-    Cost: one pass over the bytes of the parameters.
+    Args:
+        J, projection, chunk_bytes: as for `JacobianBySample.to_zarr`.
+        facts: of a folder that was begun, which it keeps.
+
+    Cost: one pass over the bytes of the parameters; under a memory budget also that of `rows_steps`.
     """
     layout = rows_layout(J, projection, chunk_bytes)
     space = J.in_space if projection is None else projection.out_space
-    budget = current_budget(J.memory, J.in_space.device)
-    row_bytes = J.out_space.dim // J.count * J.in_space.dim * J.in_space.dtype.itemsize
-    at_once = layout.chunks[0]
-    if projection is None:
-        chunk_size(1, row_bytes * at_once, 0, budget, f"{at_once} rows of {J.in_space.dim} numbers")
-    if J.recipe is not None and not J.recipe.asked.keep:
-        at_once *= max(int(budget / 2 // (row_bytes * at_once)), 1)
-    facts = {
-        "columns": space_to_json(space),
-        "of": "output" if J.recipe is not None and J.recipe.loss is None else "loss",
-        "mass": J.mass,
-        "samples captured at once": J.samples_at_once,
-        "rows written at once": min(at_once, J.count),
-        "memory": budget,
-    }
+    if facts is None:
+        steps = rows_steps(J, projection, layout)
+        facts = {
+            "columns": space_to_json(space),
+            "of": "output" if J.recipe is not None and J.recipe.loss is None else "loss",
+            "mass": J.mass,
+            "samples captured at once": steps.captured,
+            "rows written at once": steps.written,
+            "memory": current_budget(J.memory, J.in_space.device),
+        }
     settings = {"projection": None if projection is None else describe_operator(projection)}
     return RowsPart(ROWS if projection is None else PROJECTED, layout, identity_of(J, settings), facts)
 
@@ -90,11 +96,11 @@ def write_rows(
     projection: RandomProjection | None,
     *,
     mode: Mode,
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    chunk_bytes: int | str = DEFAULT_CHUNK_BYTES,
 ) -> None:
     """Write the rows to a folder; see `JacobianBySample.to_zarr`."""
     ChunkStore.require_new(path, mode)
-    part = rows_part(J, projection, chunk_bytes)
+    part = rows_part(J, projection, chunk_bytes, begun_facts(path, mode))
     store = ChunkStore.create(path, part.kind, {"rows": part.layout}, part.identity, part.facts, mode=mode)
     if not store.complete:
         fill_rows(J, store, "rows", projection=projection)

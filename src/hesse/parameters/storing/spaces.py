@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from hesse.core.errors import DataError, HesseError, UnsupportedError
+from hesse.core.errors import HesseError, StoreError, UnsupportedError
 from hesse.core.space import Space
 from hesse.operators.encoding import Decoder, Encoder
 
@@ -22,14 +22,14 @@ def space_from_json(entry: Any, device: torch.device) -> Space:
     """Undo `space_to_json`; trees that are no nested dicts, lists and tuples come back as dicts ``{path: leaf}``.
 
     Raises:
-        DataError: no description of a space.
+        StoreError: no description of a space.
     """
     try:
         return Decoder(_no_operator, {}, [entry], device, None).decode({"space": 0})
     except HesseError:
         raise
     except (LookupError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(
+        raise StoreError(
             "hesse reads folders that it has written.", f"no space in the header ({error!r})", "write it again"
         ) from error
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from hesse.autodiff.dependence.bound import require
 from hesse.core.errors import MemoryBudgetError
 
 LARGEST = 2 << 30  # bytes
@@ -98,8 +99,9 @@ def require_room(size: float, count: int) -> None:
     """Refuse sets that do not fit.
 
     Raises:
-        MemoryBudgetError: they would take more than 2 GiB.
+        MemoryBudgetError: they would take more than 2 GiB, or than what the budget in force leaves.
     """
+    require(size)
     if size > LARGEST:
         raise MemoryBudgetError(
             "The pattern of a sparse derivative is found by sets of inputs.",

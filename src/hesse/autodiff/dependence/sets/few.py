@@ -11,10 +11,11 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from hesse.autodiff.dependence.sets.base import Sets
+from hesse.autodiff.dependence.sets.base import Sets, require_room
 from hesse.autodiff.dependence.sets.entries import Entries
 
 MOST = 64  # maps
+_PLACE = 4  # bytes of an element in a map
 _PROBES = 12  # places at which maps are compared before they are compared whole
 
 
@@ -67,6 +68,7 @@ class Few(Sets):
             return Few([one], size, self.inputs)
         if most * len(self.maps) > 4 * MOST:
             return self.entries().grouped(groups, size)
+        require_room(_PLACE * most * len(self.maps) * size, size)
         order = torch.argsort(own, stable=True)
         ranks = torch.arange(len(own)) - (counts.cumsum(0) - counts)[own[order]]
         parts = []
@@ -115,6 +117,7 @@ class Few(Sets):
         shape = (self.count, self.inputs)
         if not self.maps or not self.count:
             return scipy.sparse.csr_array(shape, dtype=bool)
+        require_room((2 * _PLACE + 1) * len(self.maps) * self.count, self.count)
         ordered, valid = _in_order(self.maps)
         counts = sum((v.to(torch.int32) for v in valid[1:]), valid[0].to(torch.int32))
         ends = torch.zeros(self.count + 1, dtype=torch.int64)

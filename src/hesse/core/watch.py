@@ -1,0 +1,203 @@
+"""What functions read besides their arguments: modules, their options and buffers, tensors; and whether it changed.
+
+Buffers are compared by their content, since batch normalization writes its statistics past the version counters of tensors;
+parameters, and tensors that a function holds, by identity, place in memory and version, which take no pass over their bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hesse.core.errors import DataError
+from hesse.core.fingerprint import sample_hashes
+from hesse.core.wrapped import is_sharded, sharded_leaves
+
+_SIMPLE = (bool, int, float, str, type(None))
+_DEPTH = 4  # of functions within functions, which may refer to themselves
+_SMALL = 2**20  # bytes of a buffer that is hashed together with others
+
+
+@dataclass
+class _State:
+    """What some functions read, by path."""
+
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Watch:
+    """Remembers what functions and modules read, and refuses to go on where it changed.
+
+    Seen are: which module stands at each path, its mode and, of a module of torch, its options; the numbers in buffers;
+    parameters, and tensors that a function closes over, has as defaults or as arguments (`functools.partial`), or that an
+    object holds. Not seen are code, hooks, attributes of the user's own modules, global variables, and what is written to a
+    parameter through ``.data``.
+
+    Args:
+        **read: functions, modules and other objects, under the name by which errors call them.
+
+    Cost: a pass over the bytes of the buffers, now and at each `check`.
+    """
+
+    def __init__(self, **read: Any) -> None:
+        self._read, self._state = read, _found(read)
+        self._stamps = {name: _stamp(tensor) for name, tensor in self._state.tensors.items()}
+        self._hashes, self._content = _hashes(self._state.buffers), _content(self._state.buffers)
+
+    def forget_changed(self) -> None:
+        """Watch no longer the tensors that have changed already: what the functions themselves write to."""
+        now = _found(self._read).tensors
+        for name in list(self._stamps):
+            if self._is_other(name, now.get(name)):
+                del self._stamps[name]
+
+    def check(self, asked: str, remedy: str) -> None:
+        """Refuse to go on after a change.
+
+        Raises:
+            DataError: something is not what it was; the first such thing by its path.
+        """
+        change = self._change(_found(self._read))
+        if change:
+            raise DataError(asked, change, remedy)
+
+    def _change(self, now: _State) -> str:
+        before = self._state
+        if (name := _first_other(before.modules, now.modules)) is not None:
+            return f"'{name}' is {_kind(now.modules.get(name))} now, and was {_kind(before.modules.get(name))}"
+        if (name := _first_other(before.options, now.options)) is not None:
+            return f"'{name}' is {now.options.get(name)!r} now, and was {before.options.get(name)!r}"
+        for name in self._stamps:
+            if self._is_other(name, now.tensors.get(name)):
+                return f"'{name}' was written to or replaced"
+        if _content(now.buffers) == self._content:
+            return ""
+        known, hashes = self._hashes, _hashes(now.buffers)
+        other = [f"'{name}'" for name in {**known, **hashes} if known.get(name) != hashes.get(name)]
+        return f"other numbers in the buffers {', '.join(other[:3])}" if other else ""
+
+    def _is_other(self, name: str, now: Tensor | None) -> bool:
+        before = self._state.tensors[name]
+        if isinstance(before, nn.Parameter) and isinstance(now, Tensor) and not isinstance(now, nn.Parameter):
+            return False  # a functional call in another thread has put its own in that place for the moment
+        return now is not before or _stamp(before) != self._stamps[name]
+
+
+def _found(read: Mapping[str, Any]) -> _State:
+    state = _State()
+    for name, value in read.items():
+        _look(value, name, state, _DEPTH)
+    return state
+
+
+def _first_other(before: dict[str, Any], now: dict[str, Any]) -> str | None:
+    if before == now:
+        return None
+    missing = object()
+    return next(name for name in {**before, **now} if [before.get(name, missing)] != [now.get(name, missing)])
+
+
+def _look(value: Any, path: str, state: _State, depth: int) -> None:
+    """Note what an object reads, as far as it can be seen."""
+    if isinstance(value, nn.Module):
+        _look_at_module(value, path, state)
+    elif isinstance(value, Tensor):
+        state.tensors[path] = value
+    elif depth:
+        for name, part in _parts(value):
+            _look(part, f"{path}.{name}", state, depth - 1)
+
+
+def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a function, a partial function, a bound method, a tuple or a callable object holds."""
+    if isinstance(value, functools.partial):
+        yield "func", value.func
+        yield from ((str(place), part) for place, part in enumerate(value.args))
+        yield from value.keywords.items()
+    elif isinstance(value, types.MethodType):
+        yield value.__name__, value.__func__
+        yield from _held(value.__self__)
+    elif isinstance(value, types.FunctionType):
+        defaults, names = value.__defaults__ or (), value.__code__.co_varnames[: value.__code__.co_argcount]
+        yield from zip(names[len(names) - len(defaults) :], defaults, strict=True)
+        yield from (value.__kwdefaults__ or {}).items()
+        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
+            try:
+                yield name, cell.cell_contents
+            except ValueError:  # not bound yet
+                continue
+    elif isinstance(value, tuple):
+        yield from ((str(place), part) for place, part in enumerate(value))
+    elif callable(value) and not isinstance(value, type):
+        yield from _held(value)
+
+
+def _held(value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, nn.Module):
+        yield "self", value
+        return
+    yield from ((name, part) for name, part in getattr(value, "__dict__", {}).items() if isinstance(part, (Tensor, nn.Module)))
+
+
+def _look_at_module(module: nn.Module, path: str, state: _State) -> None:
+    sharded = {name for name, _ in sharded_leaves(module)}
+    for name, part in module.named_modules(remove_duplicate=False):
+        place, prefix = (f"{path}.{name}", f"{name}.") if name else (path, "")
+        state.modules[place] = part
+        state.options[f"{place}.training"] = part.training
+        if type(part).__module__.startswith("torch."):
+            options = {f"{place}.{key}": option for key, option in vars(part).items() if _is_option(key, option)}
+            state.options.update(options)
+        state.buffers.update({f"{place}.{key}": leaf for key, leaf in part._buffers.items() if leaf is not None})
+        for key, leaf in part._parameters.items():
+            if leaf is not None and prefix + key not in sharded:
+                state.tensors[f"{place}.{key}"] = leaf
+    state.buffers = {name: leaf for name, leaf in state.buffers.items() if not is_sharded(leaf)}
+
+
+def _is_option(name: str, value: Any) -> bool:
+    if name.startswith("_"):
+        return False
+    return isinstance(value, _SIMPLE) or (isinstance(value, tuple) and all(isinstance(part, _SIMPLE) for part in value))
+
+
+def _stamp(tensor: Tensor) -> tuple[int, int]:
+    """Where a tensor lies, and how often it was written to, as far as it says so."""
+    try:
+        place = tensor.data_ptr()
+    except RuntimeError:  # sparse, or without memory of its own
+        place = 0
+    return place, 0 if tensor.is_inference() else tensor._version
+
+
+def _hash(tensor: Tensor) -> int:
+    tensor = tensor.detach()
+    return int(sample_hashes((tensor if tensor.layout is torch.strided else tensor.to_dense()).unsqueeze(0)))
+
+
+def _hashes(buffers: Mapping[str, Tensor]) -> dict[str, int]:
+    return {name: _hash(buffer) for name, buffer in buffers.items()}
+
+
+def _content(buffers: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """A few hashes for all buffers: small ones, of which a network has many, are joined before."""
+    buffers = {name: buffer.detach() for name, buffer in buffers.items()}
+    groups: dict[Any, list[Tensor]] = {}
+    for name, buffer in buffers.items():
+        small = buffer.layout is torch.strided and buffer.nbytes <= _SMALL
+        groups.setdefault((buffer.dtype, buffer.device) if small else name, []).append(buffer)
+    joined = (part[0] if len(part) == 1 else torch.cat([buffer.flatten() for buffer in part]) for part in groups.values())
+    return (*((name, buffer.shape) for name, buffer in buffers.items()), *map(_hash, joined))
+
+
+def _kind(part: nn.Module | None) -> str:
+    return "missing" if part is None else f"a {type(part).__name__}"

@@ -1,0 +1,90 @@
+"""Kronecker factors within a memory budget: a pass over the data is tried with a few samples, then made in slices that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hesse.autodiff.model import Model, is_one_batch, split_batch
+from hesse.core.memory import Budget, given_budget
+from hesse.curvature.batch import BatchLoss
+from hesse.curvature.kronecker import KroneckerFactored, Place
+from hesse.curvature.kronecker_blocks import Block, EigenBlock
+from hesse.curvature.kronecker_pass import Accumulated, How
+from hesse.curvature.slicing import ALONE, SlicedBatches, Slicing
+from hesse.operators.data_set import refuse_one_shot
+from hesse.operators.spread import Spread
+
+Attempt = Callable[[How, Any], int]
+
+
+def within_budget(how: How, model: Model, data: Any, attempt: Attempt, memory: Budget | None) -> tuple[How, Any]:
+    """How the data are read, and the data in slices that fit the memory budget; a tensor of labels lies in them.
+
+    Args:
+        how, model, data: of `kfac` or `ekfac`.
+        attempt: does to a few samples what will be done to all, so that its growth of memory can be measured; gives the bytes
+            that something else will take, which does not depend on the number of samples.
+        memory: the budget; None: that in force. Without one the data are left as they are.
+
+    Raises:
+        MemoryBudgetError: two samples do not fit; of data sets when the batch is reached.
+    """
+    if isinstance(data, Spread) or given_budget(memory, model.device) is None:
+        return how, data
+    if isinstance(how.labels, Tensor):
+        how, data = replace(how, labels="true"), (split_batch(data, how.asked)[0], how.labels)
+
+    def work(piece: Any) -> None:
+        slicing.floor = max(slicing.floor, attempt(how, piece))
+
+    slicing = Slicing(model, work, memory, how.asked, ALONE)
+    if not is_one_batch(data):
+        refuse_one_shot(data, how.asked)
+        return how, SlicedBatches(data, slicing)
+    return how, data if slicing.at_once(data) is None and slicing.ground is None else SlicedBatches([data], slicing)
+
+
+def twice_added(how: How, model: Model, loss: BatchLoss, piece: Any) -> Accumulated:
+    """The moments of a few samples, added a second time beside the first, as those of later slices are."""
+    found = Accumulated()
+    for _ in range(2):
+        found.add(how.rows(model, loss, piece), how)
+    return found
+
+
+def with_unit_vectors(start: KroneckerFactored) -> KroneckerFactored:
+    """The same with the identity in place of the eigenvectors, which takes the memory of these and no time."""
+    return KroneckerFactored(start.in_space, tuple(Place(p.name, p.box, _units(p.block)) for p in start.places), start.mass)
+
+
+def _units(block: Block) -> Block:
+    if block.kind != "kronecker":
+        return block
+    groups, a, b = block.sizes
+    left, right = (
+        torch.diag_embed(side.new_ones(groups, size)) if side.ndim == 3 else side.new_zeros(groups, 0)
+        for side, size in ((block.left, a), (block.right, b))
+    )
+    return EigenBlock(left, right, block.right.new_zeros(groups, a, b), block.kind)
+
+
+def eigenvector_bytes(start: KroneckerFactored) -> int:
+    """Bytes that all eigenvectors take at the highest, while they are computed beside the factors.
+
+    LAPACK's divide and conquer method works with ``1 + 6 n + 2 n²`` numbers for a matrix of n rows (xSYEVD).
+    """
+    held = extra = 0
+    for place in start.places:
+        block = place.block
+        sides = [side for side in (block.left, block.right) if side.ndim == 3 and block.kind == "kronecker"]
+        held += block.left.nbytes + block.right.nbytes
+        if sides:
+            groups, a, b = block.sizes
+            held += groups * a * b * sides[0].element_size() + sum(side.nbytes for side in sides)
+            extra = max(extra, *(side.nbytes + side.nbytes // 4 for side in sides), *(2 * side[0].nbytes for side in sides))
+    return held + extra

@@ -1,0 +1,145 @@
+"""What functions read: every change that counts is noticed by its path, and what they do themselves is not."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hesse.core.errors import DataError
+from hesse.core.watch import Watch
+
+ASKED = ("It stays.", "make a new one")
+pytestmark = pytest.mark.filterwarnings("ignore:Sparse CSR")
+
+
+class Parts(nn.Module):
+    """Buffers of all kinds, a shared module, a plain attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList([nn.BatchNorm1d(3, eps=float("nan")), nn.Dropout(0.5)])
+        self.again = self.inner[0]
+        buffers = {
+            "count": torch.tensor(3),
+            "mask": torch.tensor([True, False, True]),
+            "low": torch.ones(4, 3).bfloat16(),
+            "waves": torch.ones(2, dtype=torch.complex64),
+            "none": torch.zeros(0, 3),
+            "thin": torch.eye(3).to_sparse(),
+            "rows": torch.eye(4).to_sparse_csr(),
+            "large": torch.zeros(2**18 + 1, dtype=torch.float32),
+            "seen": torch.zeros(2, 2),
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer)
+        self.register_buffer("missing", None)
+        self.calls, self.weight = 0, nn.Parameter(torch.ones(2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x
+
+
+def refuse(watch: Watch, found: str) -> None:
+    with pytest.raises(DataError, match=found) as caught:
+        watch.check(*ASKED)
+    assert caught.value.asked == "It stays." and caught.value.remedy == "make a new one"
+
+
+def test_what_does_not_count() -> None:
+    parts = Parts()
+    watch = Watch(parts=parts, number=3, nothing=None, kind=int, built=torch.relu)
+    parts(torch.ones(2))
+    parts.requires_grad_(False).register_forward_hook(lambda *_: None)
+    parts.weight.grad = torch.ones(2, 3)
+    parts.seen.copy_(parts.seen.clone())
+    parts.register_buffer("mask", parts.mask.clone())
+    watch.check(*ASKED)
+
+
+@pytest.mark.parametrize("name", ["count", "mask", "low", "waves", "thin", "large", "seen"])
+def test_buffers(name: str) -> None:
+    parts = Parts()
+    watch, buffer = Watch(parts=parts), getattr(parts, name)
+    values = buffer._values() if buffer.is_sparse else buffer
+    last = values.flatten()[-1:] if values.ndim else values
+    last.data.copy_(~last if last.dtype == torch.bool else last + 1)  # past the version counter
+    refuse(watch, rf"buffers 'parts\.{name}'")
+
+
+CHANGES: list[tuple[Callable[[Any], object], str]] = [
+    (lambda parts: setattr(parts, "low", parts.low.reshape(3, 4)), r"buffers 'parts\.low'"),
+    (lambda parts: setattr(parts, "low", parts.low.float()), r"buffers 'parts\.low'"),
+    (lambda parts: parts.register_buffer("missing", torch.ones(1)), r"buffers 'parts\.missing'"),
+    (lambda parts: delattr(parts, "count"), r"buffers 'parts\.count'"),
+    (lambda parts: parts.inner.__setitem__(1, nn.Dropout(0.5)), r"'parts\.inner\.1' is a Dropout now, and was a Dropout"),
+    (lambda parts: setattr(parts, "again", nn.BatchNorm1d(3)), r"'parts\.again' is a BatchNorm1d now"),
+    (lambda parts: parts.inner.append(nn.ReLU()), r"'parts\.inner\.2' is a ReLU now, and was missing"),
+    (lambda parts: parts.inner.__delitem__(1), r"'parts\.inner\.1' is missing now"),
+    (lambda parts: setattr(parts.inner[1], "p", 0.25), r"'parts\.inner\.1\.p' is 0.25 now, and was 0.5"),
+    (lambda parts: parts.inner[1].eval(), r"'parts\.inner\.1\.training' is False now"),
+    (lambda parts: setattr(parts, "weight", nn.Parameter(parts.weight.detach().clone())), r"'parts\.weight'"),
+    (lambda parts: setattr(parts.weight, "data", parts.weight.detach().clone()), r"'parts\.weight'"),
+    (lambda parts: parts.weight.detach().add_(1), r"'parts\.weight' was written to"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(CHANGES)))
+def test_modules_options_and_parameters(case: int) -> None:
+    change, found = CHANGES[case]
+    parts = Parts()
+    watch = Watch(parts=parts)
+    change(parts)
+    refuse(watch, found)
+
+
+class Loss:
+    """An object with a tensor, one that it writes to, and one that it replaces."""
+
+    def __init__(self) -> None:
+        self.weight, self.total, self.last = torch.ones(2), torch.zeros(1), torch.zeros(1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.total += 1
+        self.last = x * self.weight
+        return self.last
+
+    def method(self, x: Tensor) -> Tensor:
+        return self(x)
+
+
+def test_what_functions_write_to_themselves_is_forgotten() -> None:
+    for wrap in (lambda loss: loss, lambda loss: loss.method, functools.partial):
+        loss = Loss()
+        read: Any = wrap(loss)
+        watch = Watch(loss=read)
+        read(torch.ones(2))
+        watch.forget_changed()
+        read(torch.ones(2))
+        watch.check(*ASKED)
+        loss.weight.add_(1)
+        refuse(watch, "weight' was written to")
+
+
+def test_functions_that_refer_to_themselves() -> None:
+    factor = torch.ones(2)
+
+    def power(x: Tensor, n: int) -> Tensor:
+        return x if n == 0 else power(x, n - 1) * factor
+
+    watch = Watch(f=power)
+    watch.check(*ASKED)
+    factor = torch.ones(2)
+    refuse(watch, r"'f\.factor' was written to or replaced")
+
+
+def test_tensors_of_inference_count_no_versions() -> None:
+    with torch.inference_mode():
+        weight = torch.ones(2)
+    watch = Watch(f=functools.partial(torch.add, other=weight))
+    watch.check(*ASKED)
