@@ -237,6 +237,96 @@ def test_damage_of_a_complete_folder_is_seen_and_mended(tmp_path: Path) -> None:
     assert victim.read_bytes() == whole and begin(tmp_path / "s", mode="resume").complete
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+def test_chunks_in_each_others_place(sealed: bool, tmp_path: Path) -> None:
+    values, path = numbers(), tmp_path / "s"
+    store = begin(path)
+    with store.writer("a") as writer:
+        writer.add((0,), values)
+    if sealed:
+        store.seal()
+    bytes_of = {file: file.read_bytes() for file in chunk_files(path)}
+    first, second = chunk_files(path)[0], chunk_files(path)[2]
+    first.write_bytes(bytes_of[second])
+    second.write_bytes(bytes_of[first])
+    found = by_zarr(path, values.dtype)
+    assert not torch.equal(found, values) and not found.isnan().any(), "to zarr both are whole"
+    for again in (store, ChunkStore.open(path)):
+        with pytest.raises(StoreError, match="the bytes of another chunk") as caught:
+            by_store(again)
+        assert str(first) in str(caught.value)
+        assert again.missing("a", verify=True) == [(0, 0, 0), (1, 0, 0)] and not again.missing("a")
+    if not sealed:
+        with pytest.raises(StoreError, match="2 of 6 chunks of 'a' missing"):
+            store.seal()
+    store = begin(path, mode="resume")
+    assert not store.complete
+    with store.writer("a") as writer:
+        assert len(writer.missing) == 2
+        writer.add((0,), values)
+    store.seal()
+    assert {file: file.read_bytes() for file in chunk_files(path)} == bytes_of and not list(path.rglob(".*"))
+    assert begin(path, mode="resume").complete and torch.equal(by_store(ChunkStore.open(path)), values)
+
+
+def test_records_that_a_killed_writer_left(tmp_path: Path) -> None:
+    values, path = numbers(), tmp_path / "s"
+    store = begin(path)
+    with store.writer("a") as writer:
+        writer.add((0,), values[:3])
+    records = path / "a" / ".0.record"
+    whole = records.read_text()
+    for text, left in ((whole + "\n1/0/0 0123", 4), (whole[:-3], 5), ("", 6), (whole.replace("0/1/0", "0/0/0"), 5)):
+        records.write_text(text)
+        assert len(begin(path, mode="resume").missing("a", verify=True)) == left
+    records.write_text(whole + "\n1/0/0 0123")
+    with begin(path, mode="resume").writer("a") as writer:
+        writer.add((0,), values)
+    store.seal()
+    (path / "a" / ".3.record").write_text("left between the seal and the end")
+    assert begin(path, mode="resume").complete and not list(path.rglob(".*"))
+
+
+def test_headers_with_another_letter(tmp_path: Path, sweep_rng: random.Random) -> None:
+    values, path = numbers(), tmp_path / "s"
+    complete(path, values)
+    root, array = path / "zarr.json", path / "a" / "zarr.json"
+    text = root.read_text()
+    changes = [('"of": "tests"', '"of": "texts"'), ('"w": "1"', '"w": "2"'), ('"complete": true', '"complete": false')]
+    changes += [('"kind": "test"', '"kind": "text"'), ('"float32"', '"float16"')]
+    changes += [(f'"{name}": "', f'"{name}": "0') for name in ("hash", "a")]
+    for old, new in changes:
+        assert text.count(old) == 1
+        root.write_text(text.replace(old, new))
+        for ask in (lambda: ChunkStore.open(path), lambda: begin(path, mode="resume")):
+            with pytest.raises(StoreError, match="its hash is wrong") as caught:
+                ask()
+            assert str(root) in str(caught.value)
+    root.write_text(text)
+    whole = array.read_text()
+    for old, new in (("7", "6"), ("7", "8"), ("3", "2")):
+        place = whole.index(old, whole.index('"shape"'))
+        array.write_text(whole[:place] + new + whole[place + 1 :])
+        for ask in (lambda: ChunkStore.open(path), lambda: begin(path, mode="resume")):
+            with pytest.raises(StoreError, match="was written") as caught:
+                ask()
+            assert str(array) in str(caught.value)
+    array.write_text(whole)
+    begin_of_entry = text.index('"hesse"')
+    for _ in range(60):
+        place = sweep_rng.randrange(begin_of_entry, len(text))
+        letter = sweep_rng.choice("0123456789abcdef")
+        root.write_text(text[:place] + letter + text[place + 1 :])
+        if text[place] != letter and not text[place].isspace():
+            with pytest.raises(StoreError):
+                ChunkStore.open(path)
+    root.write_text(text)
+    assert torch.equal(by_store(ChunkStore.open(path)), values)
+    group: Any = zarr.open(str(path), mode="r+")
+    group.attrs["note"] = "of the user's"
+    assert torch.equal(by_store(begin(path, mode="resume")), values)
+
+
 def test_an_array_that_lacks_numbers(tmp_path: Path) -> None:
     store = begin(tmp_path / "s")
     with pytest.raises(StructureError, match="lacks 5 numbers, 1 chunks"), store.writer("a") as writer:
@@ -323,19 +413,20 @@ class FullDisk:
         return os.write(file, data[:taken])
 
 
-@pytest.mark.parametrize("room", [0, 1, 123, 124, 300, 743])
+@pytest.mark.parametrize("room", [0, 1, 16, 139, 140, 300, 839])
 def test_a_full_disk(room: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    each = 124 + len("\n0/0/0 01234567\n")  # a chunk, and its record
     store, values = begin(tmp_path / "s"), numbers()
     with monkeypatch.context() as patched:
         patched.setattr(chunk_store_files, "os", FullDisk(room))
         with pytest.raises(StoreError, match="No space left") as caught, store.writer("a") as writer:
             writer.add((0,), values)
     assert isinstance(caught.value, OSError) and isinstance(caught.value.__cause__, OSError)
-    assert len(chunk_files(tmp_path / "s")) == room // 124
+    assert len(chunk_files(tmp_path / "s")) == room // each
     assert not list((tmp_path / "s").rglob("*.partial"))
     store = begin(tmp_path / "s", mode="resume")
     with store.writer("a") as writer:
-        assert len(writer.missing) == 6 - room // 124
+        assert len(writer.missing) == 6 - room // each
         writer.add((0,), values)
     store.seal()
     assert torch.equal(by_store(store), values)
@@ -443,6 +534,13 @@ def test_folders_that_nobody_may_write_to(tmp_path: Path, monkeypatch: pytest.Mo
         begin(tmp_path / "other")
     with pytest.raises(StoreError, match="Permission denied"):
         chunk_store_files.write_json(tmp_path / "s" / "b.json", {})
+
+
+def test_names_that_are_too_long(tmp_path: Path) -> None:
+    for ask in (begin, ChunkStore.open):
+        with pytest.raises(StoreError, match="File name too long") as caught:
+            ask(tmp_path / ("x" * 300))
+        assert caught.value.remedy == "pass another path"
 
 
 def test_folders_below_a_file(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 The folder is a zarr group. Its ``zarr.json`` holds hesse's header, among it who the content is of (`identity`) and whether all
 of it is there. A chunk's file appears complete or not at all, so that what a killed writer leaves behind is complete chunks and
-nothing else that counts.
+nothing else that counts. What belongs where is noted (`chunk_store_seal`): a chunk in another one's place is a damaged one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -30,15 +30,18 @@ from hesse.core.chunk_store_files import (
     write_json,
 )
 from hesse.core.chunk_store_layout import CHECKSUM_BYTES, ArrayLayout, Index
+from hesse.core.chunk_store_seal import Places, clear_records, has_its_hash, seal, with_hash
 from hesse.core.chunk_store_writer import ArrayWriter, chunk_path
 from hesse.core.errors import DataError, StructureError
 from hesse.core.progress import track
 
 FORMAT = 1
 Mode = Literal["create", "resume"]
+_AGAIN = 'write it again: mode="resume" finds damaged chunks'
 _ENTRY, _JSON, _LOCK = "hesse", "zarr.json", ".create.lock"
 _SIGNED = {8: np.int64, 4: np.int32, 2: np.int16}
 _READS = "hesse reads folders that it has written."
+_RESTORE = "restore that file, or write another folder"
 
 
 class ChunkStore:
@@ -46,12 +49,15 @@ class ChunkStore:
 
     Attributes:
         path: of the folder.
-        header: "kind", "identity" (name -> what has to be the same in a resumed run), "facts" (anything else), "complete".
+        header: "kind", "arrays" (name -> layout), "identity" (name -> what has to be the same in a resumed run), "facts"
+            (anything else), "complete", "checksums" (array -> those of its chunks, once complete), "hash" (of all the others).
         arrays: name -> layout, in the order they were given.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], arrays: dict[str, ArrayLayout]) -> None:
         self.path, self.header, self.arrays = path, header, arrays
+        sealed = header["checksums"]
+        self._places = {name: Places(path / name, layout, sealed.get(name, "")) for name, layout in arrays.items()}
 
     @property
     def kind(self) -> str:
@@ -105,6 +111,9 @@ class ChunkStore:
             store._require_same(kind, arrays, identity)
             if store.complete and any(store.missing(name, verify=True) for name in arrays):
                 store.header["complete"] = False
+            if store.complete:
+                with suppress(OSError):  # a folder that may only be read
+                    clear_records(folder)
         else:
             _require_room(folder, {name: (layout, layout.count) for name, layout in arrays.items()})
             store = cls._begin(folder, kind, dict(arrays), {"identity": dict(identity), "facts": dict(facts)})
@@ -124,8 +133,9 @@ class ChunkStore:
             for name, layout in arrays.items():
                 axes = [f"axis {number}" for number in range(len(layout.shape))]
                 write_json(folder / name / _JSON, layout.to_zarr(axes, {}))
-            header = {"format": FORMAT, "version": version("hesse"), "kind": kind, "arrays": list(arrays), **said}
-            store = cls(folder, json.loads(json.dumps({**header, "complete": False})), arrays)
+            layouts = {name: _described(layout) for name, layout in arrays.items()}
+            header = {"format": FORMAT, "version": version("hesse"), "kind": kind, "arrays": layouts, **said}
+            store = cls(folder, json.loads(json.dumps({**header, "complete": False, "checksums": {}})), arrays)
             store._write_header()
         return store
 
@@ -144,8 +154,10 @@ class ChunkStore:
                 f"'{folder}' has format {header['format']}, written by hesse {header.get('version')}; this one reads {FORMAT}",
                 "pip install --upgrade hesse",
             )
-        arrays = {name: ArrayLayout.of_zarr(_json(folder / name / _JSON), str(folder / name)) for name in header["arrays"]}
-        return cls(folder, header, arrays)
+        if not has_its_hash(header):
+            found = f"'{folder / _JSON}' says something else than was written (its hash is wrong)"
+            raise StoreError(_READS, found, _RESTORE)
+        return cls(folder, header, {name: _layout(folder, name, said) for name, said in header["arrays"].items()})
 
     @staticmethod
     def require_new(path: str | os.PathLike[str], mode: Mode) -> None:
@@ -185,11 +197,16 @@ class ChunkStore:
 
         Args:
             name: of the array.
-            verify: also those whose checksum is wrong. Cost: reads the whole array.
+            verify: also those whose checksum is wrong, or another place's. Cost: reads the whole array.
         """
         layout, folder = self.arrays[name], self.path / name
         every = track(layout.indices(), f"checking '{name}'", layout.count) if verify else layout.indices()
-        return [index for index in every if not _is_there(chunk_path(folder, index), layout, verify)]
+        if not verify:
+            return [index for index in every if not _is_there(chunk_path(folder, index), layout)]
+        return [index for index in every if not self._is_whole(name, index, _data(chunk_path(folder, index), layout))]
+
+    def _is_whole(self, name: str, index: Index, data: np.ndarray | None) -> bool:
+        return data is not None and _is_intact(data) and self._places[name].holds(index, _check(data))
 
     @contextmanager
     def writer(self, name: str, *, rank: int = 0) -> Iterator[ArrayWriter]:
@@ -214,22 +231,27 @@ class ChunkStore:
             writer.close()
 
     def seal(self) -> None:
-        """Mark the folder as complete. Every chunk has to be there in its full size.
+        """Mark the folder as complete. Every chunk has to be there in its full size, with the checksum of its place.
 
         Raises:
             StoreError: one is missing.
         """
-        for name in self.arrays:
-            missing = self.missing(name)
+        sealed: dict[str, str] = {}
+        for name, layout in self.arrays.items():
+            checks = {i: _last(chunk_path(self.path / name, i), layout) for i in layout.indices()}
+            missing = [i for i, check in checks.items() if not self._places[name].holds(i, check)]
+            sealed[name] = seal(checks.values())
             if missing:
                 raise StoreError(
                     f"'{self.path}' is marked as complete once it is.",
                     f"{len(missing)} of {self.arrays[name].count} chunks of '{name}' missing, the first {list(missing[0])}",
                     'write the rest with mode="resume"',
                 )
-        self.header["complete"] = True
+        self.header |= {"complete": True, "checksums": sealed}
         self._write_header()
+        self._places = {name: Places(self.path / name, layout, sealed[name]) for name, layout in self.arrays.items()}
         clear_temporaries(self.path)
+        clear_records(self.path)
         for left in self.path.glob(".*.lock"):
             left.unlink(missing_ok=True)
 
@@ -237,7 +259,7 @@ class ChunkStore:
         """One chunk, cut to the array's extent.
 
         Raises:
-            StoreError: it is missing, truncated, or has other bytes than were written.
+            StoreError: it is missing, truncated, or has other bytes than were written there.
         """
         layout, path = self.arrays[name], chunk_path(self.path / name, index)
         asked = f"Chunk {list(index)} of '{name}' is read as it was written."
@@ -249,11 +271,15 @@ class ChunkStore:
             found = f"'{path}' cannot be read ({error.strerror})"
             raise StoreError(asked, found, "make it readable, or write it again") from error
         _require_intact(data, layout, path, asked)
+        if not self._places[name].holds(index, _check(data)):
+            found = f"'{path}' has the bytes of another chunk (its checksum is not the one of this place)"
+            raise StoreError(asked, found, _AGAIN)
         little = data[:-CHECKSUM_BYTES].view(np.dtype(_SIGNED[layout.dtype.itemsize]).newbyteorder("<"))
         found = torch.from_numpy(little.astype(little.dtype.newbyteorder("="), copy=False)).view(layout.dtype)
         return found.reshape(layout.chunks)[tuple(slice(s.stop - s.start) for s in layout.extent(index))]
 
     def _write_header(self) -> None:
+        self.header = with_hash(self.header)
         entry = {"zarr_format": 3, "node_type": "group", "attributes": {_ENTRY: self.header}}
         write_json(self.path / _JSON, entry)
 
@@ -276,18 +302,36 @@ def _is_ours(folder: Path) -> bool:
     return left and (folder / _LOCK).exists()
 
 
-def _is_there(path: Path, layout: ArrayLayout, verify: bool) -> bool:
+def _is_there(path: Path, layout: ArrayLayout) -> bool:
     try:
-        if not verify or path.stat().st_size != layout.file_bytes:
-            return path.stat().st_size == layout.file_bytes
-        data = np.fromfile(path, np.uint8)
+        return path.stat().st_size == layout.file_bytes
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return _is_intact(data)
+
+
+def _data(path: Path, layout: ArrayLayout) -> np.ndarray | None:
+    """The bytes of a chunk's file, if it is there in its full size."""
+    try:
+        return np.fromfile(path, np.uint8) if _is_there(path, layout) else None
+    except FileNotFoundError:
+        return None
+
+
+def _last(path: Path, layout: ArrayLayout) -> bytes:
+    """The checksum at the end of a chunk's file, nothing if it is not there in its full size."""
+    if not _is_there(path, layout):
+        return b""
+    with path.open("rb") as file:
+        file.seek(-CHECKSUM_BYTES, os.SEEK_END)
+        return file.read()
+
+
+def _check(data: np.ndarray) -> bytes:
+    return data[-CHECKSUM_BYTES:].tobytes()
 
 
 def _is_intact(data: np.ndarray) -> bool:
-    return checksum(data[:-CHECKSUM_BYTES]) == data[-CHECKSUM_BYTES:].tobytes()
+    return checksum(data[:-CHECKSUM_BYTES]) == _check(data)
 
 
 def _require_intact(data: np.ndarray, layout: ArrayLayout, path: Path, asked: str) -> None:
@@ -297,7 +341,7 @@ def _require_intact(data: np.ndarray, layout: ArrayLayout, path: Path, asked: st
     elif not _is_intact(data):
         found = f"'{path}' has other bytes than were written (its checksum is wrong)"
     if found:
-        raise StoreError(asked, found, 'write it again: mode="resume" finds damaged chunks')
+        raise StoreError(asked, found, _AGAIN)
 
 
 def _header(folder: Path) -> dict[str, Any]:
@@ -309,12 +353,28 @@ def _header(folder: Path) -> dict[str, Any]:
         raise StoreError(_READS, f"no '{_JSON}' in '{folder}'", "pass the folder that was written, not one above it")
     entry = _json(folder / _JSON)
     header = (entry.get("attributes") or {}).get(_ENTRY)
-    kinds = {"format": int, "kind": str, "arrays": list, "identity": dict, "facts": dict, "complete": bool}
+    kinds = {"format": int, "kind": str, "identity": dict, "facts": dict, "complete": bool}
+    kinds |= {"arrays": dict, "checksums": dict}
     if not isinstance(header, dict) or any(not isinstance(header.get(name), kind) for name, kind in kinds.items()):
         what = {"array": "an array", "group": "a group"}.get(str(entry.get("node_type")), "something")
         found = f"'{folder}' holds {what} that another program has written (or one of hesse's arrays alone)"
         raise StoreError(_READS, found, "open it with zarr.open, or pass the folder that hesse has written")
     return header
+
+
+def _described(layout: ArrayLayout) -> dict[str, Any]:
+    dtype = str(layout.dtype).removeprefix("torch.")
+    return {"shape": list(layout.shape), "chunks": list(layout.chunks), "dtype": dtype}
+
+
+def _layout(folder: Path, name: str, said: Any) -> ArrayLayout:
+    """The layout of an array, which its own file and the header give alike."""
+    path = folder / name / _JSON
+    layout = ArrayLayout.of_zarr(_json(path), str(folder / name))
+    if _described(layout) != said:
+        found = f"'{path}' says {_described(layout)}, where {said} was written"
+        raise StoreError("hesse reads arrays that it has written.", found, _RESTORE)
+    return layout
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -29,15 +29,19 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
     """The folder that a path means, ``~`` being the user's home.
 
     Raises:
-        StructureError: an address of another kind than a path, or no path.
+        StructureError: an address of another kind than a path, or no path. StoreError: the system cannot look there.
     """
     asked, remedy = "Rows are stored in a folder of the file system.", "pass a path"
     if isinstance(path, str) and "://" in path:
         raise StructureError(asked, repr(path), remedy)
     try:
-        return Path(os.path.realpath(os.path.expanduser(os.fsdecode(path))))
+        folder = Path(os.path.realpath(os.path.expanduser(os.fsdecode(path))))
+        folder.exists()
     except (TypeError, ValueError) as error:
         raise StructureError(asked, f"{path!r} ({error})", remedy) from error
+    except OSError as error:
+        raise StoreError(asked, f"{path!r} ({error.strerror})", "pass another path") from error
+    return folder
 
 
 def checksum(data: Data | np.ndarray) -> bytes:
@@ -83,6 +87,25 @@ def write_file(path: Path, parts: Sequence[Data], writer: str = "0") -> None:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, which is made where there is none; when this returns it outlives a loss of power.
+
+    The line stands between two ends of line, so that one which a killed writer left unfinished spoils no other.
+
+    Raises:
+        StoreError: as `write_file`.
+    """
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            _write_all(file, memoryview(f"\n{line}\n".encode()))
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise refused(path, error) from error
 
 
 def refused(path: Path, error: OSError) -> StoreError:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from hesse.core.chunk_store_files import checksum, write_file
 from hesse.core.chunk_store_layout import ArrayLayout, Index
+from hesse.core.chunk_store_seal import record
 from hesse.core.errors import StructureError
 
 _BITS = {torch.float64: np.uint64, torch.float32: np.uint32, torch.float16: np.uint16, torch.bfloat16: np.uint16}
@@ -117,7 +118,9 @@ def chunk_path(folder: Path, index: Index) -> Path:
 
 
 def put_chunk(folder: Path, index: Index, bits: np.ndarray, rank: int = 0) -> None:
-    """Write one chunk: the bits of its numbers (unsigned integers, contiguous), and their checksum."""
+    """Write one chunk: the bits of its numbers (unsigned integers, contiguous), and their checksum, recorded with the place."""
     little: Any = bits.astype(bits.dtype.newbyteorder("<"), copy=False)
     data = memoryview(little).cast("B")
-    write_file(chunk_path(folder, index), [data, checksum(data)], str(rank))
+    check = checksum(data)
+    record(folder, index, check, rank)
+    write_file(chunk_path(folder, index), [data, check], str(rank))

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import hesse
 from hesse.core.chunk_store import ChunkStore
+from hesse.core.chunk_store_seal import with_hash
 from hesse.core.errors import MemoryBudgetError, StoreError, StructureError
 from hesse.operators.projections import random_projection
 from hesse.parameters.storing.matrix import StoredMatrix, open_zarr
@@ -70,9 +74,19 @@ def test_rows_and_columns(outputs: bool, chunk_bytes: int, tmp_path: Path, sweep
             assert torch.allclose(R.leaf(name, samples), part[samples], rtol=1e-12, atol=1e-14)
     assert torch.equal(R.leaf("0.bias"), R[:][..., 35:42]) and len(R) == 15
     assert torch.equal(R.samples, torch.arange(15)) and R.nbytes == rows.numel() * 8
-    for wrong in (15, [3, 99], slice(15, 20), torch.ones(3, dtype=torch.bool), (2, 3), (slice(2, 4), 1), True, None):
-        with pytest.raises(StructureError):
+    for one in (np.int64(4), np.array(4), torch.tensor(4), torch.tensor(-3, dtype=torch.int32)):
+        assert torch.equal(R[one], R[int(one)]) and torch.equal(R.leaf("0.bias", one), R.leaf("0.bias", int(one)))
+    for several in ([4], np.array([4]), torch.tensor([4]), range(4, 5)):
+        assert torch.equal(R[several], R[4:5])
+    assert torch.equal(R[...], R[:])
+    wrongs: list[Any] = [15, -16, [3, 99], slice(15, 20), torch.ones(3, dtype=torch.bool), (2, 3), (slice(2, 4), 1), True, None]
+    wrongs += [[], torch.tensor([]), torch.tensor([[1]]), [[1]], np.ones((2, 3), int), slice(None, None, -1), [1.5], 1.0, "a"]
+    wrongs += [["a"], [None], torch.tensor(True), np.bool_(True), torch.zeros(15, dtype=torch.bool), [1, [2]], [10**30], 10**30]
+    wrongs += [slice("a"), slice(1.5), slice(None, None, 0)]
+    for wrong in wrongs:
+        with pytest.raises(StructureError) as caught:
             R[wrong]
+        assert not re.search("tensors used as|step must|index 99|dimension", str(caught.value))
     with pytest.raises(StructureError, match="no parameter 'bias'"):
         R.leaf("bias")
 
@@ -238,8 +252,14 @@ def test_damaged_chunks(tmp_path: Path, sweep_rng: random.Random) -> None:
 def test_headers_that_lack_something(header: str, tmp_path: Path) -> None:
     stored(tmp_path / "r")
     path = tmp_path / "r" / "zarr.json"
-    path.write_text(path.read_text().replace('"kind": "rows"', '"kind": "other"') if header == "kind"
-                    else path.read_text().replace(f'"{header}"', '"elsewhere"'))  # fmt: skip
+    text = path.read_text()
+    changed = text.replace('"kind": "rows"', '"kind": "other"') if header == "kind" else text.replace(f'"{header}"', '"else"')
+    path.write_text(changed)
+    with pytest.raises(StoreError, match="its hash is wrong"):
+        open_zarr(tmp_path / "r")
+    entry = json.loads(changed)
+    entry["attributes"]["hesse"] = with_hash(entry["attributes"]["hesse"])
+    path.write_text(json.dumps(entry))
     with pytest.raises(StoreError, match="open_zarr opens rows"):
         open_zarr(tmp_path / "r")
 

@@ -24,8 +24,8 @@ from hesse.linalg.diagonal import column_squares_rule
 from hesse.linalg.woodbury import gram_rule
 from hesse.operators.base import LinearOperator, Tag
 from hesse.parameters.base import Per
-from hesse.parameters.selection import chosen_samples
 from hesse.parameters.storing.bands import Bands
+from hesse.parameters.storing.choosing import chosen_rows
 from hesse.parameters.storing.products import add_inner_products, contract, row_norms
 from hesse.parameters.storing.spaces import space_from_json
 
@@ -81,15 +81,16 @@ class StoredMatrix(LinearOperator):
         """Rows ``[n, ..., D]`` (an int: one row without the first axis), read now; each chunk they touch is read once.
 
         Args:
-            samples: an int, a slice, a list of numbers, an integer tensor, or a boolean one ``[N]``.
+            samples: an int (also of NumPy, or a tensor of no axis), a slice or ``...``, a list of numbers, an integer tensor
+                ``[n]``, or a boolean one ``[N]``.
 
         Raises:
             StructureError: no such row. StoreError: a damaged chunk. MemoryBudgetError: they are larger than the budget.
         """
-        index = self._index(samples)
+        index, one = chosen_rows(samples, len(self))
         self._require_room(len(index), math.prod(self.bands.layout.shape[1:]))
         found = self.bands.rows(index)
-        return found[0] if isinstance(samples, int) else found
+        return found[0] if one else found
 
     def leaf(self, name: str, samples: Any = None) -> Tensor:
         """The rows by one parameter: ``[n, *shape]`` (``[n, C, *shape]``); only the chunks with its columns are read.
@@ -108,20 +109,12 @@ class StoredMatrix(LinearOperator):
             raise StructureError("leaf(name) reads the rows by one parameter.", found, f"one of {names[:8]}")
         place = names.index(name)
         start, size = sum(self.in_space.sizes[:place]), self.in_space.sizes[place]
-        index = torch.arange(len(self)) if samples is None else self._index(samples)
+        index, one = chosen_rows(slice(None) if samples is None else samples, len(self))
         inner = [slice(0, side) for side in self.bands.layout.shape[1:-1]]
         self._require_room(len(index), math.prod(self.bands.layout.shape[1:-1]) * size)
         found = self.bands.rows(index, [*inner, slice(start, start + size)])
         found = found.reshape(*found.shape[:-1], *self.in_space.shapes[place]).to(self.in_space.dtypes[place])
-        return found[0] if isinstance(samples, int) else found
-
-    def _index(self, samples: Any) -> Tensor:
-        if samples is None or isinstance(samples, (bool, tuple)):
-            remedy = "pass a number, a slice or a list of numbers, and take columns of what comes back"
-            raise StructureError("R[samples] reads rows.", repr(samples), remedy)
-        index = chosen_samples(samples, len(self))
-        assert index is not None
-        return index
+        return found[0] if one else found
 
     def _require_room(self, rows: int, each: int) -> None:
         budget = current_budget(None, self.bands.device)
