@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 import hesse
 from hesse.core.errors import DistributedError, StructureError
@@ -152,6 +154,113 @@ def test_failures_and_differences_are_told_on_all_processes() -> None:
     assert "rank 0: A product with loss_hessian" in one["other_questions"][0][1]
     assert "A product with ggn" in one["other_questions"][1][1]
     assert zero["wrong_size"][0] == name and "rank 1: StructureError: What is summed" in zero["wrong_size"][1]
+
+
+def other_operators(rank: int) -> list[list[Told]]:
+    """Two operators of one kind and layout on the same data: each rank asks another one; then both ask the first."""
+    x = torch.ones(2, 3, dtype=torch.float64)
+    wide = [torch.nn.Linear(3, 400).double() for _ in range(2)]
+    for place, net in enumerate(wide):
+        torch.nn.init.constant_(net.weight, place)
+        torch.nn.init.zeros_(net.bias)
+    data, targets = spread(cases.part(rank, 2), timeout=30), spread([(x, torch.zeros(2, 400).double())], timeout=30)
+    nets = [cases.model(), cases.model()]
+    torch.nn.init.ones_(nets[1][0].weight)  # type: ignore[index]
+    pairs: list[list[Any]] = [
+        [hesse.ggn(net, cases.KNOWN, data) for net in nets],
+        [hesse.average(lambda batch, net=net: hesse.ggn(net, cases.KNOWN, batch), data) for net in nets],  # type: ignore[misc]
+        [hesse.ggn(net, torch.nn.MSELoss(), targets) for net in wide],
+    ]
+    found = []
+    for pair in pairs:
+        v = torch.ones(pair[0].shape[0], dtype=torch.float64)
+        for _ in range(3):  # the wide ones' product is expected a fourth time
+            _ = pair[0].flat @ v
+        asks: list[Callable[[Any], Any]] = [
+            lambda A, v=v: A.flat @ v, lambda A: A.mm(A.in_space.normal(2, generator=torch.Generator().manual_seed(0))),
+            hesse.diagonal, hesse.trace, lambda A: A.T.flat @ torch.ones(A.shape[0], dtype=torch.float64),
+        ]  # type: ignore[list-item] # fmt: skip
+        found.append([told_by(lambda ask=ask, pair=pair: ask(pair[rank])) for ask in asks])  # type: ignore[misc]
+        assert torch.equal(pair[0].flat @ v, pair[0].flat @ v)
+    return found
+
+
+def test_operators_of_one_kind_are_told_apart() -> None:
+    for pairs in run_ranks(other_operators, 2):
+        for found in pairs:
+            for kind, text in found:
+                assert kind == DistributedError.__name__ and "of another operator: rank 0: call" in text, text
+                places = [part.partition("\n")[0].partition(";")[0] for part in text.split("operator of question ")[1:]]
+                assert len(places) == 2 and places[0] != places[1]
+
+
+def out_of_step(rank: int) -> dict[str, Any]:
+    """Rank 1 alone names a bad group, spreads data that it does not use, is interrupted; both ask from two threads."""
+    mine, net, v = cases.part(rank, 2), cases.model(), torch.ones(44, dtype=torch.float64)
+    found: dict[str, Any] = {}
+
+    def fresh() -> torch.Tensor:
+        return hesse.ggn(net, cases.KNOWN, spread(mine, timeout=30)).flat @ v
+
+    bad: Any = "x" if rank else None
+    found["group"] = told_by(lambda: hesse.ggn(net, cases.KNOWN, spread(mine, group=bad, timeout=30))), fresh()
+    if rank:
+        spread(mine)
+    found["extra"] = told_by(fresh), fresh()
+    link, layout = Link(None, 30), Layout(((2000,),), (torch.float32,), torch.device("cpu"))
+    told = []
+    for place in range(6):
+
+        def work(place: int = place) -> Part:
+            if rank and place == 3:
+                raise KeyboardInterrupt
+            return Part([torch.ones(2000)], given=7)
+
+        try:
+            told.append(told_by(lambda work=work: link.total("numbers", layout, work)))  # type: ignore[misc]
+        except KeyboardInterrupt:
+            told.append(("KeyboardInterrupt", ""))
+    found["interrupt"] = told, fresh()
+    groups: tuple[Any, ...] = (None, dist.new_group([0, 1]))
+    G, H = (hesse.ggn(net, cases.KNOWN, spread(mine, group=one, timeout=30)) for one in groups)
+    is_open, may_end = threading.Event(), threading.Event()
+
+    def slow() -> int:
+        is_open.set()
+        assert may_end.wait(30)
+        return rank
+
+    values: list[Any] = []
+    thread = threading.Thread(target=lambda: values.append(link.exchange("slowly", slow)))
+    thread.start()
+    assert is_open.wait(30)
+    asks: list[Callable[[], Any]] = [
+        lambda: G.flat @ v, lambda: hesse.kfac(net, cases.KNOWN, spread(mine)), lambda: G.mass, lambda: gather_batches(mine),
+    ]  # fmt: skip
+    refused = [told_by(ask) for ask in asks]
+    beside = H.flat @ v  # another group
+    may_end.set()
+    thread.join()
+    found["threads"] = refused, values, beside, fresh()
+    return found
+
+
+def test_processes_out_of_step_and_threads_are_told_and_go_on() -> None:
+    zero, one = run_ranks(out_of_step, 2)
+    name = DistributedError.__name__
+    expected = cases.full_ggn(cases.model(), cases.whole()) @ torch.ones(44, dtype=torch.float64)
+    for found in (zero, one):
+        for value in (found["group"][1], found["extra"][1], found["interrupt"][1], *found["threads"][2:]):
+            torch.testing.assert_close(value, expected)
+        kind, text = found["extra"][0]
+        assert kind == name and "rank 0: call 3 of 3 of spread" in text and "rank 1: call 4 of 4 of spread" in text
+        assert all(kind == name and "another thread's question" in text for kind, text in found["threads"][0])
+        assert len(found["threads"][0]) == 4 and found["threads"][1] == [[0, 1]]
+    assert one["group"][0][0] == StructureError.__name__
+    assert zero["group"][0][0] == name and "rank 1: StructureError: group= is a process group" in zero["group"][0][1]
+    assert [kind for kind, _ in one["interrupt"][0]] == ["nothing"] * 3 + ["KeyboardInterrupt"] + ["nothing"] * 2
+    assert [kind for kind, _ in zero["interrupt"][0]] == ["nothing"] * 3 + [name] + ["nothing"] * 2
+    assert "at different places in the order" in zero["interrupt"][0][3][1]
 
 
 def leaves_early(rank: int, way: str, ranks: int) -> None:

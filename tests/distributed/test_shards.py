@@ -18,6 +18,7 @@ from hesse.core.chunk_store_layout import ArrayLayout
 from hesse.core.errors import DataError, DistributedError, StoreError, StructureError
 from hesse.distributed.gram_shares import Shares, shares_by_chunk
 from hesse.distributed.shards import write_gram, write_rows
+from hesse.operators.projections import random_projection
 from hesse.parameters.gram_plan import GramPlan
 from hesse.parameters.storing.matrix import open_zarr
 
@@ -123,6 +124,10 @@ def refused(rank: int, path: str) -> list[str]:
         with pytest.raises((DistributedError, StructureError, DataError)) as caught:
             write_rows(jacobian, path)
         found.append(str(caught.value))
+    seeded = random_projection(J.in_space, 3, seed=rank)
+    with pytest.raises((DistributedError, StructureError)) as caught:
+        write_rows(J, path, projection=seeded)
+    found.append(str(caught.value))
     return found
 
 
@@ -137,6 +142,7 @@ def test_rows_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
         assert "parameters on rank 1 are others" in told[1]
         assert "loss on rank 1 are others" in told[2]
         assert "no data on any process" in told[3]
+        assert "found: settings.projection on rank 1 are others than on rank 0" in told[4]
     assert not (tmp_path / "none.zarr").exists()
     path = str(tmp_path / "two.zarr")
     run_ranks(rows_written, 2, path, "create")

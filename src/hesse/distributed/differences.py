@@ -24,6 +24,8 @@ class Told:
         error: its error as text, or "".
         given: a hash of what it was given.
         details: named hashes of which `given` is made.
+        by: which data, and which operator of them, it was asked of.
+        links: made so far.
     """
 
     asked: str
@@ -31,6 +33,8 @@ class Told:
     error: str
     given: int
     details: dict[str, int] | None
+    by: str = ""
+    links: int = 0
 
 
 class Earlier(Exception):
@@ -69,8 +73,8 @@ def explained(what: str, told: Sequence[Told], rank: int) -> DistributedError:
         return DistributedError(f"{_IN_ORDER}; rank {rank} asked: {what}.", "; ".join(others[:3])[:_MOST], _SAME_CODE)
     odd = [other for other, one in enumerate(told) if one.given != told[0].given]
     if not odd:
-        found = "the same question at different places in the order"
-        return DistributedError(f"{_IN_ORDER}; rank {rank} asked: {what}.", found, _SAME_CODE)
+        remedy = f"{_SAME_CODE}; spread the data anew where other data were asked"
+        return DistributedError(f"{_IN_ORDER}; rank {rank} asked: {what}.", _where(told)[:_MOST], remedy)
     first, theirs = told[0].details or {}, told[odd[0]].details or {}
     named = [name for name in {**first, **theirs} if theirs.get(name) != first.get(name)]
     where = f" at '{named[0]}'{f' and {len(named) - 1} more' if len(named) > 1 else ''}" if named else ""
@@ -79,3 +83,20 @@ def explained(what: str, told: Sequence[Told], rank: int) -> DistributedError:
         f"rank {', '.join(map(str, odd))} differs from rank 0{where}",
         "load the same state everywhere, seed every process alike (torch.manual_seed, generator=), or broadcast from rank 0",
     )
+
+
+def _where(told: Sequence[Told]) -> str:
+    """How the same question on all processes is not the same."""
+    if len({one.question for one in told}) > 1:
+        places = _by_rank([str(one.question) for one in told])
+        return f"the same question at different places in the order, counted from the start: {places}"
+    return f"the same of other data, or of another operator: {_by_rank([one.by for one in told])}"
+
+
+def _by_rank(texts: Sequence[str]) -> str:
+    """What each rank says; ranks that say the same together."""
+    ranks: dict[str, list[str]] = {}
+    for rank, text in enumerate(texts):
+        ranks.setdefault(text, []).append(str(rank))
+    names = (", ".join(some[:3]) + (f" and {len(some) - 3} more" if len(some) > 3 else "") for some in ranks.values())
+    return "; ".join(f"rank {name}: {text}" for name, text in zip(names, ranks, strict=True))

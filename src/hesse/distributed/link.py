@@ -11,22 +11,26 @@ exchanges of a question, it tells the others at their next exchange (`Link.askin
 
 from __future__ import annotations
 
+import copy
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hesse.core.errors import StructureError
 from hesse.distributed.buffers import Layout, pack, unpack
 from hesse.distributed.differences import Earlier, Told, brief, explained, hash_text
 from hesse.distributed.repeats import Repeat, all_alike, may_repeat, tail
 from hesse.distributed.wire import Wire, checked_timeout
 
 Result = TypeVar("Result")
+P = ParamSpec("P")
 ROOM = 1024  # numbers that travel with the header
 _SLOT = 4  # numbers a rank: whether it failed, what it asks, what it was given, its mass
 
@@ -53,6 +57,17 @@ class Part:
     details: dict[str, int] | None = None
 
 
+def _by_one_thread(ask: Callable[Concatenate[Link, str, P], Result]) -> Callable[Concatenate[Link, str, P], Result]:
+    """An exchange that is refused while another thread's question is open."""
+
+    @wraps(ask)
+    def asked(link: Link, what: str, *args: P.args, **options: P.kwargs) -> Result:
+        with link._standing.held(what):
+            return ask(link, what, *args, **options)
+
+    return asked
+
+
 class Link:
     """A group of processes that ask the same things in the same order.
 
@@ -65,17 +80,43 @@ class Link:
 
     Raises:
         DistributedError: `torchrun` started several processes, and they have no group yet; or this one is not in the group.
-        StructureError: no group, or no number of seconds from 0.001 to 10^9.
+        StructureError: no group, or no number of seconds from 0.001 to 10^9; told to the others at the next question (where
+        `group` is no group: to those of the default group).
     """
 
     def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 300.0) -> None:
+        try:
+            self._join(group)
+        except StructureError as error:
+            with suppress(Exception):
+                self._join(None)
+                self._note(error)
+            raise
+        with self.noting():
+            self._wire.timeout = checked_timeout(timeout)
+
+    def _join(self, group: dist.ProcessGroup | None) -> None:
         self._wire = Wire(group, 300.0)
         self._standing = self._wire.standing
         self.rank, self.ranks = self._standing.rank, self._standing.ranks
         self._standing.links += 1
-        self._number = f"{self._standing.name}-{self._standing.links}"
-        with self.noting():
-            self._wire.timeout = checked_timeout(timeout)
+        self._place, self._operator = self._standing.links, ""
+
+    def of_operator(self) -> Link:
+        """The link for the operator that all processes have just made: its questions are not those of another operator.
+
+        Operators are told apart by the question at which they were made, which all processes count alike, and at which they
+        have compared what it is made of.
+        """
+        own, standing = copy.copy(self), self._standing
+        standing.made += 1
+        own._operator = f", operator of question {standing.questions}.{standing.made}"
+        return own
+
+    @property
+    def _by(self) -> str:
+        """Which data are asked, and which operator of them."""
+        return f"{self._standing.name}-{self._place}{self._operator}"
 
     @contextmanager
     def asking(self, what: str) -> Iterator[None]:
@@ -88,18 +129,19 @@ class Link:
             what: how errors name the question.
         """
         standing = self._standing
-        standing.fresh = standing.fresh or not standing.depth
-        standing.depth += 1
-        try:
-            yield
-        except Exception as error:
-            if standing.depth == 1:
-                self._tell(what, error)
-            raise
-        finally:
-            standing.depth -= 1
-            if not standing.depth:
-                standing.told, standing.fresh = None, False
+        with standing.held(what):
+            standing.fresh = standing.fresh or not standing.depth
+            standing.depth += 1
+            try:
+                yield
+            except Exception as error:
+                if standing.depth == 1:
+                    self._tell(what, error)
+                raise
+            finally:
+                standing.depth -= 1
+                if not standing.depth:
+                    standing.told, standing.fresh = None, False
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -107,10 +149,15 @@ class Link:
         try:
             yield
         except Exception as error:
-            if self.ranks > 1 and not self._standing.depth and self._standing.owed is None:
-                self._standing.owed = Earlier(brief(error))
+            self._note(error)
             raise
 
+    def _note(self, error: Exception) -> None:
+        standing = self._standing
+        if self.ranks > 1 and not standing.depth and standing.owed is None:
+            standing.owed = Earlier(brief(error))
+
+    @_by_one_thread
     def total(self, what: str, layout: Layout, work: Callable[[], Part]) -> tuple[list[Tensor], float]:
         """The sums over all processes of tensors and of their masses; in 32 bits or more, on the device of the layout.
 
@@ -153,6 +200,7 @@ class Link:
             self._standing.ended(self._expectation(asked, part, sum(masses), buffers))
         return unpack(layout, buffers), sum(masses)
 
+    @_by_one_thread
     def exchange(self, what: str, work: Callable[[], Result]) -> list[Result]:
         """An object of every process, by rank; it is pickled.
 
@@ -169,6 +217,7 @@ class Link:
         sizes, _ = self._begun(what, part, error)
         return [pickle.loads(raw) for raw in self._wire.gather(results[0], [int(size) for size in sizes], what)]
 
+    @_by_one_thread
     def check_same(self, what: str, hashes: Callable[[], dict[str, int]]) -> None:
         """Refuse what is not the same on all processes.
 
@@ -236,11 +285,11 @@ class Link:
         if repeat is None:
             return None
         self._standing.ended(None)
-        mine = error is None and repeat.asked == f"{self._number} {asked}" and repeat.mass == part.mass
+        mine = error is None and repeat.asked == f"{self._by} {asked}" and repeat.mass == part.mass
         mine = mine and [buffer.numel() for buffer in buffers] == [repeat.numbers]
         like = torch.zeros(0, dtype=repeat.dtype, device=repeat.device)
         payload = buffers[0].to(like) if mine else like.new_zeros(repeat.numbers)
-        behind = tail(self.ranks, hash_text(f"{repeat.asked} {part.given}") if mine else None, like)
+        behind = tail(self.ranks, hash_text(f"{repeat.asked} {self._standing.questions} {part.given}") if mine else None, like)
         summed = self._wire.sum(torch.cat([payload, behind]), asked)
         if not all_alike(self.ranks, summed[repeat.numbers :]):
             return None
@@ -254,7 +303,7 @@ class Link:
             return None
         buffer = buffers[0]
         device = buffer.device if self._wire.takes(buffer.device.type) else self._wire.home
-        return Repeat(f"{self._number} {asked}", buffer.numel(), buffer.dtype, device, part.mass, total)
+        return Repeat(f"{self._by} {asked}", buffer.numel(), buffer.dtype, device, part.mass, total)
 
     def _placed(self, buffer: Tensor) -> Tensor:
         return buffer if self._wire.takes(buffer.device.type) else buffer.to(self._wire.home)
@@ -265,7 +314,7 @@ class Link:
             if error is not None:
                 raise error
             return [part.mass], torch.zeros(0)
-        tag = hash_text(f"{self._number} {self._standing.questions} {what}")
+        tag = hash_text(f"{self._by} {self._standing.questions} {what}")
         mine = torch.zeros(self.ranks * _SLOT + ROOM, dtype=torch.float64)
         mine[self.rank * _SLOT :][:_SLOT] = torch.tensor([error is not None, tag, part.given, part.mass], dtype=torch.float64)
         if small:
@@ -279,16 +328,23 @@ class Link:
             self._explain(what, part, error)
 
     def _explain(self, what: str, part: Part, error: Exception | None) -> None:
-        """Tell each other what went wrong, and raise it; where only others are at an earlier question, it is theirs."""
+        """Tell each other what went wrong, and raise it; where only others are at an earlier question, it is theirs.
+
+        Where the processes refuse each other's questions, they count links alike from here on: data spread anew are in step.
+        """
         standing = self._standing
         standing.ended(None)
-        raw = pickle.dumps(Told(what, standing.questions, "" if error is None else brief(error), part.given, part.details))
+        text = "" if error is None else brief(error)
+        by = f"call {self._place} of {standing.links} of spread, deal and the like{self._operator}"
+        raw = pickle.dumps(Told(what, standing.questions, text, part.given, part.details, by, standing.links))
         sizes = torch.zeros(self.ranks, dtype=torch.int64)
         sizes[self.rank] = len(raw)
         sizes = self._wire.sum(sizes.to(self._wire.home), _WRONG)
         told: list[Told] = [pickle.loads(one) for one in self._wire.gather(raw, sizes.tolist(), _WRONG)]
         if standing.questions > min(one.question for one in told):
             return
+        if not any(one.error for one in told) and len({one.question for one in told}) == 1:
+            standing.links = max(one.links for one in told)
         found = error or explained(what, told, self.rank)
         standing.note_told(found)
         raise found

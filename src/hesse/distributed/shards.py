@@ -190,13 +190,15 @@ def _differs(first: RowsPart, part: RowsPart) -> str:
     if (first.kind, first.layout.dtype, first.layout.shape[1:]) != (part.kind, part.layout.dtype, part.layout.shape[1:]):
         return f"{part.kind} {list(part.layout.shape[1:])} of {part.layout.dtype}"
     ours, theirs = ({**one.facts, **one.identity, **_settings(one)} for one in (first, part))
-    return ", ".join(name for name in ours if name not in _OWN and ours[name] != theirs.get(name))
+    names = (name for name in {**ours, **theirs} if name not in _OWN and ours.get(name) != theirs.get(name))
+    return ", ".join(names)
 
 
 def _settings(part: RowsPart) -> dict[str, Any]:
-    """The settings, but for the number of rows."""
+    """The settings one by one, but for the number of rows."""
     settings = dict(part.identity["settings"])
-    return {"settings": {**settings, "rows": settings["rows"][1:]}}
+    each = {**settings, "rows": settings["rows"][1:]}
+    return {"settings": None, **{f"settings.{name}": value for name, value in each.items()}}
 
 
 def _fill_rows(

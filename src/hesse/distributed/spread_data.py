@@ -139,7 +139,7 @@ class SpreadData(Spread):
                 f"{odd} beside {first}",
                 "use the same model, loss and parameters on all processes",
             )
-        return OverProcesses(self.link, local[0] if local else first, name)
+        return OverProcesses(self.link.of_operator(), local[0] if local else first, name)
 
     def add_up(self, what: str, work: Callable[[], Tables]) -> Tables:
         """Tables of tensors added up over the processes, key by key; a key that a process lacks is zero there.

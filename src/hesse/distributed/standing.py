@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +25,7 @@ class Standing:
         rank, ranks: this process's place, and how many there are.
         name: of the group, the same on all processes.
         questions: asked so far.
+        made: operators made in the latest question.
         exchanges: begun so far.
         depth: how many questions are open here, one inside the other.
         fresh: whether the open question has had no exchange yet.
@@ -37,6 +41,7 @@ class Standing:
     ranks: int = 1
     name: str = ""
     questions: int = 0
+    made: int = 0
     exchanges: int = 0
     depth: int = 0
     fresh: bool = False
@@ -47,11 +52,37 @@ class Standing:
     links: int = 0
     repeat: Repeat | None = None
     _last: str = ""
+    _thread: int = 0
+    _held: int = 0
+
+    @contextmanager
+    def held(self, what: str) -> Iterator[None]:
+        """A question, or a step of one, by this thread alone.
+
+        Raises:
+            DistributedError: a question of another thread is open.
+        """
+        with _guard:
+            me = threading.get_ident()
+            if self.ranks > 1 and self._held and self._thread != me:
+                raise DistributedError(
+                    f"{what}: the processes of a group answer one question after the other.",
+                    "another thread's question, which is open",
+                    "give each thread a group of its own (torch.distributed.new_group, group=), or ask from one thread",
+                )
+            self._thread = me
+            self._held += 1
+        try:
+            yield
+        finally:
+            with _guard:
+                self._held -= 1
 
     def begin_exchange(self) -> None:
         """Count an exchange, and a question where none is open."""
         self.exchanges += 1
-        self.questions += self.fresh or not self.depth
+        if self.fresh or not self.depth:
+            self.questions, self.made = self.questions + 1, 0
         self.fresh = False
 
     def ended(self, repeat: Repeat | None) -> None:
@@ -77,6 +108,7 @@ class Standing:
         return False
 
 
+_guard = threading.Lock()  # not of a Standing, so that it can be pickled
 _standings: weakref.WeakKeyDictionary[Any, Standing] = weakref.WeakKeyDictionary()
 
 
