@@ -35,11 +35,10 @@ PAGE = ROOT / "docs" / "benchmarks_compiled.md"
 PARTS = {"products": ["products"], "rows": ["rows", "peer"]}  # which `MEASURES` make up a part
 
 
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse, measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES), metavar="CASE")
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES), metavar="CASE", help="some models")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=PARTS, help="the others stay as the last run left them")
     parser.add_argument("--write-docs", action="store_true", help=f"put the tables into {PAGE.relative_to(ROOT)}")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -49,11 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     report = known()
     for part in args.parts:
+        before = report.get(part, {}).get("cases", {})
         report[part] = {
             "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             "torch": torch.__version__,
             "machine": machine_info(),
-            "cases": {},
+            "cases": {name: before[name] for name in CASES if name in before},
         }
         for name in args.cases:
             print(f"{part}: {name}", file=sys.stderr, flush=True)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.compiled.cases import OPERATORS
-from benchmarks.compiled.rows import PEER, QUANTITIES
+from benchmarks.compiled.rows import OURS, PEER, QUANTITIES
 
 COLUMNS = [
     "model", "product", "one gradient", "direct, in gradients", "replay faster", "native faster", "to record", "to compile",
@@ -60,11 +60,18 @@ def products_table(report: dict[str, Any]) -> str:
 
 def pays(result: dict[str, float], way: str) -> str:
     """How many products, or calls, win back what recording and compiling took."""
+    if way not in result:
+        return "-"
     gain = result["direct"] - result[way]
     if result["direct"] < 1.05 * result[way]:
         return "never"
     count = result[f"{way}_seconds"] / gain
-    return f"{count:.2g}" if count < 100 else f"{round(count, -2):,.0f}" if count >= 1000 else f"{round(count, -1):.0f}"
+    return f"{count:.0f}" if count < 100 else f"{round(count, -2):,.0f}" if count >= 1000 else f"{round(count, -1):.0f}"
+
+
+def _took(result: dict[str, float], way: str, scale: float, unit: str, digits: int) -> str:
+    seconds = result.get(f"{way}_seconds")
+    return "-" if seconds is None else f"{scale * seconds:.{digits}f} {unit}"
 
 
 def rows_table(report: dict[str, Any]) -> str:
@@ -74,9 +81,9 @@ def rows_table(report: dict[str, Any]) -> str:
         for kind, r in kinds.items():
             unit = r["gradient"]
             times = [f"{r[way] / unit:.2f}" if way in r else "fails" for way in ("direct", "replay", "native", *PEER)]
-            failures += [r[f"{way}_fails"] for way in PEER if f"{way}_fails" in r]
-            took = f"{r['replay_seconds'] * 1e3:.0f} ms", f"{r['native_seconds']:.1f} s"
-            peer = f"{r['compiled_vmap_seconds']:.1f} s" if "compiled_vmap_seconds" in r else "-"
+            failures += [r[f"{way}_fails"] for way in (*OURS, *PEER) if f"{way}_fails" in r]
+            took = [_took(r, "replay", 1e3, "ms", 0), _took(r, "native", 1, "s", 1)]
+            peer = _took(r, "compiled_vmap", 1, "s", 1)
             cells = [name, QUANTITIES[kind], f"{unit * 1e6:.0f} µs", *times, *took, peer, pays(r, "replay"), pays(r, "native")]
             lines.append(f"| {' | '.join(cells)} |")
     lines += [f"\n*fails*: {reason}" for reason in dict.fromkeys(failures)]

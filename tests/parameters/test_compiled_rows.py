@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -383,3 +385,29 @@ def test_inside_a_transform() -> None:
     for _ in range(3):
         assert_same(outer(torch.ones(N, dtype=torch.float64)).grads, norms)
     assert rows.replays == before
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, lambda rows: pickle.loads(pickle.dumps(rows))])
+def test_a_copy_records_anew_and_leaves_the_original_alone(way: Callable[[CompiledRows], CompiledRows]) -> None:
+    model, loss = network(), nn.CrossEntropyLoss()
+    rows = compile_rows(model, loss, every)
+    for seed in range(3):
+        rows(batch(seed))
+    replays, before = rows.replays, hesse.parameter_jacobian(model, loss, batch(7))
+    expected = every(before)
+    made = way(rows)
+    assert made.replays == 0 and rows.replays == replays > 0
+    if way is not copy.copy:
+        update(model, 5)  # a deep copy has a model of its own
+    for _ in range(3):
+        assert_same(made(batch(7)), expected)
+    assert made.replays > 0
+    assert_same(rows(batch(8)), every(hesse.parameter_jacobian(model, loss, batch(8))))
+
+
+def test_a_copy_shares_the_model_with_what_is_copied_beside_it() -> None:
+    model = network()
+    rows, own = copy.deepcopy((compile_rows(model, nn.CrossEntropyLoss(), every), model))
+    rows(batch(0))
+    update(own, 3)
+    assert_same(rows(batch(1)), every(hesse.parameter_jacobian(own, nn.CrossEntropyLoss(), batch(1))))

@@ -91,6 +91,10 @@ class CompiledRows:
     def _notice(self, text: str) -> None:
         warn_user(f"{self!r} {text}", CompileNotice)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy records anew: what was recorded belongs to this model's tensors."""
+        return CompiledRows, (self._rows, self._compile)
+
     def __repr__(self) -> str:
         name = getattr(self._rows.quantity, "__qualname__", type(self._rows.quantity).__name__)
         model = self._rows.model[0] if isinstance(self._rows.model, tuple) else self._rows.model

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -287,6 +289,35 @@ def test_the_default_dtype_is_part_of_the_kind() -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert c(x).dtype == torch.float32
+
+
+SWITCHES: dict[str, tuple[Callable[[], object], Callable[[Any], object], Any]] = {
+    "anomaly mode": (torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly, True),
+    "deterministic algorithms": (torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True),
+    "precision of products": (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "high"),
+    "threads": (torch.get_num_threads, torch.set_num_threads, torch.get_num_threads() + 1),
+    "attention": (torch.backends.cuda.math_sdp_enabled, torch.backends.cuda.enable_math_sdp, False),
+    "oneDNN": (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled, False),
+    "cuDNN": (torch._C._get_cudnn_enabled, torch._C._set_cudnn_enabled, False),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+@pytest.mark.parametrize("name", SWITCHES)
+def test_what_a_function_can_ask_torch_is_part_of_the_kind(name: str) -> None:
+    read, write, other = SWITCHES[name]
+    before = read()
+    write(before)  # a choice, where there was a default
+    c, x = Counted(lambda x: x * (2.0 if read() == before else 3.0)), torch.ones(3, dtype=F64)
+    assert c(x).tolist() == c(x).tolist() == [2.0] * 3
+    write(other)
+    try:
+        assert read() != before
+        assert c(x).tolist() == c(x).tolist() == [3.0] * 3
+    finally:
+        write(before)
+    assert c(x).tolist() == [2.0] * 3
+    assert c.runs == 2
 
 
 def test_a_signature_keeps_calls_apart_and_none_runs_directly() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Iterator
@@ -330,3 +331,16 @@ def test_a_finalizer_that_runs_meanwhile_is_no_part_of_the_product(monkeypatch: 
     assert isinstance(C, CompiledProducts)
     assert calls == [1]
     assert C.replays == 1
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])
+def test_a_copy_records_anew(way: Any) -> None:
+    matrix = torch.randn(4, 3, dtype=torch.float64)
+    A = compile_products(hesse.operators.Dense(matrix), compile="replay")
+    warm(A)
+    made = way(A)
+    assert isinstance(made, CompiledProducts) and made.replays == 0
+    warm(made, times=5)
+    assert made.replays > 0
+    v = vectors(A)
+    assert_same(made.mv(v), matrix @ v)

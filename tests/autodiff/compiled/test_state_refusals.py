@@ -53,6 +53,15 @@ REFUSED = {
         "import threading\ndef f(x):\n  t = threading.Thread(target=abs, args=(1,))\n  t.start(); t.join()\n  return x.sum()",
         "thread",
     ),
+    "name of the thread": (
+        "import threading\ndef f(x): return x.sum() * len(threading.current_thread().name)",
+        "which thread it runs on",
+    ),
+    "main thread": (
+        "from threading import main_thread as m\ndef f(x): return x.sum() * len(m().name)",
+        "which thread it runs on",
+    ),
+    "number of the thread": ("import threading\ndef f(x): return x.sum() * threading.get_ident()", "get_ident"),
     "large array": ("A = np.ones(100000)\ndef f(x): return x.sum() * float(A[3])", "global A"),
     "array of objects": ("A = np.array([[1.0], 2], dtype=object)\ndef f(x): return x.sum() * A[0][0]", "global A"),
     "bytes in place": ("A = bytearray(b'ab')\ndef f(x): return x.sum() * A[0]", "global A"),

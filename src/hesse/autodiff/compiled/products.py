@@ -79,6 +79,10 @@ class CompiledProducts(LinearOperator):
     def transpose(self) -> LinearOperator:
         return CompiledProducts(self.operator.T, self._compile)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy records anew: what was recorded reads this operator's tensors."""
+        return CompiledProducts, (self.operator, self._compile)
+
     def _run(self, product: Callable[[Tree], Tree], v: Tree, count: int | None) -> Tree:
         if count == 0 or self._is_followed(v) or is_inside_other_tracer():
             return product(v)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import datetime
 import re
+import threading
 from types import GeneratorType, MappingProxyType, ModuleType
 from typing import Any
 
@@ -42,6 +43,8 @@ _IMPURE_STDLIB = frozenset({"time", "posix", "nt", "_io", "_socket", "_random", 
 _RANDOM_FILES = frozenset({"random.py", "cuda/random.py"})
 _RANDOM_SETTERS = frozenset({"seed", "seed_all", "manual_seed", "manual_seed_all", "set_rng_state", "set_rng_state_all"})
 _RANDOM_FUNCTIONS = frozenset({"seed", "initial_seed", "manual_seed", "get_rng_state", "set_rng_state", "fork_rng"})
+
+_OF_THREADS = frozenset({"current_thread", "currentThread", "main_thread", "enumerate", "active_count"})
 
 
 def owner_of(function: Any) -> tuple[str, type | None]:
@@ -138,7 +141,7 @@ def sets_random_state(filename: str, name: str) -> bool:
 
 
 def python_impurity(filename: str, name: str) -> str | None:
-    """Why a Python function of torch that user code calls cannot be recorded.
+    """Why a Python function of torch, or of `threading`, that user code calls cannot be recorded.
 
     Args:
         filename: file of the function.
@@ -147,6 +150,8 @@ def python_impurity(filename: str, name: str) -> str | None:
     Returns:
         What it does, or None.
     """
+    if name in _OF_THREADS and filename == threading.__file__:
+        return f"asks which thread it runs on (threading.{name})"
     tail = filename.replace("\\", "/").rpartition("/torch/")[2]
     if tail in _RANDOM_FILES and name in _RANDOM_FUNCTIONS:
         return f"calls torch.{name}, which sets or reads the state of the random generator"

@@ -93,7 +93,7 @@ class Watch:
                 kind = kind_of_code(code, frame.f_globals)
                 self.codes[id(code)] = (code, frame.f_globals, kind)
                 self.reseeds |= kind == "torch" and sets_random_state(code.co_filename, code.co_name)
-                if kind == "torch" and (reason := python_impurity(code.co_filename, code.co_name)) is not None:
+                if kind in ("torch", "stdlib") and (reason := python_impurity(code.co_filename, code.co_name)) is not None:
                     self._impure[id(code)] = reason
             if id(code) in self._impure:
                 self._torch_called(self._impure[id(code)], frame)
