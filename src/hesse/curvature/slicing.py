@@ -25,15 +25,20 @@ _LEFT = 0.1  # of the budget: what slices may leave behind unused before it is g
 _FASTER = 2  # times as many samples as in the slice before, at most
 _FEWEST = 4  # samples that calibrate
 _PART = 64  # and one in so many of the batch
+_FURTHEST = 8  # times the most samples that were measured: no conclusion goes beyond
+_MEASURED = 0.8  # of the budget that a measurement may take, if all it took so far grows with the samples
+_STEP = 1.25  # by how much a further measurement has to be larger, to be worth it
+_TRIALS = 3
 _NOISE = 2**20  # bytes that a measurement may be wrong by
 
 
 @dataclass(frozen=True)
 class Appetite:
-    """Bytes that work takes: so many whatever the number of samples, and so many for each."""
+    """Bytes that work takes: so many whatever the number of samples, and so many for each; known up to `most` samples."""
 
     fixed: float
     per_sample: float
+    most: int
 
     def of(self, count: int) -> int:
         """Bytes for some samples."""
@@ -87,36 +92,49 @@ class Slicing:
         count = sample_count(batch, None, self.asked)
         appetite = self._known.get(key)
         if appetite is None:
-            appetite = self._known[key] = self._measured(batch, count, budget)
-        least = max(appetite.of(min(count, 2)), self.floor)
-        if least > budget:
-            raise self.too_small(budget, least)
-        if count == 1 or appetite.of(count) <= _WHOLE * budget:
+            appetite = self._known[key] = self._fitting(batch, count, budget)
+        if count == 1 or (appetite.of(count) <= _WHOLE * budget and count <= appetite.most):
             return None
         fits = int((self.share * budget - appetite.fixed) / max(appetite.per_sample, 1.0))
-        return min(max(fits, 2), count)
+        return min(max(fits, 2), appetite.most, count)
+
+    def _fitting(self, batch: Any, count: int, budget: int) -> Appetite:
+        """What is measured, again and again where not even two samples would fit: what else the process takes varies."""
+        tried: list[int] = []
+        while len(tried) < _TRIALS:
+            appetite = self._measured(batch, count, budget)
+            tried.append(max(appetite.of(min(count, 2)), self.floor))
+            if tried[-1] <= budget:
+                return appetite
+        raise self.too_small(budget, min(tried))
 
     def _measured(self, batch: Any, count: int, budget: int) -> Appetite:
-        """By two measurements, the second on enough samples to tell what a sample takes from what all share."""
+        """By measurements on more and more samples, which tell what a sample takes from what all share."""
         settle()
         if self.ground is None:
             self.ground = taken_bytes(self.model.device)
         few = min(count, max(_FEWEST, count // _PART))
-        self._highest(batch, few, budget, None)  # what kernels take once, at their first call, is no sample's
-        settle()
-        first, ground = self._highest(batch, few, budget, self.ground)
-        more = min(count, 8 * few, max(int(SLICE * budget * few / max(first, _NOISE)), few))
-        if more < 2 * few:
-            more = min(2, few - 1)
-        if not more:
-            return Appetite(0.0, first)
-        settle()
-        second, _ = self._highest(batch, more, budget, ground)
-        per_sample = max((second - first) / (more - few), 0.0)
-        return Appetite(max(max(first, second) - per_sample * max(few, more), 0.0), per_sample)
+        self._highest(batch, few, budget)  # what kernels take once, at their first call, is no sample's
+        counts, taken = [few], [self._highest(batch, few, budget)]
+        while count > _FURTHEST * counts[-1] or (len(counts) == 1 and few < count):
+            allowed = int(_MEASURED * budget / max(taken[-1], _NOISE) * counts[-1])
+            more = min(count, _FURTHEST * counts[-1], allowed)
+            if more < _STEP * counts[-1]:
+                break
+            counts.append(more)
+            taken.append(self._highest(batch, more, budget))
+        most = max(_FURTHEST * counts[-1], 2)
+        if len(counts) == 1 and few > 1:  # no room for more: a smaller one tells what is shared, but not what more would take
+            counts, taken, most = [min(2, few - 1), few], [self._highest(batch, min(2, few - 1), budget), *taken], few
+        if len(counts) == 1:
+            return Appetite(0.0, taken[0], most)
+        per_sample = max((taken[-1] - taken[0]) / (counts[-1] - counts[0]), 0.0)
+        fixed = max(bytes_ - per_sample * number for bytes_, number in zip(taken, counts, strict=True))
+        return Appetite(max(fixed, 0.0), per_sample, most)
 
-    def _highest(self, batch: Any, count: int, budget: int, ground: int | None) -> tuple[int, int]:
-        """Bytes that work on some samples takes over the ground, and the ground (what was taken at its start, if not given)."""
+    def _highest(self, batch: Any, count: int, budget: int) -> int:
+        """Bytes that work on some samples takes over the ground."""
+        settle()
         growth = Growth(self.model.device)
         try:
             with growth:
@@ -125,8 +143,7 @@ class Slicing:
             if not is_allocation_failure(error) or isinstance(error, MemoryBudgetError):
                 raise
             raise self.too_small(budget, max(growth.bytes, budget + 1)) from error
-        ground = growth.start if ground is None else ground
-        return growth.highest - ground, ground
+        return growth.highest - (growth.start if self.ground is None else self.ground)
 
     def too_small(self, budget: int, least: int) -> MemoryBudgetError:
         """The error for a budget that does not hold the work on a few samples."""
