@@ -75,13 +75,17 @@ def test_buffers(name: str) -> None:
 CHANGES: list[tuple[Callable[[Any], object], str]] = [
     (lambda parts: setattr(parts, "low", parts.low.reshape(3, 4)), r"buffers 'parts\.low'"),
     (lambda parts: setattr(parts, "low", parts.low.float()), r"buffers 'parts\.low'"),
-    (lambda parts: parts.register_buffer("missing", torch.ones(1)), r"buffers 'parts\.missing'"),
-    (lambda parts: delattr(parts, "count"), r"buffers 'parts\.count'"),
+    (lambda parts: parts.register_buffer("missing", torch.ones(1)), r"found: buffers 'parts\.missing' that appeared"),
+    (lambda parts: parts.register_buffer("new", torch.ones(1)), r"found: buffers 'parts\.new' that appeared"),
+    (lambda parts: delattr(parts, "count"), r"missing buffers 'parts\.count'"),
     (lambda parts: parts.inner.__setitem__(1, nn.Dropout(0.5)), r"'parts\.inner\.1' is a Dropout now, and was a Dropout"),
     (lambda parts: setattr(parts, "again", nn.BatchNorm1d(3)), r"'parts\.again' is a BatchNorm1d now"),
     (lambda parts: parts.inner.append(nn.ReLU()), r"'parts\.inner\.2' is a ReLU now, and was missing"),
     (lambda parts: parts.inner.__delitem__(1), r"'parts\.inner\.1' is missing now"),
     (lambda parts: setattr(parts.inner[1], "p", 0.25), r"'parts\.inner\.1\.p' is 0.25 now, and was 0.5"),
+    (lambda parts: setattr(parts.inner[0], "momentum", None), r"'parts\.inner\.0\.momentum' is None now, and was 0.1"),
+    (lambda parts: setattr(parts.inner[1], "p", torch.ones(())), r"'parts\.inner\.1\.p' is no plain value now, and was 0.5"),
+    (lambda parts: parts.inner[0].num_batches_tracked.add_(1), r"numbers in the buffers 'parts\.inner\.0\.num_batches"),
     (lambda parts: parts.inner[1].eval(), r"'parts\.inner\.1\.training' is False now"),
     (lambda parts: setattr(parts, "weight", nn.Parameter(parts.weight.detach().clone())), r"'parts\.weight'"),
     (lambda parts: setattr(parts.weight, "data", parts.weight.detach().clone()), r"'parts\.weight'"),
@@ -119,7 +123,7 @@ def test_what_functions_write_to_themselves_is_forgotten() -> None:
         read: Any = wrap(loss)
         watch = Watch(loss=read)
         read(torch.ones(2))
-        watch.forget_changed()
+        watch.settle()
         read(torch.ones(2))
         watch.check(*ASKED)
         loss.weight.add_(1)
@@ -143,3 +147,68 @@ def test_tensors_of_inference_count_no_versions() -> None:
         weight = torch.ones(2)
     watch = Watch(f=functools.partial(torch.add, other=weight))
     watch.check(*ASKED)
+
+
+def test_new_attributes_are_no_change() -> None:
+    parts = Parts()
+    watch = Watch(parts=parts)
+    parts.inner[1].tag, parts.inner[0].calls, parts.tag = "x", (1, 2), "y"
+    watch.check(*ASKED)
+    parts.inner[1].inplace = True
+    refuse(watch, r"'parts\.inner\.1\.inplace' is True now")
+
+
+class OwnNorm(nn.BatchNorm1d):
+    """Reads what torch's class does not read in eval mode."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.num_batches_tracked
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True), nn.SyncBatchNorm(3)])
+def test_what_torch_does_not_read_in_eval_mode_is_no_change(norm: Any) -> None:
+    x = torch.randn(4, 3, 5)
+    model: Any = nn.Sequential(norm, nn.Dropout(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5)).eval()
+    watch, before = Watch(model=model), model(x)
+    for part in model[1:]:
+        part.p = 0.25
+    for momentum in (0.9, None):
+        norm.momentum = momentum
+        norm.num_batches_tracked.add_(3)
+        assert torch.equal(model(x), before)
+        watch.check(*ASKED)
+    model[1].train()
+    refuse(watch, r"'model\.1\.training' is True now")
+    model[1].eval()
+    norm.running_mean.add_(1)
+    refuse(watch, r"numbers in the buffers 'model\.0\.running_mean'")
+
+
+def test_classes_derived_from_those_of_torch_may_read_all() -> None:
+    norm = OwnNorm(3).eval()
+    watch = Watch(norm=norm)
+    norm.num_batches_tracked.add_(1)
+    refuse(watch, r"numbers in the buffers 'norm\.num_batches_tracked'")
+
+
+def test_buffers_of_the_first_run_are_watched_from_then_on() -> None:
+    parts = Parts()
+    watch = Watch(parts=parts)
+    parts.register_buffer("pos", torch.ones(3))
+    watch.settle()
+    watch.check(*ASKED)
+    watch.check(*ASKED)
+    parts.pos[1] = 2
+    refuse(watch, r"numbers in the buffers 'parts\.pos'")
+    parts.pos[1] = 1
+    parts.register_buffer("later", torch.ones(3))
+    refuse(watch, r"buffers 'parts\.later' that appeared")
+
+
+def test_numbers_that_change_before_the_first_run_ends_are_refused() -> None:
+    parts = Parts()
+    watch = Watch(parts=parts)
+    parts.register_buffer("pos", torch.ones(3))
+    parts.seen.add_(1)
+    watch.settle()
+    refuse(watch, r"numbers in the buffers 'parts\.seen'\n")

@@ -154,6 +154,33 @@ def test_a_sparse_derivative_keeps_to_its_budget_or_says_what_would_do() -> None
     assert refused
 
 
+def test_sparse_entries_that_are_read_pass_by_pass() -> None:
+    x = {"a": seeded(40), "c": 2.0, "b": seeded(5, 3, seed=1)}
+
+    def f(t: Any) -> Any:
+        s = torch.sin(t["a"]) * t["c"]
+        return {"u": s.outer(s[:30]), "v": t["b"].exp(), "w": t["b"].sum()}
+
+    for mode in ("reverse", "forward"):
+        expected = hesse.jacobian(f, x, structure="dense").jacobian
+        with pytest.raises(MemoryBudgetError) as caught:
+            hesse.jacobian(f, x, structure="sparse", mode=mode, memory="1KiB")
+        found = hesse.jacobian(f, x, structure="sparse", mode=mode, memory=caught.value.least).jacobian
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_least_for_differentiable_results() -> None:
+    W, scale = seeded(600, 50), seeded(600, seed=1).requires_grad_()
+
+    def ask(budget: Any) -> Tensor:
+        return hesse.jacobian(lambda x: torch.tanh(W @ x) * scale, seeded(50), structure="dense", memory=budget).jacobian
+
+    with pytest.raises(MemoryBudgetError, match="differentiable itself") as caught:
+        ask("64KiB")
+    assert 2 * 600 * 50 * 8 < caught.value.least < 2**25 + 30 * 600 * 50 * 8
+    torch.testing.assert_close(ask(caught.value.least), ask(None))
+
+
 def test_auto_goes_another_way_where_no_pattern_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 

@@ -248,8 +248,29 @@ def test_what_cannot_be_read_again_or_answers_anew_is_refused() -> None:
     with torch.no_grad():
         model[0].weight.add_(0.1)
     for quantity in (J.norms, J.gram):
-        with pytest.raises(DataError, match="changed in place"):
+        with pytest.raises(DataError, match=r"1 of 6 changed in place since: '0\.weight'\n"):
             quantity()
+
+
+def test_parameters_written_to_are_counted_once_and_named() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2))
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), [(torch.randn(5, 4), torch.arange(5) % 2)], params=["0.weight"])
+    model.load_state_dict(model.state_dict())
+    with pytest.raises(DataError, match=r"6 of 6 changed in place since: '0.weight', '0.bias', '1.weight', \.\.\.\n"):
+        J.norms()
+
+
+@pytest.mark.parametrize("records", ["kept", "streamed"])
+def test_a_batch_made_in_inference_mode(records: Any) -> None:
+    model, x, y = case("images")
+    expected = oracle.loss_rows(model, nn.CrossEntropyLoss(), x, y)
+    with torch.inference_mode():
+        a, b = x.clone(), y.clone()
+    assert a.is_inference() and b.is_inference()
+    for data in ((a, b), (x, b), (a, y), [(a[:4], b[:4]), (a[4:], y[4:])]):
+        J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), data, records=records)
+        assert oracle.difference(J.dense(), expected) < 1e-12
 
 
 class Masked(nn.Module):
@@ -340,6 +361,69 @@ def test_a_change_during_the_last_batch_is_refused() -> None:
         for place, _ in hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y)).blocks():
             if place.stop == COUNT:
                 written(model.mask)
+
+
+class Positioned(nn.Module):
+    """Registers a buffer when it runs first, counts its calls in another, and lets a third grow with the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, CLASSES)
+        self.register_buffer("calls", torch.tensor(0))
+        self.register_buffer("cache", torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "pos"):
+            self.register_buffer("pos", torch.arange(1.0, CLASSES + 1).double(), persistent=False)
+        self.calls += 1
+        if len(self.cache) < len(x):
+            self.cache = torch.ones(len(x))
+        return self.body(x) * self.pos * self.cache[: len(x), None]
+
+
+def test_buffers_that_the_first_run_registers_are_no_change() -> None:
+    _, x, y = masked()
+    model: Any = Positioned().double()
+    loss = nn.CrossEntropyLoss()
+    J = hesse.parameter_jacobian(model, loss, batches(x, y))
+    weight, bias, positions = model.body.weight, model.body.bias, torch.arange(1.0, CLASSES + 1).double()
+    expected = []
+    for sample, target in zip(x, y, strict=True):
+        value = loss((sample @ weight.T + bias) * positions, target)
+        expected.append(torch.cat([g.flatten() for g in torch.autograd.grad(value, (weight, bias))]))
+    assert near(J.dense(), torch.stack(expected)) and torch.equal(J.norms(), J.norms())
+    assert model.calls == 0 and len(model.cache) == 1
+    f, params = hesse.functional(model)
+    f(params, x)
+    assert near(J.gram(), torch.stack(expected) @ torch.stack(expected).T)
+    model.pos.mul_(2)
+    with pytest.raises(DataError, match=r"other numbers in the buffers 'model\.pos'"):
+        J.norms()
+
+
+def test_buffers_that_a_run_of_the_user_writes_are_a_change() -> None:
+    _, x, y = masked()
+    model: Any = Positioned().double()
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y))
+    model(x)
+    with pytest.raises(DataError, match=r"other numbers in the buffers 'model\.calls', 'model\.cache'"):
+        J.norms()
+    model.register_buffer("mine", torch.ones(2))
+    fresh = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y))
+    model.register_buffer("later", torch.ones(2))
+    with pytest.raises(DataError, match=r"found: buffers 'model\.later' that appeared"):
+        fresh.norms()
+
+
+def test_what_the_forward_pass_does_not_read_may_change() -> None:
+    _, x, y = masked()
+    model: Any = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, CLASSES)).double().eval()
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y))
+    before = J.dense()
+    model[0].tag, model[1].momentum, model[2].p = "first", 0.5, 0.1
+    model[1].num_batches_tracked += 1
+    assert torch.equal(J.dense(), before)
+    assert torch.equal(hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y)).dense(), before)
 
 
 @pytest.mark.parametrize("kind", ["closure", "default", "partial", "object", "method", "function of parameters"])

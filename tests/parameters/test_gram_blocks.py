@@ -159,6 +159,10 @@ def test_out_may_be_a_file(tmp_path: Path) -> None:
         J.gram(out=torch.zeros(1, dtype=torch.float64).expand(23, 23))
     with pytest.raises(StructureError, match="a list"):
         J.gram(out=[[0.0]])
+    for array in (np.zeros((23, 23))[::-1], np.zeros((23, 23), ">f4")):
+        for one in (J, batch):
+            with pytest.raises(StructureError, match=r"gram\(out=\)(?s:.*)an array that is no tensor"):
+                one.gram(out=array)
 
 
 def test_the_whole_is_put_together_from_tiles(monkeypatch: pytest.MonkeyPatch) -> None:

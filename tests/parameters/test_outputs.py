@@ -116,7 +116,7 @@ def _place(model: nn.Module, name: str) -> slice:
 def test_samples_that_are_not_there(pick: Any) -> None:
     model, x, _ = _case()
     J = hesse.parameter_jacobian(model, None, x)
-    with pytest.raises(StructureError, match="Rows are chosen|choice of rows"):
+    with pytest.raises(StructureError, match=r"Rows are chosen|choice of rows"):
         J.select(pick)
 
 

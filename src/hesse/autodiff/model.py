@@ -55,6 +55,11 @@ class Model:
         return (*tree.leaves(self.params), *self.own.values())
 
     @property
+    def read_names(self) -> tuple[str, ...]:
+        """Names of `reads`; a parameter that is differentiated by stands in it twice."""
+        return (*(name for name, _ in tree.named_leaves(self.params)), *self.own)
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return tree.leaves(self.params)[0].device

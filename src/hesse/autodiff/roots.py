@@ -99,6 +99,7 @@ def capture_rows(model: Model, loss: Loss, batch: Any, asked: Asked) -> Rows:
     inputs, targets = split_batch(batch, asked.text, target_needed=loss is not None)
     count = sample_count(inputs, targets if loss is not None else None, asked.text)
     check_inputs(model, inputs, asked.text)
+    inputs, targets = _ordinary(inputs), _ordinary(targets)
     _refuse_complex(model, asked.text)
     forward = run_forward(model, inputs, count, asked.text, attached=asked.attached)
     output = forward.output
@@ -121,6 +122,13 @@ def capture_rows(model: Model, loss: Loss, batch: Any, asked: Asked) -> Rows:
             _check_loss(loss, forward, targets, taken[0], asked.text)
 
     return _rows(forward, cotangents, facts, asked, check)
+
+
+def _ordinary(part: Any) -> Any:
+    """The same with copies in the place of inference tensors, which no graph can keep."""
+    if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in tree.leaves(part)):
+        return part
+    return tree.map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) and leaf.is_inference() else leaf, part)
 
 
 def rows_of(forward: Forward, cotangents: Sequence[Tensor], mass: float, additive: bool, asked: Asked) -> Rows:

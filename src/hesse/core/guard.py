@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
 from hesse.core.errors import DataError
 
+_SHOWN = 3
+
 
 class Guard:
-    """Remembers the versions of tensors (those made in `torch.inference_mode` count none, and are not watched)."""
+    """Remembers the versions of tensors (those made in `torch.inference_mode` count none, and are not watched).
 
-    def __init__(self, tensors: Collection[Tensor]) -> None:
+    Args:
+        tensors: what is watched.
+        names: of the tensors, for people; several may be the same leaf's. Without them shapes are named.
+    """
+
+    def __init__(self, tensors: Collection[Tensor], names: Sequence[str] | None = None) -> None:
         self._versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
+        self._names: dict[int, str] = {} if names is None else {id(t): n for t, n in zip(tensors, names, strict=True)}
 
     def changed(self) -> list[Tensor]:
         """Those that were written to since."""
@@ -23,8 +31,16 @@ class Guard:
         """Raise `DataError` if one was."""
         changed = self.changed()
         if changed:
-            shown = ", ".join(str(list(tensor.shape)) for tensor in changed[:3])
-            raise DataError(asked, f"{len(changed)} of {len(self._versions)} changed in place since (of shape {shown})", remedy)
+            raise DataError(asked, self._described(changed), remedy)
+
+    def _described(self, changed: list[Tensor]) -> str:
+        if not self._names:
+            shown = ", ".join(str(list(tensor.shape)) for tensor in changed[:_SHOWN])
+            return f"{len(changed)} of {len(self._versions)} changed in place since (of shape {shown})"
+        every = {self._names[id(tensor)] for tensor, _ in self._versions}
+        names = list(dict.fromkeys(self._names[id(tensor)] for tensor in changed))
+        shown = ", ".join(f"'{name}'" for name in names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+        return f"{len(names)} of {len(every)} changed in place since: {shown}"
 
 
 PARAMETERS = (

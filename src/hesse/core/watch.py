@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from hesse.core.errors import DataError
 from hesse.core.fingerprint import sample_hashes
@@ -39,8 +41,8 @@ class Watch:
 
     Seen are: which module stands at each path, its mode and, of a module of torch, its options; the numbers in buffers;
     parameters, and tensors that a function closes over, has as defaults or as arguments (`functools.partial`), or that an
-    object holds. Not seen are code, hooks, attributes of the user's own modules, global variables, and what is written to a
-    parameter through ``.data``.
+    object holds. Not seen are code, hooks, attributes of the user's own modules and new ones of torch's, global variables,
+    what is written to a parameter through ``.data``, and what torch's normalizations and dropouts do not read in eval mode.
 
     Args:
         **read: functions, modules and other objects, under the name by which errors call them.
@@ -53,12 +55,17 @@ class Watch:
         self._stamps = {name: _stamp(tensor) for name, tensor in self._state.tensors.items()}
         self._hashes, self._content = _hashes(self._state.buffers), _content(self._state.buffers)
 
-    def forget_changed(self) -> None:
-        """Watch no longer the tensors that have changed already: what the functions themselves write to."""
-        now = _found(self._read).tensors
+    def settle(self) -> None:
+        """Take what changed so far for the work of the functions themselves, which have been run once.
+
+        Tensors that have changed are watched no longer: the functions write to them. Buffers that have appeared are watched
+        from now on: the first run registers them.
+        """
+        now = _found(self._read)
         for name in list(self._stamps):
-            if self._is_other(name, now.get(name)):
+            if self._is_other(name, now.tensors.get(name)):
                 del self._stamps[name]
+        self._hashes |= _hashes({name: buffer for name, buffer in now.buffers.items() if name not in self._hashes})
 
     def check(self, asked: str, remedy: str) -> None:
         """Refuse to go on after a change.
@@ -74,16 +81,20 @@ class Watch:
         before = self._state
         if (name := _first_other(before.modules, now.modules)) is not None:
             return f"'{name}' is {_kind(now.modules.get(name))} now, and was {_kind(before.modules.get(name))}"
-        if (name := _first_other(before.options, now.options)) is not None:
-            return f"'{name}' is {now.options.get(name)!r} now, and was {before.options.get(name)!r}"
+        options = {name: option for name, option in now.options.items() if name in before.options}
+        if (name := _first_other(before.options, options)) is not None:
+            found = repr(options[name]) if name in options else "no plain value"
+            return f"'{name}' is {found} now, and was {before.options[name]!r}"
         for name in self._stamps:
             if self._is_other(name, now.tensors.get(name)):
                 return f"'{name}' was written to or replaced"
-        if _content(now.buffers) == self._content:
+        content = _content(now.buffers)
+        if content == self._content:
             return ""
-        known, hashes = self._hashes, _hashes(now.buffers)
-        other = [f"'{name}'" for name in {**known, **hashes} if known.get(name) != hashes.get(name)]
-        return f"other numbers in the buffers {', '.join(other[:3])}" if other else ""
+        change = _change_of_buffers(self._hashes, _hashes(now.buffers))
+        if not change:
+            self._content = content
+        return change
 
     def _is_other(self, name: str, now: Tensor | None) -> bool:
         before = self._state.tensors[name]
@@ -104,6 +115,16 @@ def _first_other(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         return None
     missing = object()
     return next(name for name in {**before, **now} if [before.get(name, missing)] != [now.get(name, missing)])
+
+
+def _change_of_buffers(before: dict[str, int], now: dict[str, int]) -> str:
+    """What happened to buffers of which the hashes are known; nothing is the empty string."""
+    happened = {
+        "other numbers in the buffers {}": [name for name in before if name in now and now[name] != before[name]],
+        "missing buffers {}": [name for name in before if name not in now],
+        "buffers {} that appeared": [name for name in now if name not in before],
+    }
+    return "; ".join(text.format(", ".join(f"'{name}'" for name in names[:3])) for text, names in happened.items() if names)
 
 
 def _look(value: Any, path: str, state: _State, depth: int) -> None:
@@ -154,14 +175,31 @@ def _look_at_module(module: nn.Module, path: str, state: _State) -> None:
         place, prefix = (f"{path}.{name}", f"{name}.") if name else (path, "")
         state.modules[place] = part
         state.options[f"{place}.training"] = part.training
-        if type(part).__module__.startswith("torch."):
-            options = {f"{place}.{key}": option for key, option in vars(part).items() if _is_option(key, option)}
-            state.options.update(options)
-        state.buffers.update({f"{place}.{key}": leaf for key, leaf in part._buffers.items() if leaf is not None})
+        unread = _unread(part)
+        if _is_of_torch(part):
+            for key, option in vars(part).items():
+                if key not in unread and _is_option(key, option):
+                    state.options[f"{place}.{key}"] = option
+        for key, leaf in part._buffers.items():
+            if key not in unread and leaf is not None:
+                state.buffers[f"{place}.{key}"] = leaf
         for key, leaf in part._parameters.items():
             if leaf is not None and prefix + key not in sharded:
                 state.tensors[f"{place}.{key}"] = leaf
     state.buffers = {name: leaf for name, leaf in state.buffers.items() if not is_sharded(leaf)}
+
+
+def _is_of_torch(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.")
+
+
+def _unread(module: nn.Module) -> tuple[str, ...]:
+    """Options and buffers of a module of torch that its forward pass does not read in eval mode."""
+    if module.training or not _is_of_torch(module):
+        return ()
+    if isinstance(module, _NormBase):
+        return "momentum", "num_batches_tracked"
+    return ("p",) if isinstance(module, _DropoutNd) else ()
 
 
 def _is_option(name: str, value: Any) -> bool:

@@ -146,13 +146,13 @@ def _values(source: Recording, colored: ColoredPattern, memory: int | None, forc
     pushes = bool(colored.columns) and not symmetric
     miss: Miss | None = None
     with suppress(NoPushError):
-        values = Entries(colored, symmetric=symmetric, memory=memory)(source)
+        values = Entries(colored, symmetric=symmetric, memory=memory, reused=False)(source)
         miss = _missed(check, source, values)
         if miss is None:
             return values
     if pushes and (miss is None or miss.is_stored):
         again = colored if forced else coloring(colored.pattern, kind="row")
-        values = Entries(again, symmetric=False, memory=memory)(source, careful=forced)
+        values = Entries(again, symmetric=False, memory=memory, reused=False)(source, careful=forced)
         miss = _missed(check, source, values)
         if miss is None:
             return values

@@ -25,6 +25,9 @@ _LITTLE = 0.05  # of the budget
 _PLENTY = 2**62  # bytes
 _NOISE = 2**20  # bytes that no measurement tells
 _MARGIN = 1.1  # over what was measured, where an error names it
+_GRAPHS = 3  # times what the graph produced, for each vector whose product is to be differentiable: twice was measured
+_FIRST = 2**25  # bytes that PyTorch takes for its first batched passes of a process, over what was seen
+_FOLLOWED = " that is to be differentiable itself"
 _INDEX = 24  # bytes of a sparse entry's index along an axis, while it is made
 
 
@@ -54,7 +57,16 @@ class Gathering:
         """
         if self.recording.functorch or not total:
             return max(total, 1)
-        return min(total, self._at_once)
+        try:
+            return min(total, self._at_once)
+        except MemoryBudgetError as error:
+            if not self.recording.follows([]):
+                raise
+            raise self.room.refusal(error.least + self._graphs(total), f"{self.what}{_FOLLOWED}") from None
+
+    def _graphs(self, total: int) -> int:
+        """Bytes of the graphs of results that are to be differentiable, and of a copy of these, at most by what is known."""
+        return self.kept + _FIRST + total * _GRAPHS * self.recording.graph_bytes()
 
     @cached_property
     def _at_once(self) -> int:
@@ -142,23 +154,34 @@ class Gathering:
     ) -> list[list[Tensor]]:
         """As `stacks`, of products that hold on to their graphs."""
         pieces: list[list[list[Tensor]]] = [[] for _ in counts]
-        done, total = 0, sum(counts)
+        done, total, first = 0, sum(counts), None
         for index, count in enumerate(counts):
             for part in slices(count, chunk, label):
                 pieces[index].append(products(index, part))
                 done += part.stop - part.start
-                self._require_graphs(done, total)
+                first = self._require_graphs(done, total, first)
         return [joined(parts, []) if parts else empty(index, 0) for index, parts in enumerate(pieces)]
 
-    def _require_graphs(self, done: int, total: int) -> None:
-        """Refuse results that are to be differentiable, whose graphs will not fit."""
+    def _require_graphs(self, done: int, total: int, first: tuple[int, int] | None) -> tuple[int, int] | None:
+        """Refuse results that are to be differentiable, whose graphs will not fit.
+
+        Args:
+            done: how many of `total` vectors.
+            first: how many were done when this was first called, and what was taken then: also what is taken once and for all.
+
+        Returns:
+            `first`, if it is not known yet: of this call.
+        """
         given = self.room.given
         if given is None or self.recording.functorch:
-            return
+            return None
         taken = self.room.taken()
         if taken > given + _NOISE or (done == total and taken + self.kept > given + _NOISE):
-            least = int(_MARGIN * (taken * total / done + self.kept))
-            raise too_small(given, least, f"{self.what} that is to be differentiable itself")
+            more = (total - done) * _GRAPHS * self.recording.graph_bytes()
+            if first is not None:
+                more = (total - done) * (taken - first[1]) / (done - first[0])
+            raise self.room.refusal(int(_MARGIN * (taken + more + self.kept)), f"{self.what}{_FOLLOWED}")
+        return first or (done, taken)
 
 
 def _parts(counts: Sequence[int], flat: slice, chunk: int) -> Iterator[tuple[int, slice]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from hesse.core import pages
@@ -17,6 +15,7 @@ from hesse.parameters.base import JacobianBySample, require_same_parameters
 from hesse.parameters.gram_budget import plan_gram
 from hesse.parameters.gram_hand import Failing, Hand
 from hesse.parameters.gram_plan import GramPlan, Task
+from hesse.parameters.writing import target_of
 
 
 class Block(NamedTuple):
@@ -75,44 +74,23 @@ def write_gram(first: JacobianBySample, second: JacobianBySample, out: Any = Non
         taken = first.shape[0] * second.shape[0] * first.out_space.dtype.itemsize
         budget = current_budget(first.memory, device)
         chunk_size(1, taken, 0, budget, f"a Gram matrix of {first.shape[0]} x {second.shape[0]} (out= takes a file)")
-    else:
-        require_target(out, shape)
+    target = None if out is None else require_target(out, shape)
     plan = plan_gram(first, second, taken)
-    result = pages.empty(shape, first.out_space.dtype, device) if out is None else out
-    target = torch.from_numpy(result) if isinstance(result, np.ndarray) else result
+    if target is None:
+        target = out = pages.empty(shape, first.out_space.dtype, device)
     axis = len(first.out_space.shapes[0])
     for block in gram_blocks(first, second, plan):
         place(target, block, axis, both=second is first)
-    return result
+    return out
 
 
-def require_target(out: Any, shape: tuple[int, ...]) -> None:
-    """Refuse to write a Gram matrix to what cannot hold it.
+def require_target(out: Any, shape: tuple[int, ...]) -> Tensor:
+    """The memory that a Gram matrix is written to.
 
     Raises:
-        StructureError: no tensor or array, of another shape, of integers, or read-only.
+        StructureError: no tensor or array, of another shape, of integers, read-only, or one that no tensor can stand for.
     """
-    if not isinstance(out, (Tensor, np.ndarray)):
-        found = f"a {type(out).__name__}"
-    elif tuple(out.shape) != shape:
-        found = f"{tuple(out.shape)} instead of {shape}"
-    elif not (out.dtype.is_floating_point if isinstance(out, Tensor) else out.dtype.kind == "f"):
-        found = f"numbers of {out.dtype}, which would cut off digits"
-    elif any(size > 1 and stride == 0 for size, stride in zip(out.shape, _strides(out), strict=True)):
-        found = "an expanded one, whose entries share memory"
-    elif isinstance(out, np.ndarray) and not out.flags.writeable:
-        found = "a read-only array"
-    else:
-        return
-    raise StructureError(
-        "gram(out=) writes to a tensor or NumPy array of floating-point numbers, of the result's shape.",
-        found,
-        f"pass one of shape {shape} that can be written to",
-    )
-
-
-def _strides(array: Tensor | np.ndarray) -> tuple[int, ...]:
-    return array.stride() if isinstance(array, Tensor) else array.strides
+    return target_of(out, shape, None, None, "gram")
 
 
 def place(target: Tensor, block: Block, axis: int, *, both: bool) -> None:

@@ -57,12 +57,14 @@ def differentiable_rows(source: Source, sizes: Mapping[str, int], like: Tensor) 
     return {name: torch.stack([found.get((root, name), zeros[name]) for root in range(source.roots)], 1) for name in sizes}
 
 
-def target_of(out: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, name: str) -> Tensor:
+def target_of(
+    out: Any, shape: tuple[int, ...], dtype: torch.dtype | None, device: torch.device | None, name: str
+) -> Tensor:
     """The memory behind a buffer of the user's, as a tensor without a graph.
 
     Args:
         out: a tensor, or a NumPy array (memory-mapped, too).
-        shape, dtype, device: of the result.
+        shape, dtype, device: of the result; None: any floating-point dtype, any device.
         name: of the method that was given it, in error messages.
 
     Raises:
@@ -78,13 +80,19 @@ def target_of(out: Any, shape: tuple[int, ...], dtype: torch.dtype, device: torc
             found = f"an array that is no tensor ({error})"
     elif not isinstance(out, Tensor):
         found = f"a {type(out).__name__}"
-    if not found and (tuple(target.shape) != shape or target.dtype != dtype or target.device != device):
-        found = f"{tuple(target.shape)} {target.dtype} {target.device} instead of {shape} {dtype} {device}"
+    if not found:
+        pairs = ((tuple(target.shape), shape), (target.dtype, dtype), (target.device, device))
+        asked = [(own, one) for own, one in pairs if one is not None]
+        if any(own != one for own, one in asked):
+            found = f"{' '.join(str(own) for own, _ in asked)} instead of {' '.join(str(one) for _, one in asked)}"
+        elif dtype is None and not target.dtype.is_floating_point:
+            found = f"numbers of {target.dtype}, which would cut off digits"
     if not found and any(size > 1 and stride == 0 for size, stride in zip(target.shape, target.stride(), strict=True)):
         found = "an expanded one, whose entries share memory"
     if found:
+        kinds = ", dtype and device" if dtype is not None else ", of floating-point numbers"
         raise StructureError(
-            f"{name}(out=) writes into a tensor or NumPy array of the result's shape, dtype and device.",
+            f"{name}(out=) writes into a tensor or NumPy array of the result's shape{kinds}.",
             found,
             "pass torch.empty(shape, dtype=..., device=...) with these, or leave it out",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,7 +52,39 @@ class Decompression:
         Returns:
             ``[nnz]``, differentiable by the products.
         """
-        values = products.index_select(0, self.source.to(products.device))
+        return self._substituted(products.index_select(0, self.source.to(products.device)))
+
+    def read(self, products: Iterable[Tensor]) -> list[Tensor]:
+        """What the entries are read from, of products one piece after the other, each of which is dropped then.
+
+        Args:
+            products: flat, in pieces that follow each other in the order of `source`.
+
+        Returns:
+            A piece for each, which together have as many elements as there are entries, in the order of `source`.
+        """
+        found, start, places = [], 0, self.source.sort().values
+        for piece in products:
+            low, high = torch.searchsorted(places, torch.tensor([start, start + len(piece)], dtype=places.dtype)).tolist()
+            found.append(piece.index_select(0, (places[low:high] - start).to(piece.device)))
+            start += len(piece)
+        return found
+
+    def ordered(self, read: Tensor) -> Tensor:
+        """The entries.
+
+        Args:
+            read: the pieces of `read`, joined.
+
+        Returns:
+            ``[nnz]``, differentiable by these.
+        """
+        order = self.source.argsort()
+        places = torch.empty_like(order)
+        places[order] = torch.arange(len(order))
+        return self._substituted(read.index_select(0, places.to(read.device)))
+
+    def _substituted(self, values: Tensor) -> Tensor:
         for level in self.levels:
             values = level.subtract(values)
         return values

@@ -126,7 +126,7 @@ def prepare_hessian(
 
 def _known(f: Function, x: Any, pattern: Any, how: _Search, budget: Budget | None) -> tuple[Sparsity | None, Any]:
     if pattern is None:
-        stages = Stages(Room(budget, x), how.of == "hessian", 0, 0, 0)
+        stages = Stages(Room(budget, x), how.of == "hessian", 0, 0, 0, reused=True)
         with held_to(budget) if budget is not None else nullcontext():
             found = found_within(f, x, stages.bound, of=how.of, local=how.local, constants=how.constants)
         stages.require_coloring(found.pattern)

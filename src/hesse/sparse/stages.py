@@ -8,11 +8,12 @@ from hesse.autodiff.dependence.bound import Bound
 from hesse.autodiff.room import Room
 from hesse.sparse.colored import ColoredPattern
 from hesse.sparse.detect import after_pattern
+from hesse.sparse.entries import FEW
 from hesse.sparse.pattern import Pattern
 
 _LINE = 24  # bytes of a row or column, while a pattern is colored
 _COLORED, _COLORED_SYMMETRIC = 40, 60  # bytes of an entry then
-_READ = 40  # bytes of an entry, while values are read from products and checked
+_READ = 64  # bytes of an entry, while values are read from products and checked
 _PRODUCTS = 24  # bytes of an element of products and their seeds, with a copy of the former
 _WHAT = "a sparse derivative"
 
@@ -26,6 +27,7 @@ class Stages:
         symmetric: whether the derivative is a Hessian.
         graph: bytes of what the graph that is differentiated produced.
         entry, fixed: bytes of the result for an entry, and at any rate.
+        reused: whether more derivatives will follow, for which all seeds are kept.
     """
 
     room: Room
@@ -33,6 +35,7 @@ class Stages:
     graph: int
     entry: int
     fixed: int
+    reused: bool = False
 
     @property
     def bound(self) -> Bound:
@@ -92,7 +95,8 @@ class Stages:
         return (_COLORED_SYMMETRIC if self.symmetric else _COLORED) * entries + _LINE * (rows + columns)
 
     def _values(self, entries: float, rows: int, columns: int, colors: float) -> float:
-        return _READ * entries + _PRODUCTS * colors * max(rows, columns) + self.graph
+        at_once = colors if self.reused else min(colors, FEW)
+        return _READ * entries + at_once * (_PRODUCTS * max(rows, columns) + (0 if self.reused else self.graph)) + self.graph
 
     def _result(self, entries: float) -> int:
         return int(self.entry * entries + self.fixed)
