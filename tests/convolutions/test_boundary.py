@@ -138,3 +138,12 @@ def test_a_boundary_beyond_the_budget_is_refused_with_its_size() -> None:
 def test_no_images() -> None:
     A = convolution(randn(3, 2, 3), (2, 12), padding=1)
     assert boundary.make(A).apply(A.out_space.zeros(0)).value.shape == (0, 2, 12)
+
+
+def test_small_singular_vectors_keep_to_the_budget() -> None:
+    A = convolution(torch.full((1, 1, 3, 3), 1 / 9, dtype=REAL), (1, 26, 26), padding=1)
+    rank = int(torch.linalg.matrix_rank(matrix_of(A), rtol=1e-12))
+    with pytest.raises(MemoryBudgetError, match="small singular vectors") as caught:
+        boundary.make(A, memory="1.3MiB")
+    found = boundary.make(A, memory=caught.value.least)
+    assert found is not None and found.truncated == min(A.shape) - rank > 40

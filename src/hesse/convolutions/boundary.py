@@ -19,7 +19,7 @@ from hesse.convolutions.triplets import Triplets, nothing, small_triplets
 from hesse.convolutions.truncation import cutoff_ratio, factor_dtype
 from hesse.core import random
 from hesse.core.errors import MemoryBudgetError, NotConvergedError
-from hesse.core.memory import Budget, current_budget
+from hesse.core.memory import Budget, current_budget, format_bytes
 
 _D = 1e-4
 _WORST_SYMBOL = 1e8  # of a square one that is inverted directly
@@ -30,6 +30,7 @@ _MOST, _FEW = 512, 64  # triplets that are looked for
 _SMALL_D, _LEAST_D = 5e-6, 2e-7
 _FREQUENCIES = 600
 _COPIES = 3  # of the matrix of the boundary: itself, a copy while it is put together, its factors
+_TRIPLET = 25  # vectors that the search for a small singular triplet takes for each, measured
 _LARGE = 20_000
 
 
@@ -113,15 +114,25 @@ class BoundaryInverse(Inverse):
                 if found is not None:
                     return found, nothing(A)
             del known
-        require(A, AugmentedSystem.boundary(A), budget)
+        taken = require(A, AugmentedSystem.boundary(A), budget)
+        each = _TRIPLET * max(A.shape) * A.weight.dtype.itemsize
         d = max(_D, cut / 30)
         while True:
             system = Augmented(A, d)
             needed = max(5 * d, 1.01 * cut)
-            triplets = small_triplets(A, system, needed, _MOST if d < _SMALL_D or needed < 2 * cut else _FEW)
+            most = _MOST if d < _SMALL_D or needed < 2 * cut else _FEW
+            triplets = small_triplets(A, system, needed, min(most, int(budget - taken) // each))
             if triplets.complete:
                 return system, triplets
             if d <= _LEAST_D or needed < 2 * cut:
+                least = taken + _MOST * each
+                if budget < least:
+                    raise MemoryBudgetError(
+                        f"The boundary method keeps up to {_MOST} small singular vectors of {A}.",
+                        f"a budget of {format_bytes(budget)}, where {format_bytes(least)} are enough",
+                        f"allow it with hesse.memory({least}), or use smaller images",
+                        least,
+                    )
                 raise NotConvergedError(
                     f"The small singular values of {A} were not found.",
                     f"more than {_MOST} up to {needed:.1g} times the norm of the symbol, or no convergence",
@@ -210,8 +221,12 @@ def inverse_norm(A: Convolution, system: System) -> float:
     return size**0.5 if math.isfinite(size) else math.inf
 
 
-def require(A: Convolution, size: int, budget: float) -> None:
-    """Raise `MemoryBudgetError` if the dense systems of the boundary, of `size` unknowns a group, do not fit."""
+def require(A: Convolution, size: int, budget: float) -> int:
+    """Bytes of the dense systems of the boundary, of `size` unknowns a group.
+
+    Raises:
+        MemoryBudgetError: they do not fit.
+    """
     g = A.geometry
     need = _COPIES * g.groups * size**2 * A.weight.dtype.itemsize
     if need > budget:
@@ -220,4 +235,6 @@ def require(A: Convolution, size: int, budget: float) -> None:
             f"The boundary method solves a dense system of {size} unknowns{groups}.",
             f"{need / 2**30:.3g} GiB for {A}, and a budget of {budget / 2**30:.3g} GiB",
             f"allow it with hesse.memory({need}), or use smaller images",
+            need,
         )
+    return need
