@@ -128,8 +128,9 @@ def test_a_boundary_beyond_the_budget_is_named_where_nothing_else_helped() -> No
     """What was not tried for want of memory is what would have done."""
     A = convolution(randn(4, 4, 3, 3), (4, 32, 32), padding=1)
     y = A @ A.in_space.normal(1)
-    with pytest.raises(MemoryBudgetError, match=r"(?s)260 unknowns.*krylov: .*hesse\.memory\(1622400\)"):
+    with pytest.raises(MemoryBudgetError, match=r"(?s)260 unknowns.*krylov: .*hesse\.memory\(1622400\)") as caught:
         ladder.inverse(A, memory=1_200_000).apply(y)
+    assert caught.value.least == 1_622_400
     assert not ladder.inverse(A, memory="64MB").apply(y).trouble
 
 

@@ -169,7 +169,8 @@ class Laddered(Inverse):
             index += 1
         refused = [*self._missed, *refused]
         if self._memory is not None:
-            raise MemoryBudgetError(self._memory.asked, "; ".join([self._memory.found, *refused]), self._memory.remedy)
+            known = self._memory
+            raise MemoryBudgetError(known.asked, "; ".join([known.found, *refused]), known.remedy, known.least)
         raise NotConvergedError(
             f"No way to invert {self.convolution} gave an answer that passes its certificate.",
             "; ".join(refused),

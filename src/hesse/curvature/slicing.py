@@ -19,7 +19,7 @@ from hesse.core.memory import Budget, format_bytes, given_budget
 
 _SMALL = 1024  # times the bytes of batch and parameters: a budget above is not looked at more closely
 _WHOLE = 0.65  # of the budget: a batch that takes less is not sliced
-SLICE = 0.36  # of the budget for one slice; what is kept of other slices takes up to half
+SLICE = 0.3  # of the budget for one slice; what is kept of other slices takes up to half
 ALONE = 0.8  # of the budget for one slice, where nothing is kept of other slices
 _LEFT = 0.1  # of the budget: what slices may leave behind unused before it is given back
 _FASTER = 2  # times as many samples as in the slice before, at most
@@ -99,13 +99,14 @@ class Slicing:
         return min(max(fits, 2), appetite.most, count)
 
     def _fitting(self, batch: Any, count: int, budget: int) -> Appetite:
-        """What is measured, again and again where not even two samples would fit: what else the process takes varies."""
+        """What is measured, again where not even two samples would fit: over what libraries took at their first call, then."""
         tried: list[int] = []
         while len(tried) < _TRIALS:
             appetite = self._measured(batch, count, budget)
             tried.append(max(appetite.of(min(count, 2)), self.floor))
             if tried[-1] <= budget:
                 return appetite
+            self.ground = None
         raise self.too_small(budget, min(tried))
 
     def _measured(self, batch: Any, count: int, budget: int) -> Appetite:
