@@ -17,7 +17,7 @@ from tests.convolutions.exact import EPS, LONG, pseudo_solution, spectrum
 from tests.convolutions.scores import ALLOWED, Score, made_by, relative, score
 
 Sweep = Callable[[Sequence[int], int], list[int]]
-TROUBLED = 0.01  # it is half of that, and 4 of 10 in one run of ten million
+TROUBLED = 0.01  # it is half of that, and 3 of 10 in one run of a hundred thousand
 KEPT = {"auto": 75, "boundary": 10, "circular": 100, "patches": 100, "krylov": 10}
 BENIGN = ("identity", "noiseless_identity", "fan_in", "shift")
 
@@ -40,7 +40,7 @@ def test_every_configuration_by_its_boundary(sweep: Sweep) -> None:
     troubled = [s for s in scores if s.kind == "troubled"]
     assert not report([s for s in scores if s.kind != "troubled"])
     assert all(s.kind != "inapplicable" for s in scores)
-    assert len(troubled) <= 3 + TROUBLED * len(scores), report(troubled)
+    assert len(troubled) <= 2 + TROUBLED * len(scores), report(troubled)
 
 
 @pytest.mark.parametrize("method", ["circular", "patches"])
