@@ -170,7 +170,8 @@ def draw(runs: list[Run], counted: dict[str, float], path: Path) -> None:
     for name, value in counted.items():
         curves.axhline(value, color=GRAY, linewidth=1, linestyle="--")
         place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
-        curves.annotate(name, (0.99, value), color=GRAY, fontsize=8, **place)
+        plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+        curves.annotate(name, (0.99, value), color=GRAY, fontsize=8, bbox=plate, **place)
     style(curves, "perplexity per character", "epoch", "perplexity")
     style(rates, "learning rate", "epoch", "rate")
     for axes in (curves, rates):

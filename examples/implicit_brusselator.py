@@ -279,7 +279,7 @@ def main(
     dense_steps = {2 * s * s: seconds_a_step(DenseWay, s) for s in dense_sides}
     print(f"{'unknowns':>9}{'dense step':>12}{'sparse step':>13}{'ratio':>8}")
     for n, seconds in dense_steps.items():
-        print(f"{n:9,}{seconds * 1e3:9.1f} ms{sparse_steps[n] * 1e3:10.1f} ms{seconds / sparse_steps[n]:8.0f}")
+        print(f"{n:9,}{seconds * 1e3:9.1f} ms{sparse_steps[n] * 1e3:10.1f} ms{seconds / sparse_steps[n]:8.1f}")
     difference = difference_from_scipy()
     print(f"largest difference from solve_ivp (Radau, 1e-8) on a small grid: {difference:.1e}")
     colored = prepare_jacobian(brusselator(5), start(5)).colored

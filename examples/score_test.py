@@ -116,7 +116,7 @@ def draw(p_values: dict[str, list[float]], model: Logistic, fits: Tensor, path: 
     looks = {"observed": (BLUE, "-"), "expected": (ORANGE, "-"), "t-test": (GRAY, "--")}
     for name, (color, dashes) in looks.items():
         left.plot(MEANS, p_values[name], dashes, color=color, label=name if name == "t-test" else f"score test, {name}")
-    left.axhline(0.05, color=GRAY, linewidth=0.7)
+    left.axhline(0.05, color=GRAY, linewidth=0.7, label="p = 0.05")
     style(left, "mean sepal length of versicolor", "mu0 (cm)", "p-value")
     left.legend(frameon=False, fontsize=8.5)
     a, b = model.names.index("smoothness"), model.names.index("symmetry")

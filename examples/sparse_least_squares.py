@@ -233,7 +233,7 @@ def draw(result: Result, path: Path) -> None:
         right.loglog(list(seconds), list(seconds.values()), "o-", color=color, markersize=4, label=name)
     style(right, "one Jacobian", "unknowns", "seconds")
     right.xaxis.set_minor_formatter(NullFormatter())
-    right.legend(frameon=False, labelcolor=INK, loc="center right")
+    right.legend(frameon=False, labelcolor=INK, loc="upper right")
     save(figure, path)
 
 

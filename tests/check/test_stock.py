@@ -77,7 +77,7 @@ def named_in(names: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("entry", entries, ids=lambda entry: entry.name)
 
 
-@named_in(stock.WRONG_IN_TORCH)
+@named_in((*stock.WRONG_IN_TORCH, *stock.ROUNDED_IN_TORCH))
 def test_defects_of_torch_are_found(entry: Entry) -> None:
     assert Case(entry, torch.float64, "contiguous", True, 0).check().verdict == "wrong"
 
@@ -95,6 +95,12 @@ def test_defects_of_torch_are_there(entry: Entry) -> None:
 
     with pytest.raises(GradcheckError):
         torch.autograd.gradcheck(f, (*inputs, *module.parameters()), check_forward_ad="options" in entry.name)
+
+
+def test_the_slope_that_torch_rounds_is_a_sixth_to_eight_digits() -> None:
+    x = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(nn.Hardsigmoid()(x).sum(), x)
+    assert 1e-9 < float((6 * slope - 1).abs().min()) < 1e-6
 
 
 @named_in(stock.NO_CHANNELS_LAST)

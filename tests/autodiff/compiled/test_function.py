@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -19,6 +20,15 @@ from hesse.autodiff.compiled.unrecordable import Unrecordable
 from hesse.autodiff.compiled.unrecorded import note_irregular
 
 F64 = torch.float64
+
+
+@contextmanager
+def user_warnings() -> Iterator[list[warnings.WarningMessage]]:
+    """Every one of a block; what the garbage collector says of files that others left open is none."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", UserWarning)
+        yield seen
 
 
 class Counted:
@@ -110,8 +120,7 @@ def test_values_that_change_at_each_call_end_in_a_notice() -> None:
         return x * x.sum().item()
 
     c = Counted(f)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+    with user_warnings() as seen:
         for i in range(20):
             x = torch.tensor([1.0, float(i)])
             assert torch.equal(c(x), f(x))
@@ -121,8 +130,7 @@ def test_values_that_change_at_each_call_end_in_a_notice() -> None:
 
 def test_shapes_that_never_repeat_end_in_a_notice() -> None:
     c = Counted(lambda x: x * 2)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+    with user_warnings() as seen:
         for n in range(1, 45):
             assert c(torch.ones(n)).tolist() == [2.0] * n
     assert len(seen) == 1 and "never seen before" in str(seen[0].message)
@@ -260,8 +268,7 @@ def test_a_binding_that_fails_is_not_used(monkeypatch) -> None:
 )
 def test_what_cannot_be_recorded_runs_directly_and_says_so_once(f, reason) -> None:
     c, x = Counted(f), torch.ones(2)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+    with user_warnings() as seen:
         for _ in range(3):
             assert torch.equal(c(x), f(x))
     assert c.runs == 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import sys
 import threading
-import warnings
 import weakref
 from collections import namedtuple
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from torch import Tensor
 
 import hesse
 
-from .test_function import Counted
+from .test_function import Counted, user_warnings
 
 F64 = torch.float64
 
@@ -110,8 +109,7 @@ def test_attributes_of_tensors_are_live() -> None:
 )
 def test_what_no_guard_compares_is_not_recorded(read, change) -> None:
     c, base = Counted(read, variables=()), numbers(3, 3)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+    with user_warnings() as seen:
         for row in range(3):
             x = base[row].clone() if change else base[row]
             assert torch.equal(c(x), read(x))
@@ -131,8 +129,7 @@ def test_an_argument_that_the_function_changes_is_changed_at_every_call(log) -> 
         return x * 2
 
     c = Counted(f)
-    with warnings.catch_warnings(record=True) as seen:
-        warnings.simplefilter("always")
+    with user_warnings() as seen:
         for calls in range(1, 5):
             c(numbers(2), log)
             assert len(log) == calls
@@ -259,8 +256,7 @@ def test_a_random_state_that_is_put_back_is_put_back_at_every_call(f) -> None:
         before = torch.get_rng_state()
         expected, after = f(x), torch.get_rng_state()
         torch.set_rng_state(before)
-        with warnings.catch_warnings(record=True) as seen:
-            warnings.simplefilter("always")
+        with user_warnings() as seen:
             assert torch.equal(c(x), expected)
         assert torch.equal(torch.get_rng_state(), after)
         if call == 0:
@@ -274,8 +270,7 @@ class Batch:
 
 def test_objects_that_are_new_at_each_call_are_let_go() -> None:
     c, seen = Counted(lambda p, batch: p * batch.x), []
-    with warnings.catch_warnings(record=True) as notices:
-        warnings.simplefilter("always")
+    with user_warnings() as notices:
         for _ in range(40):
             batch = Batch(numbers(2))
             seen.append(weakref.ref(batch))
@@ -290,8 +285,7 @@ def test_arguments_that_contain_themselves_run_directly() -> None:
     ring = [2.0]
     ring.append(ring)
     c = Counted(lambda x, items: x * items[0])
-    with warnings.catch_warnings(record=True) as notices:
-        warnings.simplefilter("always")
+    with user_warnings() as notices:
         x = numbers(2)
         assert torch.equal(c(x, ring), x * 2.0) and torch.equal(c(x, ring), x * 2.0)
     assert len(notices) == 1 and "nested too deeply" in str(notices[0].message)

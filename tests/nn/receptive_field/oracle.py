@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,10 +29,12 @@ def fold(reduce: str, terms: Sequence[Tensor]) -> Tensor:
     """One number from the terms of a window."""
     total = terms[0]
     if reduce == "logsumexp":
-        total = total.exp()
+        largest = max(float(term.detach()) for term in terms)
+        shift = largest if math.isfinite(largest) else 0.0  # exp of a tangent beside its pole is infinite
+        total = (total - shift).exp()
         for term in terms[1:]:
-            total = total + term.exp()
-        return total.log()
+            total = total + (term - shift).exp()
+        return total.log() + shift
     for term in terms[1:]:
         if reduce in ("sum", "mean"):
             total = total + term

@@ -16,6 +16,7 @@ from torch.utils import _pytree
 REAL = torch.float64
 LARGEST = 80  # elements of all inputs, and of all outputs, up to which all rows of a Jacobian are looked at
 ROWS = 24  # that are looked at beyond
+TOO_LARGE = 100_000  # inputs: some samples of `grid_sampler_3d` have millions, which take gigabytes and minutes each
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ def entries() -> dict[str, Any]:
 
 
 def samples(name: str) -> Iterator[Sample]:
-    """The samples of an entry that have an input to differentiate by."""
+    """The samples of an entry that have an input to differentiate by, but for those with more than `TOO_LARGE` numbers."""
     op = entries()[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -53,6 +54,8 @@ def samples(name: str) -> Iterator[Sample]:
     for number, given in enumerate(found):
         leaves, spec = _pytree.tree_flatten(((given.input, *given.args), given.kwargs))
         moved = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor) and leaf.dtype == REAL and leaf.requires_grad]
+        if sum(leaves[i].numel() for i in moved) > TOO_LARGE:
+            continue
         if moved and all(leaves[i].layout is torch.strided for i in moved):
             f = _function(op, given.output_process_fn_grad, leaves, spec, moved)
             yield Sample(name, number, [leaves[i].detach().clone() for i in moved], f)
