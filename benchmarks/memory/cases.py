@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 import hesse
 from hesse.core.space import Space
-from hesse.operators.base import Tag
-from hesse.operators.function import Function
+from hesse.operators import Congruence, Dense, Function, Kronecker, LowRank, Tag
+from hesse.parameters.contractions import Moments
 
 Work = Callable[[], Any]
 CASES: dict[str, Callable[[int], Work]] = {}
@@ -63,13 +64,19 @@ def _rows(quantity: Callable[[Any], Any], make: Callable[[int], Any]) -> Callabl
     return prepare
 
 
+def _scaled_alike(found: Moments) -> tuple[Tensor, Tensor]:
+    """The two factors whose product is ``left (x) right / terms``, the second of norm 1: they alone are determined."""
+    size = found.right.norm()
+    return found.left * (size / (found.terms or 1)), found.right / size
+
+
 for _name, _quantity in {
     "norms": lambda J: J.norms(),
     "gram": lambda J: J.gram(),
     "sum_of_squares": lambda J: J.sum_of_squares(),
     "clipped_sum": lambda J: J.clipped_sum(1.0),
     "variance": lambda J: J.variance(),
-    "moments": lambda J: {name: (m.left, m.right) for name, m in J.moments().items()},
+    "moments": lambda J: {name: _scaled_alike(m) for name, m in J.moments().items()},
     "dense": lambda J: J.dense(),
     "weighted_sum": lambda J: J.T @ torch.ones(J.shape[0]),
 }.items():
@@ -196,7 +203,7 @@ def laplacian(divisor: int) -> Work:
 
 
 def _operator(divisor: int) -> Any:
-    f, x = _function(1500 // divisor, 40)
+    f, x = _function(max(1500 // divisor, 600), 40)  # more than what is done exactly, so that small ones go the same way
     return hesse.hessian_operator(lambda p: f(p).square().sum() + p.square().sum(), x)
 
 
@@ -279,11 +286,70 @@ _ITERATIONS: dict[str, Callable[[Any], Any]] = {
     "diagonal_estimate": lambda A: hesse.diagonal(A, rtol=0.02, generator=_seeded()),
     "diagonal_xdiag": lambda A: hesse.diagonal(A, method="xdiag", rtol=0.2, generator=_seeded()),
     "norm_fro": lambda A: hesse.norm(A, generator=_seeded()).value,
-    "solve": lambda A: hesse.solve(A, A.in_space.unravel(torch.ones(8, A.shape[1], dtype=torch.float64))),
     "condition": lambda A: hesse.condition(A, generator=_seeded(), on_failure="return").value,
 }
 for _name, _question in _ITERATIONS.items():
     CASES[f"flat_{_name}"] = lambda divisor, ask=_question: (lambda: ask(_flat(divisor)))
+
+_SOLUTIONS: dict[str, Callable[[Any, Tensor], Any]] = {
+    "solve": hesse.solve,
+    "solve_nystrom": lambda A, b: hesse.solve(A, b, preconditioner=hesse.nystrom(A, 8, generator=_seeded())),
+    "minres": lambda A, b: hesse.solve(A, b, method="minres"),
+    "lsmr": lambda A, b: hesse.solve(A, b, method="lsmr"),
+    "lstsq": hesse.lstsq,
+    "lstsq_damped": lambda A, b: hesse.lstsq(A, b, damping=0.5),
+    "pinv": lambda A, b: hesse.pinv(A) @ b,
+}
+
+
+def _solution(ask: Callable[[Any, Tensor], Any]) -> Callable[[int], Work]:
+    """With 8 right-hand sides, which are data and not counted."""
+
+    def prepare(divisor: int) -> Work:
+        A = _flat(divisor)
+        b = torch.ones(8, A.shape[1], dtype=torch.float64)
+        return lambda: ask(A, b)
+
+    return prepare
+
+
+for _name, _ask in _SOLUTIONS.items():
+    CASES[f"flat_{_name}"] = _solution(_ask)
+
+
+def _few_rows(divisor: int) -> tuple[Any, Tensor]:
+    """``0.5 I + J^T J`` with 20 rows J of 300,000 numbers, and ten right-hand sides."""
+    torch.manual_seed(0)
+    dim = 300_000 // divisor
+    J = Dense(torch.randn(20, dim, dtype=torch.float64) / dim**0.5)
+    return Congruence(J) + 0.5 * hesse.identity(J.in_space), torch.ones(10, dim, dtype=torch.float64)
+
+
+@_case
+def woodbury(divisor: int) -> Work:
+    """A system of the size of the rows."""
+    A, b = _few_rows(divisor)
+    return lambda: hesse.solve(A, b, method="woodbury")
+
+
+def _matrices(divisor: int) -> dict[str, Any]:
+    """Operators of 3000 x 2500 numbers, 60 MB, by their structure."""
+    torch.manual_seed(0)
+    out, into = 3000 // divisor, 2500 // divisor
+    left, right = torch.randn(out, 40, dtype=torch.float64), torch.randn(into, 40, dtype=torch.float64)
+    J = Dense(torch.randn(40, into, dtype=torch.float64))
+    large, small = (torch.randn(*shape, dtype=torch.float64) for shape in ((out // 30, into // 50), (30, 50)))
+    return {
+        "lowrank": LowRank(left, None, right),
+        "composed": Dense(left) @ J,
+        "congruence": Congruence(J),
+        "kronecker": Kronecker(large, small),
+    }
+
+
+for _name in _matrices(64):
+    CASES[f"{_name}_dense"] = lambda divisor, kind=_name: partial(hesse.dense, _matrices(divisor)[kind])
+
 
 _MORE_QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "solve": lambda A: hesse.solve(A, A.in_space.unravel(torch.ones(A.shape[0], dtype=torch.float64)), method="dense"),
@@ -337,9 +403,19 @@ def ntk_wide(divisor: int) -> Work:
 
 @_case
 def ntk_blocks(divisor: int) -> Work:
-    """The same block by block, each dropped."""
+    """The same block by block, each dropped after its part of the product with a vector."""
     model, x = _outputs(divisor)
-    return lambda: sum(block.values.double().square().sum() for block in hesse.ntk(model, list(x.split(32))).blocks())
+    v = torch.randn(len(x), 48, generator=_seeded())
+
+    def work() -> Tensor:
+        product = torch.zeros_like(v)
+        for rows, columns, values in hesse.ntk(model, list(x.split(len(x) // 3))).blocks():
+            product[rows] += torch.einsum("ncmd,md->nc", values, v[columns])
+            if rows != columns:  # of the lower triangle, whatever the blocks are
+                product[columns] += torch.einsum("ncmd,nc->md", values, v[rows])
+        return product
+
+    return work
 
 
 @_case

@@ -1,6 +1,7 @@
 """Every quantity without a budget, and under parts of what it took then, each in a process of its own.
 
-``python -m benchmarks.memory.run`` prints a Markdown table and writes ``benchmarks/results/memory.json``.
+``python -m benchmarks.memory.run`` prints a Markdown table and writes ``benchmarks/results/memory.json``. It ends with 1 where
+a result under a budget is another one than without.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.memory.cases import CASES  # noqa: E402
-from benchmarks.memory.tables import render  # noqa: E402
+from benchmarks.memory.tables import others, render  # noqa: E402
 from benchmarks.run import machine_info, names_among  # noqa: E402
 from benchmarks.tables import write_between_markers  # noqa: E402
 
@@ -27,8 +28,8 @@ PAGE = ROOT / "docs" / "benchmarks_memory.md"
 PARTS = (2, 4)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Parse, measure, print, write."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, measure, print, write; 1 where results differ from those without a budget."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=names_among(CASES), default=list(CASES), help="some of the quantities")
     parser.add_argument("--parts", type=int, nargs="+", default=PARTS, help="budgets: parts of what it takes without one (2 4)")
@@ -49,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(text)
     if args.write_docs:
         write_between_markers(PAGE, text)
+    return int(bool(others(report)))
 
 
 def _measured(name: str, parts: Sequence[int]) -> dict[str, Any]:
@@ -89,4 +91,4 @@ def _compared(result: dict[str, Any], free: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

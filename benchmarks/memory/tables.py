@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 MIB = 2**20
+SAME = 1e-4
+"""How far a result under a budget may be from that without one, relative to its norm; computed in float32 mostly."""
 
 
 def render(report: dict[str, Any]) -> str:
@@ -15,7 +17,33 @@ def render(report: dict[str, Any]) -> str:
     titles = " | ".join(f"1/{part} of it" for part in parts)
     lines = [head, "", f"| quantity | no budget | {titles} | at the least named |", "|---|---|" + "---|" * len(parts) + "---|"]
     lines += [_row(result, parts) for result in report["results"]]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _agreement(report)])
+
+
+def others(report: dict[str, Any]) -> dict[str, float]:
+    """The quantities whose results under a budget are other ones than without, and by how much at most."""
+    return {name: worst for name, worst in _differences(report).items() if not worst <= SAME}
+
+
+def _differences(report: dict[str, Any]) -> dict[str, float]:
+    """The largest difference of each quantity that was computed under a budget; NaN where one is."""
+    found: dict[str, float] = {}
+    for result in report["results"]:
+        seen = [b["difference"] for b in result["budgets"] if b["status"] == "done"]
+        if seen:
+            found[result["name"]] = next((d for d in seen if d != d), max(seen))
+    return found
+
+
+def _agreement(report: dict[str, Any]) -> str:
+    """What the comparison with the results without a budget has shown."""
+    found, wrong = _differences(report), others(report)
+    if wrong:
+        return f"Results differ by more than {SAME:.0e}: " + ", ".join(f"{name} ({d:.1e})" for name, d in wrong.items()) + "."
+    if not found:
+        return "Nothing was computed under a budget."
+    worst = max(found, key=lambda name: found[name])
+    return f"The largest relative difference from a result without a budget: {found[worst]:.1e} ({worst})."
 
 
 def _row(result: dict[str, Any], parts: list[int]) -> str:

@@ -43,7 +43,7 @@ def main(name: str, budget: int) -> dict[str, Any]:
         "status": "done",
         "growth": growth,
         "seconds": time.process_time() - began,
-        "prints": [_print(leaf) for leaf in tree.leaves(result) if isinstance(leaf, Tensor)],
+        "prints": [_print(torch.as_tensor(leaf)) for leaf in tree.leaves(result) if isinstance(leaf, (Tensor, float))],
     }
 
 

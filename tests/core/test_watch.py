@@ -205,6 +205,19 @@ def test_buffers_of_the_first_run_are_watched_from_then_on() -> None:
     refuse(watch, r"buffers 'parts\.later' that appeared")
 
 
+def test_buffers_of_a_later_run_are_watched_from_then_on() -> None:
+    parts = Parts()
+    watch = Watch(parts=parts)
+    with watch.running():
+        parts.register_buffer("pos", torch.ones(3))
+        parts.seen.add_(1)
+    refuse(watch, r"numbers in the buffers 'parts\.seen'\n")
+    parts.seen.sub_(1)
+    watch.check(*ASKED)
+    parts.pos[1] = 2
+    refuse(watch, r"numbers in the buffers 'parts\.pos'\n")
+
+
 def test_numbers_that_change_before_the_first_run_ends_are_refused() -> None:
     parts = Parts()
     watch = Watch(parts=parts)

@@ -19,6 +19,7 @@ from hesse.core.errors import (
     UnsupportedError,
 )
 from hesse.curvature.gauss_newton import GaussNewton
+from hesse.operators.division import Division
 from tests.curvature import references, zoo
 from tests.parameters import oracle
 from tests.parameters.special import Free, L
@@ -280,6 +281,45 @@ def test_changed_data_and_frozen_parameters_are_noticed(change: str) -> None:
     for A in made[:2]:
         with pytest.raises(DataError, match="in place"):
             hesse.diagonal(A)
+
+
+CHANGES: dict[str, Callable[[Any, Any], Any]] = {
+    "buffer": lambda model, loss: model[1].running_mean.add_(3.0),
+    "buffer replaced": lambda model, loss: setattr(model[1], "running_mean", torch.full((5,), 3.0, dtype=torch.float64)),
+    "weights of the loss": lambda model, loss: loss.weight.mul_(torch.tensor([5.0, 1.0, 1.0])),
+    "weights of the loss replaced": lambda model, loss: setattr(loss, "weight", loss.weight.flip(0)),
+    "option of the loss": lambda model, loss: setattr(loss, "label_smoothing", 0.5),
+    "module": lambda model, loss: model.__setitem__(2, nn.Sigmoid()),
+    "mode": lambda model, loss: model.train(),
+}
+
+
+@pytest.mark.parametrize("kept", ["all", "the first", "none"])
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_product_mixes_what_a_model_or_loss_was_with_what_it_is(
+    change: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = {"all": 2**40, "the first": 1, "none": -1}[kept]
+    sizes: list[int] = []
+    monkeypatch.setattr(Division, "may_keep", lambda self, wanted: sizes.append(wanted) or wanted <= limit * min(sizes))
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double().eval()
+        x, y = torch.randn(9, 4, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2, 2, 0, 1])
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64))
+    batches = [(x[:3], y[:3]), (x[3:6], y[3:6]), (x[6:], y[6:])]
+    makes = (hesse.loss_hessian, hesse.ggn, lambda *given: hesse.fisher(*given, kind="empirical"))
+    made, v = list[Any](), {name: torch.ones_like(p) for name, p in model.named_parameters()}
+    for make in makes:
+        sizes.clear()
+        made.append(make(model, loss, batches))
+        made[-1].mv(v)
+        shown = {"all": "3 of 3", "the first": "1 of 3", "none": "recomputed"}[kept]
+        assert shown in repr(made[-1])
+    CHANGES[change](model, loss)
+    for A in made:
+        with pytest.raises(DataError, match="the same model and the same loss"):
+            A.mv(v)
 
 
 def test_ignored_targets_stay_ignored_when_labels_are_predicted() -> None:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hesse.curvature.gauss_newton import GaussNewton
 from hesse.curvature.kronecker_pass import How
 from hesse.curvature.slicing import Slicing
 from hesse.curvature.split import SplitBatch
+from hesse.operators.spread import Spread
 from tests.curvature import references
 from tests.parameters import oracle
 
@@ -113,6 +115,46 @@ class TestSlicesAddUp:
             assert oracle.difference(hesse.dense(matrix), hesse.dense(whole)) < 1e-10
 
 
+    @pytest.mark.parametrize("make", [hesse.kfac, hesse.ekfac])
+    def test_kronecker_factors_of_spread_data(self, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+        model, (x, y) = problem()
+        batches = [(x[:4], y[:4]), (x[4:], y[4:])]
+        whole = hesse.dense(make(model, LOSSES["smoothing"], (x, y), kind="ggn"))
+        sizes: list[int] = []
+        plain = How.rows
+
+        def rows(self: How, model: Any, loss: Any, piece: Any, **options: Any) -> Any:
+            sizes.append(len(piece[0]))
+            return plain(self, model, loss, piece, **options)
+
+        monkeypatch.setattr(How, "rows", rows)
+        found = make(model, LOSSES["smoothing"], Alone(batches), kind="ggn", memory="1GiB")
+        assert set(sizes) == {2, 3}
+        assert oracle.difference(hesse.dense(found), whole) < 1e-10
+
+
+class Alone(Spread):
+    """Data spread over one process."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def asking(self, what: str) -> Any:
+        return nullcontext()
+
+    def average(self, make: Any, **options: Any) -> Any:
+        return hesse.average(make, self.batches)
+
+    def add_up(self, what: str, work: Any) -> Any:
+        return work()
+
+    def require_same(self, what: str, tensors: Any) -> None:
+        pass
+
+    def take_first(self, what: str, tensors: Any) -> Any:
+        return dict(tensors)
+
+
 class TestMixed:
     """Where samples influence each other the whole batch is needed, and the error says how much that takes."""
 
@@ -182,6 +224,34 @@ class TestFailures:
         with pytest.raises(RuntimeError, match="sizes do not match"):
             _ = A @ A.in_space.zeros()
 
+    @pytest.mark.parametrize("data", ["batch", "list", "iterable"])
+    @pytest.mark.parametrize("make", [hesse.kfac, hesse.ekfac])
+    def test_kronecker_passes_begin_anew(
+        self, make: Callable[..., Any], data: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, (x, y) = problem()
+        loss, half = LOSSES["smoothing"], [(x[:8], y[:8]), (x[8:], y[8:])]
+        loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=8)
+        given: Any = {"batch": (x, y), "list": half, "iterable": loader}[data]
+        expected = make(model, loss, given, kind="ggn")
+        sizes: list[int] = []
+        plain = How.rows
+
+        def rows(self: How, model: Any, loss: Any, piece: Any, **options: Any) -> Any:
+            found = plain(self, model, loss, piece, **options)
+            sizes.append(len(piece[0]))
+            if sizes[-1] > 4 or len(sizes) == 9:  # the ninth: in the middle of a pass
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes")
+            return found
+
+        monkeypatch.setattr(How, "rows", rows)
+        found = make(model, loss, given, kind="ggn")
+        assert sizes[0] == (11 if data == "batch" else 8)
+        assert oracle.difference(hesse.dense(found), hesse.dense(expected)) < 1e-10
+        monkeypatch.setattr(How, "rows", lambda *given, **options: torch.empty(2**60))
+        with pytest.raises(MemoryBudgetError):
+            make(model, loss, given, kind="ggn")
+
     def test_a_matrix_that_cannot_be_made_whole_is_made_of_slices(self, monkeypatch: pytest.MonkeyPatch) -> None:
         module = sys.modules["hesse.curvature.ggn"]
 
@@ -210,6 +280,7 @@ def test_without_a_budget_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -
 
 SCRIPT = """
 import json, sys, torch
+from contextlib import suppress
 torch.set_num_threads(1)
 from torch import nn
 import hesse
@@ -232,38 +303,38 @@ for name, make in makes.items():
         torch.manual_seed(1)
         return A.out_space.ravel(A @ {k: torch.randn_like(p) for k, p in model.named_parameters()})
     product(8)
-    with hesse.memory("20MiB"):
+    with hesse.memory("20MiB"), suppress(MemoryBudgetError):
         product(8)
     settle()
     with Growth(torch.device("cpu")) as free:
-        whole = product(128)
+        whole = product(COUNT)
     grown = []
-    for _ in range(3):  # what the C library keeps back, and a busy machine, only add to it: the least of three counts
+    while not grown or (min(grown) > 1.1 * BUDGET and len(grown) < 4):  # what else the process does only adds to it
         settle()
         with hesse.memory(BUDGET), Growth(torch.device("cpu")) as held:
-            parts = product(128)
+            parts = product(COUNT)
         grown.append(held.bytes)
     try:
         with hesse.memory(300_000):
-            product(128)
+            product(32)
         least = 0
     except MemoryBudgetError as error:
         least = error.least
         assert str(error).startswith({"hessian": "loss_hessian"}.get(name, name) + "("), str(error)
     with hesse.memory(least):
-        product(128)
+        product(32)
     found[name] = [free.bytes, min(grown), float((whole - parts).norm() / whole.norm()), least]
 print(json.dumps(found))
 """
 
 
 def test_growth_stays_within_the_budget() -> None:
-    budget = 24 * MIB
-    script = SCRIPT.replace("BUDGET", str(budget))
+    budget = 48 * MIB  # of which the fixed noise of libraries is a small part
+    script = SCRIPT.replace("BUDGET", str(budget)).replace("COUNT", "288")
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
     assert not done.returncode, done.stderr
     for name, (free, held, difference, least) in json.loads(done.stdout.splitlines()[-1]).items():
-        assert free > 1.4 * budget, (name, free, "the problem is too small to show anything")
+        assert free > 2.5 * budget, (name, free, "the problem is too small to show anything")
         assert held < 1.2 * budget, (name, held / budget)
         assert difference < 1e-4, (name, difference)
         assert 300_000 < least < budget, (name, least)

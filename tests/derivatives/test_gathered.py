@@ -91,22 +91,28 @@ def test_trees_in_blocks(mode: Any, measured: bool, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", ["reverse", "forward", "batched", "hessian"])
 def test_results_are_held_once(name: str) -> None:
-    W = seeded(1100, 1200) / 30
+    W = seeded(90, 2400) / 30
     asked: dict[str, Callable[[], Any]] = {
-        "reverse": lambda: hesse.jacobian(lambda x: torch.tanh(W @ x), seeded(1200), structure="dense", mode="reverse"),
-        "forward": lambda: hesse.jacobian(
-            lambda x: torch.cat([x, x.flip(0)]).cumsum(0), seeded(900), structure="dense", mode="forward"
+        "reverse": lambda: hesse.jacobian(
+            lambda x: torch.cat([x[:500], x.flip(0)]).cumsum(0), seeded(1900), structure="dense", mode="reverse"
         ),
-        "batched": lambda: hesse.jacobian(lambda x: torch.tanh(x @ W[:90, :80]), seeded(200, 90), structure="batched"),
-        "hessian": lambda: hesse.hessian(lambda x: torch.tanh(W[:50] @ x).square().sum(), seeded(1200), structure="dense"),
+        "forward": lambda: hesse.jacobian(
+            lambda x: torch.cat([x, x.flip(0)]).cumsum(0), seeded(1600), structure="dense", mode="forward"
+        ),
+        "batched": lambda: hesse.jacobian(lambda x: torch.tanh(x @ W[:, :80]), seeded(700, 90), structure="batched"),
+        "hessian": lambda: hesse.hessian(lambda x: torch.tanh(W[:50] @ x).square().sum(), seeded(2400), structure="dense"),
     }
     expected = asked[name]()[1]
-    budget = int(1.3 * expected.nbytes) + 2 * MIB
-    settle()
-    growth = Growth(torch.device("cpu"))
-    with growth, hesse.memory(budget):
-        found = asked[name]()[1]
-    assert growth.bytes <= 1.2 * budget + MIB
+    budget, grown, found = int(1.3 * expected.nbytes) + 2 * MIB, list[int](), torch.empty(0)
+    while not grown or (min(grown) > 1.2 * budget and len(grown) < 4):  # what else the process does only adds to it
+        gc.collect()
+        settle()
+        growth = Growth(torch.device("cpu"))
+        with growth, hesse.memory(budget):
+            found = asked[name]()[1]
+        grown.append(growth.bytes)
+    assert budget >= 46 * MIB
+    assert min(grown) <= 1.2 * budget
     assert torch.equal(found, expected) or (found - expected).abs().max() < 1e-12
 
 
@@ -126,32 +132,44 @@ def test_results_that_are_to_be_differentiable(monkeypatch: pytest.MonkeyPatch) 
         assert ask("2MiB").shape == (6, 6)
 
 
+def asked_within(ask: Callable[[int], Tensor], budget: int) -> tuple[Tensor | None, int, int]:
+    """What came out, or the least that would do, and the least growth of up to three runs."""
+    found, least, grown = None, budget, list[int]()
+    while not grown or (min(grown) > 1.2 * budget and len(grown) < 3):
+        gc.collect()
+        settle()
+        growth = Growth(torch.device("cpu"))
+        with growth:
+            try:
+                found = ask(budget)
+            except MemoryBudgetError as error:
+                found, least = None, error.least
+        grown.append(growth.bytes)
+    return found, least, min(grown)
+
+
 def test_a_sparse_derivative_keeps_to_its_budget_or_says_what_would_do() -> None:
-    x = torch.rand(60_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = torch.rand(480_000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def ask(budget: int | None) -> Tensor:
         return hesse.jacobian(lambda p: p[1:] * p[:-1] ** 2, x, structure="sparse", layout="sparse", memory=budget).jacobian
 
-    expected, refused = ask(None).values(), 0
-    for budget in (5 * MIB, 12 * MIB):
+    expected, named = ask(None).values(), list[list[int]]()
+    for budget in (72 * MIB, 96 * MIB):  # refused before the coloring, and after it
+        named.append([])
         for _ in range(4):
-            gc.collect()
-            settle()
-            growth, least = Growth(torch.device("cpu")), budget
-            with growth:
-                try:
-                    found = ask(budget)
-                except MemoryBudgetError as error:
-                    found, least = None, error.least
-            assert growth.bytes <= 1.2 * budget + 2 * MIB
+            found, least, growth = asked_within(ask, budget)
+            assert growth <= 1.2 * budget
             if found is not None:
                 assert torch.equal(found.values(), expected)
                 break
             assert least > budget
-            budget, refused = least, refused + 1
+            named[-1].append(least)
+            budget = least
         else:
             pytest.fail("what an error named was never enough")
-    assert refused
+    early, late = named[0][0], named[1][0]
+    assert 0.85 * late < early < 1.15 * late
 
 
 def test_sparse_entries_that_are_read_pass_by_pass() -> None:

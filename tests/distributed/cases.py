@@ -25,6 +25,11 @@ def loss(output: Tensor, target: Tensor) -> Tensor:
 KNOWN = nn.CrossEntropyLoss(weight=WEIGHTS, ignore_index=2)
 
 
+def vector() -> dict[str, Tensor]:
+    """A vector of the space of the model's parameters."""
+    return {name: torch.arange(1.0, p.numel() + 1, dtype=p.dtype).view_as(p) for name, p in model().named_parameters()}
+
+
 def batches(dtype: torch.dtype = torch.float64) -> list[Batch]:
     source = torch.Generator().manual_seed(11)
     made = []

@@ -46,7 +46,7 @@ class Outcome:
 
 
 def run_ranks(
-    function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120.0, group_timeout: float = 60.0
+    function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 240.0, group_timeout: float = 120.0
 ) -> list[Any]:
     """The values of ``function(rank, *args)`` on so many ranks of one gloo group; an error, death or hang fails the test."""
     outcomes = try_ranks(function, ranks, *args, timeout=timeout, group_timeout=group_timeout)
@@ -59,7 +59,7 @@ def run_ranks(
 
 
 def try_ranks(
-    function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 120.0, group_timeout: float = 60.0
+    function: Callable[..., Any], ranks: int, *args: Any, timeout: float = 240.0, group_timeout: float = 120.0
 ) -> list[Outcome]:
     """As `run_ranks`, with what became of each rank instead of an exception.
 

@@ -45,5 +45,5 @@ def test_exceptions_deaths_and_hangs_are_told_apart() -> None:
         run_ranks(fails_on_one, 2, group_timeout=20)
     dead = try_ranks(dies_or_hangs, 2, "dies", timeout=60, group_timeout=10)
     assert [outcome.kind for outcome in dead] == ["died", "value"]
-    hung = try_ranks(dies_or_hangs, 2, "hangs", timeout=10, group_timeout=3)
+    hung = try_ranks(dies_or_hangs, 2, "hangs", timeout=20, group_timeout=3)
     assert [outcome.kind for outcome in hung] == ["hung", "value"]

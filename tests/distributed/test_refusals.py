@@ -26,7 +26,7 @@ from .test_gram import batches_of, model_of
 
 Told = tuple[str, str]
 Asks = dict[str, Callable[[], Any]]
-WAIT = 30.0
+WAIT = 60.0
 RANKS = [2] if os.environ.get("HESSE_TEST_ALL", "") in ("", "0") else [2, 3, 4]
 
 
@@ -64,6 +64,10 @@ def operators(sick: bool, mine: list[cases.Batch]) -> Asks:
     def product(A: Any) -> Any:
         return A @ ({"none": torch.ones(3)} if sick else A.in_space.normal())
 
+    def damped(A: Any) -> Any:
+        return A + 2 * hesse.identity(A.in_space)
+
+    right = torch.ones(44 + sick, dtype=torch.float64)
     asks: Asks = {
         f"nan {make.__name__}": lambda make=make: make(net, loss, data)
         for make in (hesse.loss_hessian, hesse.ggn, hesse.fisher, hesse.kfac, hesse.ekfac)
@@ -79,8 +83,35 @@ def operators(sick: bool, mine: list[cases.Batch]) -> Asks:
         "product": lambda: hesse.ggn(cases.model(), loss, data).flat @ torch.ones(44 + sick, dtype=torch.float64),
         "product of trees": lambda: product(hesse.ggn(cases.model(), loss, data)),
         "average": lambda: hesse.average(lambda b: hesse.ggn(cases.model(), loss, b), data, memory=-1 if sick else None),
+        "product of a sum": lambda: damped(hesse.ggn(cases.model(), loss, data)).flat @ right,
+        "product of a part": lambda: product(hesse.restrict(hesse.ggn(cases.model(), loss, data), ["0.weight", "0.bias"])),
     }
-    return asks
+    asks |= {
+        f"solve, {method}": lambda method=method: hesse.solve(
+            damped(hesse.ggn(cases.model(), loss, data)), {"none": right} if sick else cases.vector(), method=method
+        )
+        for method in ("auto", "cg", "lsmr")
+    }
+    return asks | questions(sick, hesse.ggn(cases.model(), loss, data))
+
+
+def questions(sick: bool, A: Any) -> Asks:
+    """Questions of linear algebra, an option bad on one rank."""
+    one: Any = hesse.identity(A.in_space)
+    return {
+        "solve, method": lambda: hesse.solve(A + one, cases.vector(), method="none" if sick else "cg"),
+        "lstsq": lambda: hesse.lstsq(A, torch.ones(3) if sick else cases.vector()),
+        "trace": lambda: hesse.trace(A, rtol=-1.0 if sick else 0.1),
+        "trace of a sum": lambda: hesse.trace(A + one, method="none" if sick else "auto"),
+        "norm": lambda: hesse.norm(A, ord="none" if sick else "fro"),  # type: ignore[arg-type]
+        "eigsh": lambda: hesse.eigsh(A, 0 if sick else 2),
+        "svd": lambda: hesse.svd(A, 0 if sick else 2),
+        "diagonal": lambda: hesse.diagonal(0.5 * A, method="none" if sick else "auto"),  # type: ignore[call-overload]
+        "spectrum": lambda: hesse.spectrum(A, method="none" if sick else "auto"),
+        "logdet": lambda: hesse.logdet(A + one, method="none" if sick else "auto"),
+        "jacobi": lambda: hesse.jacobi(A, damping=1.0, rtol=-1.0 if sick else None),
+        "dense": lambda: hesse.dense(A.T @ A, memory="none" if sick else None),
+    }
 
 
 def collections(sick: bool, mine: list[cases.Batch], folder: str) -> Asks:

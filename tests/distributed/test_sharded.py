@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import os
-import time
 from typing import Any
 
 import pytest
@@ -184,12 +183,10 @@ def vectors(rank: int) -> None:
         shard({"first.weight": torch.zeros(5, dtype=torch.float64)}, model)
     with pytest.raises(StructureError, match="no such leaf there"):
         sharded(A, {"other": placed["last.weight"]})
-    began = time.monotonic()
     with pytest.raises(StructureError if rank else DistributedError, match="is a tree of tensors"):
         shard({"last.weight": 3.0 if rank else v["last.weight"]}, model)
     with pytest.raises(StructureError if rank else DistributedError, match="no such leaf there"):
         shard({"none" if rank else "last.weight": v["last.weight"]}, model)
-    assert time.monotonic() - began < 20  # of the 300 seconds of the timeout
     assert torch.equal(gather(shard(v, model))["last.weight"], v["last.weight"])
     with pytest.raises(UnsupportedError, match="from parameters to parameters"):
         sharded(hesse.parameter_jacobian(pair, F.cross_entropy, (x, t)), model)
@@ -289,6 +286,11 @@ def sharded_leaves_are_named(bare: nn.Module, mesh: Any, batch: tuple[Tensor, Te
     for operator in (G, over, S):
         with pytest.raises(StructureError, match=r"a DTensor(?s:.*)full_tensor"):
             operator.flat @ flat_cut
+    weights: Any = distribute_tensor(torch.ones(len(batch[0]), dtype=torch.float64), mesh, [Replicate()], src_data_rank=None)
+    for rows in (J, hesse.parameter_jacobian(bare, F.cross_entropy, [batch])):
+        for weigh in (lambda rows=rows: rows.clipped_sum(1.0, weights=weights), lambda rows=rows: rows.T @ weights):
+            with pytest.raises(StructureError, match=r"a DTensor(?s:.*)full_tensor"):
+                weigh()
     with pytest.raises(StructureError, match="a DTensor"):
         same = hesse.parameter_jacobian(bare, F.cross_entropy, data_of(0))
         gram(same, out=distribute_tensor(torch.zeros(4, 4), mesh, [Shard(0)], src_data_rank=None))

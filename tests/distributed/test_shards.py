@@ -68,10 +68,10 @@ def lost(rank: int, path: str, kind: str, after: int) -> None:
 
         chunk_store_writer.put_chunk = counted
     if kind == "rows":
-        write_rows(jacobian_of(rank), path, chunk_bytes=1000, timeout=20)
+        write_rows(jacobian_of(rank), path, chunk_bytes=1000, timeout=60)
     else:
         J = hesse.parameter_jacobian(model_of(), F.cross_entropy, data_of(2))
-        write_gram(J, path, chunk_bytes=300, timeout=20)
+        write_gram(J, path, chunk_bytes=300, timeout=60)
 
 
 @pytest.mark.parametrize("ranks", RANKS)
@@ -103,7 +103,7 @@ def test_grams_of_all_ranks_lie_in_one_folder(tmp_path: Path, ranks: int) -> Non
 @pytest.mark.parametrize(("kind", "after"), [("rows", 1), *([("rows", 0), ("gram", 2), ("gram", 3)] if ALL else [])])
 def test_a_lost_rank_leaves_no_folder_taken_for_whole(tmp_path: Path, kind: str, after: int) -> None:
     whole, path = str(tmp_path / "whole.zarr"), str(tmp_path / "part.zarr")
-    first, second = try_ranks(lost, 2, path, kind, after, timeout=60, group_timeout=20)
+    first, second = try_ranks(lost, 2, path, kind, after)
     assert second.kind == "died" and isinstance(first.error, DistributedError), first.trace
     with pytest.raises((DataError, StoreError)):
         open_zarr(path)

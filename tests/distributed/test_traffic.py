@@ -60,9 +60,9 @@ def in_a_row(rank: int) -> tuple[list[tuple[int, float]], list[Tensor], list[flo
     nets = [torch.nn.Linear(3, width).double() for width in (400, 30_000)]
     for net in nets:
         torch.nn.init.ones_(net.weight), torch.nn.init.zeros_(net.bias)
-    data = spread([(x * (1 + rank), torch.zeros(2, 400, dtype=torch.float64))], timeout=30)
+    data = spread([(x * (1 + rank), torch.zeros(2, 400, dtype=torch.float64))], timeout=60)
     G, H = hesse.ggn(nets[0], loss, data), hesse.loss_hessian(nets[0], loss, data)
-    wide = hesse.ggn(nets[1], loss, spread([(x, torch.zeros(2, 30_000, dtype=torch.float64))], timeout=30))
+    wide = hesse.ggn(nets[1], loss, spread([(x, torch.zeros(2, 30_000, dtype=torch.float64))], timeout=60))
     v, w = G.in_space.normal(), wide.in_space.normal()
     asks = [lambda: G @ v] * 4 + [lambda: H @ v] * 4 + [lambda: G @ v] * 2 + [lambda: G.mass, lambda: G @ v]
     asks += [lambda: wide @ w] * 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 import hesse
-from hesse.core.errors import MemoryBudgetError
+from hesse.core.errors import MemoryBudgetError, NotConvergedError
+from hesse.core.growth import Growth, settle
 from hesse.core.memory import given_budget
 from hesse.core.space import Space
 from hesse.linalg.products import mm_within
@@ -115,6 +117,15 @@ ASKED: dict[str, Callable[[LinearOperator], Any]] = {
     "condition": lambda A: hesse.condition(A, method="exact").value,
     "solve": lambda A: hesse.solve(A, ONES, method="dense"),
     "solve cholesky": lambda A: hesse.solve(A, ONES, method="cholesky"),
+    "solve cg": lambda A: hesse.solve(A, ONES.expand(3, N), method="cg"),
+    "solve minres": lambda A: hesse.solve(A, ONES.expand(3, N), method="minres"),
+    "solve lsmr": lambda A: hesse.solve(A, ONES.expand(3, N), method="lsmr"),
+    "lstsq lsmr": lambda A: hesse.lstsq(A, ONES, method="lsmr"),
+    "lstsq damped": lambda A: hesse.lstsq(A, ONES, method="lsmr", damping=0.5),
+    "nystrom": lambda A: hesse.nystrom(A, 7).vectors.abs().sum(),
+    "dense of a product": lambda A: hesse.dense(hesse.operators.Composed(A, A)),
+    "dense of a congruence": lambda A: hesse.dense(hesse.operators.Congruence(A, A)),
+    "dense of blocks": lambda A: hesse.dense(hesse.operators.BlockDiagonal({"a": A, "b": hesse.identity(A.in_space)})),
     "lstsq": lambda A: hesse.lstsq(A, ONES, method="dense"),
     "pinv": lambda A: hesse.pinv(A, rtol=1e-6) @ ONES,
     "rank": hesse.rank,
@@ -161,3 +172,120 @@ def test_products_beside_vectors_keep_to_what_these_leave() -> None:
     seen.clear()
     hesse.dense(A)
     assert seen[0] is None
+
+
+KNOWN: dict[str, Callable[[], LinearOperator]] = {
+    "Dense": lambda: hesse.operators.Dense(torch.ones(30, 20)),
+    "LowRank": lambda: hesse.operators.LowRank(torch.ones(30, 2), None, torch.ones(20, 2)),
+    "Kronecker": lambda: hesse.operators.Kronecker(torch.ones(6, 4), torch.ones(5, 5)),
+    "Diagonal": lambda: hesse.operators.Diagonal(torch.arange(25.0)),
+    "Identity": lambda: hesse.identity(Space.of(torch.zeros(25))),
+    "Composed": lambda: hesse.operators.Dense(torch.ones(30, 3)) @ hesse.operators.Dense(torch.ones(3, 20)),
+    "Congruence": lambda: hesse.operators.Congruence(hesse.operators.Dense(torch.ones(3, 25))),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_matrices_by_structure_are_refused_where_they_do_not_fit(name: str) -> None:
+    A = KNOWN[name]()
+    matrix = hesse.dense(A)
+    with pytest.raises(MemoryBudgetError) as caught:
+        hesse.dense(A, memory=matrix.nbytes - 1)
+    assert caught.value.least >= matrix.nbytes
+    assert torch.equal(hesse.dense(A, memory=caught.value.least), matrix)
+
+
+def test_a_product_that_does_not_fit_beside_its_factors_is_formed_by_columns() -> None:
+    torch.manual_seed(3)
+    first, second = (hesse.operators.Dense(torch.randn(40, 40, dtype=torch.float64)) for _ in range(2))
+    for A, expected in (
+        (first @ second, first.matrix @ second.matrix),
+        (hesse.operators.Congruence(first, second), first.matrix.mT @ second.matrix @ first.matrix),
+    ):
+        with pytest.raises(MemoryBudgetError) as caught:
+            hesse.dense(A, memory=1000)
+        assert expected.nbytes < caught.value.least < 3 * expected.nbytes
+        torch.testing.assert_close(hesse.dense(A, memory=caught.value.least), expected)
+
+
+def halved(A: LinearOperator) -> LinearOperator:
+    return hesse.operators.Diagonal(torch.full((A.shape[0],), 0.5, dtype=torch.float64), frozenset({Tag.PSD}))
+
+
+ITERATIVE: dict[str, Callable[[LinearOperator, Tensor], Any]] = {
+    "cg": lambda A, b: hesse.solve(A, b, method="cg"),
+    "minres": lambda A, b: hesse.solve(A, b, method="minres"),
+    "lsmr": lambda A, b: hesse.solve(A, b, method="lsmr"),
+    "preconditioned lsmr": lambda A, b: hesse.solve(A, b, method="lsmr", preconditioner=halved(A)),
+    "lstsq": lambda A, b: hesse.lstsq(A, b, method="lsmr"),
+    "damped": lambda A, b: hesse.lstsq(A, b, method="lsmr", damping=1e-20),
+}
+
+
+def shifted_rolls(dim: int, seen: list[int]) -> LinearOperator:
+    """A diagonally dominant matrix, which notes how many vectors it is given at once."""
+    scale = torch.linspace(1, 3, dim, dtype=torch.float64)
+
+    class Rolls(LinearOperator):
+        in_space = out_space = Space.of(scale)
+        tags = frozenset({Tag.SYMMETRIC, Tag.HERMITIAN, Tag.PSD})
+
+        def mv(self, v: Any) -> Any:
+            return self.mm(v[None])[0]
+
+        def mm(self, V: Any) -> Any:
+            seen.append(len(V))
+            return scale * V + 0.1 * V.roll(1, -1) + 0.1 * V.roll(-1, -1)
+
+        def transpose(self) -> LinearOperator:
+            return self
+
+    return Rolls()
+
+
+@pytest.mark.parametrize("name", ITERATIVE)
+def test_right_hand_sides_are_worked_off_in_groups(name: str) -> None:
+    dim, seen = 700, list[int]()
+    A = shifted_rolls(dim, seen)
+    b = torch.randn(2, 5, dim, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    b[1, 2] = 0
+    whole = ITERATIVE[name](A, b)
+    assert max(seen) >= 9
+    torch.testing.assert_close((A @ whole).reshape(10, dim), b.reshape(10, dim), rtol=0, atol=1e-6)
+    seen.clear()
+    with hesse.memory(150 * 8 * dim):
+        found = ITERATIVE[name](A, b)
+    assert found.shape == b.shape and max(seen[:-1]) <= 5
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+
+
+def test_a_row_that_fails_is_told_whatever_its_group() -> None:
+    dim = 400
+    A = shifted_rolls(dim, [])
+    b = torch.ones(6, dim, dtype=torch.float64)
+    with hesse.memory(100 * 8 * dim):
+        found = hesse.solve(A, b, method="minres", full=True)
+        assert found.residual <= 1e-8 and found.forward_error <= 1e-7 and found.condition > 1
+        with pytest.raises(NotConvergedError) as caught:
+            hesse.solve(A, b, method="cg", max_iterations=2)
+    partial = caught.value.partial
+    assert partial.residual == pytest.approx(float(((b - A @ partial.value).norm(dim=-1) / b.norm(dim=-1)).max()), rel=1e-9)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+@pytest.mark.parametrize("method", ["cg", "minres"])
+def test_growth_of_iterative_solutions_stays_within_the_budget(method: str) -> None:
+    """48 right-hand sides of 50,000 numbers: 18 MiB, and their solutions; without a budget three times as much as with one."""
+    A = shifted_rolls(50_000, [])
+    b = torch.ones(48, 50_000, dtype=torch.float64)
+    budget = {"cg": 56 * MIB, "minres": 60 * MIB}[method]
+    hesse.solve(A, b[:1], method=method)
+    grown: list[int] = []
+    for _ in range(3):  # the least of them: other threads of the process can only add
+        settle()
+        with hesse.memory(budget), Growth(torch.device("cpu")) as growth:
+            hesse.solve(A, b, method=method)
+        grown.append(growth.bytes)
+        if growth.bytes <= 1.1 * budget:
+            break
+    assert min(grown) <= 1.2 * budget

@@ -7,7 +7,7 @@ import torch
 
 from hesse.core.errors import NonFiniteError
 from hesse.core.space import Space
-from hesse.linalg.products import apply, row_norms, sign_vectors, unit_vectors
+from hesse.linalg.products import all_finite, apply, row_norms, sign_vectors, unit_vectors
 
 from .counted import Counted, random_matrix, seeded, tree_space
 
@@ -54,3 +54,16 @@ def test_row_norms_neither_underflow_nor_overflow(scale: float) -> None:
     found = row_norms((scale * V).float())
     torch.testing.assert_close(found.double() / scale, V.norm(dim=-1), rtol=1e-5, atol=0)
     assert row_norms(torch.zeros(2, 0)).shape == (2,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64, torch.complex128])
+def test_finite_numbers_whose_sum_overflows_are_finite(dtype: torch.dtype) -> None:
+    largest = torch.full((3, 4), torch.finfo(dtype).max / 2, dtype=dtype)
+    assert not torch.isfinite(largest.sum()) and all_finite(largest) and all_finite(largest[:0])
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        V = torch.zeros(3, 4, dtype=dtype)
+        V[1, 2] = bad
+        assert not all_finite(V)
+    V = torch.zeros(2, 2, dtype=dtype)
+    V[0, 0], V[1, 1] = torch.inf, -torch.inf
+    assert not all_finite(V)

@@ -108,8 +108,13 @@ def test_without_room_for_a_sketch_signs_alone() -> None:
     found = trace(A, memory=budget)
     assert found == pytest.approx(float(M.trace())) and found.standard_error == 0  # signs alone are dearer than exact
     assert max(A.blocks) <= 20
+    for method in ("xtrace", "hutch++"):  # a part of the sketch, and fresh signs
+        A = Counted(M)
+        found = trace(A, method=method, memory=budget, max_products=200)
+        assert abs(found - float(M.trace())) < 5 * found.standard_error <= 0.25 * float(M.trace())
+        assert found.products == sum(A.blocks) <= 200 and max(A.blocks) <= 20
     with pytest.raises(NotConvergedError, match="memory"):
-        trace(Counted(M), method="xtrace", memory=budget, max_products=200)
+        trace(Counted(M), method="xtrace", memory=budget, max_products=60, rtol=1e-6)
 
 
 def test_products_come_in_blocks() -> None:

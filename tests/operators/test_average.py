@@ -207,3 +207,32 @@ def test_trees_and_printed_form() -> None:
     assert repr(average(make, BATCHES, additive=True)) == "Sum(3 x 5 over batches)"
     symmetric = average(lambda _: Dense(torch.eye(2), tags=frozenset({Tag.SYMMETRIC})), [0])
     assert repr(symmetric) == "Average(2 x 2 over batches, symmetric)"
+
+
+class Widening(torch.nn.Module):
+    """Registers a buffer when it first meets a sample that asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = torch.nn.Linear(3, 2).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if bool((x.detach() > 5).any()) and not hasattr(self, "pos"):
+            self.register_buffer("pos", torch.ones(2))
+        return self.body(x)
+
+
+@pytest.mark.parametrize("kept", [list, Counting])
+def test_buffers_that_a_later_batch_registers_are_no_change(kept: Any) -> None:
+    data = [(T(4, 3).clamp(-4, 4), T(4, 2)), (T(3, 3).clamp(-4, 4) + 10, T(3, 2)), (T(2, 3).clamp(-4, 4), T(2, 2))]
+    model, loss, v = Widening(), torch.nn.MSELoss(), T(8)
+    A = hesse.ggn(model, loss, kept(data))
+    assert "pos" not in model._buffers
+    x = torch.cat([torch.cat([inputs, torch.ones(len(inputs), 1).double()], 1) for inputs, _ in data])
+    block = 2 * x.T @ x / (2 * len(x))  # of each output: weights, then bias
+    weight, bias = v[:6].reshape(2, 3), v[6:]
+    rows = torch.cat([weight, bias[:, None]], 1) @ block
+    expected = torch.cat([rows[:, :3].flatten(), rows[:, 3]])
+    for _ in range(2):
+        torch.testing.assert_close(A.flat @ v, expected)
+    assert "pos" in model._buffers

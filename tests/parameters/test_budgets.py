@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 import hesse
 from hesse.core.chunk_store_layout import ArrayLayout
 from hesse.core.errors import MemoryBudgetError
-from hesse.parameters import DataJacobian, GramPlan, appetite
+from hesse.parameters import DataJacobian, GramPlan, appetite, gram_budget
 from hesse.parameters.appetite import Appetite, measured
 from hesse.parameters.storing.budget import waiting_bytes
 from tests.parameters import oracle
@@ -175,12 +176,62 @@ def test_a_kernel_that_does_not_fit_comes_in_smaller_blocks(monkeypatch: pytest.
     monkeypatch.setattr(
         "hesse.parameters.gram_budget.measured", lambda work, *_: (work(2), Appetite(0.0, 1.0 * MIB, 2.0 * MIB))[1]
     )
+    monkeypatch.setattr("hesse.parameters.gram_budget._block_bytes", lambda *_: MIB // 16)
     with hesse.memory("25MiB"):
         blocks = list(kernel.blocks())
     assert len(blocks) > 3 and max(block.values.shape[0] for block in blocks) <= 13
     for block in blocks:
         wanted = torch.einsum("ncd,mkd->ncmk", rows[block.rows], rows[block.columns])
         assert oracle.difference(block.values, wanted) < 1e-12
+
+
+def test_every_choice_of_tiles_fits_and_with_room_every_sample_is_captured_once(sweep_rng: random.Random) -> None:
+    for _ in range(8):
+        sizes, others = (tuple(sweep_rng.randint(1, 60) for _ in range(sweep_rng.randint(1, 7))) for _ in range(2))
+        columns = others if sweep_rng.random() < 0.5 else None
+        capture = Appetite(sweep_rng.uniform(0, 5), sweep_rng.uniform(0.1, 2))
+        held, contraction, pair = sweep_rng.uniform(0.01, 0.3), sweep_rng.uniform(0, 0.1), sweep_rng.choice([0, 1])
+        needs = gram_budget._Needs(capture, held, contraction, pair)
+        room = sweep_rng.uniform(5, 60)
+        found = list(gram_budget._choices(sizes, columns, needs, room, sweep_rng.choice([1024, 30])))
+        found = [choice for choice in found if choice.tile >= 5]
+        for choice in sweep_rng.sample(found, min(len(found), 4)):
+            plan = GramPlan(sizes, columns, choice.tile, choice.held, choice.captured)
+            here: dict[Any, int] = {}
+            for step in plan.schedule(plan.tasks):
+                for key in step.before:
+                    del here[key]
+                for key in step.fetch:
+                    here[key] = key[2] - key[1]
+                    assert held * sum(here.values()) + capture.of(min(choice.captured, here[key])) <= room
+                rows, across = (part.stop - part.start for part in step.task)
+                assert held * sum(here.values()) + contraction * max(rows, across) + pair * rows * across <= room
+                for key in step.after:
+                    del here[key]
+        wide = min(gram_budget._choices(sizes, columns, needs, 1e6, 1024), key=lambda choice: choice.seconds)
+        plan = GramPlan(sizes, columns, wide.tile, wide.held, wide.captured)
+        assert plan.captures == sum(sizes) + sum(columns or ())
+
+
+@pytest.mark.parametrize("outputs", [False, True])
+def test_tiles_of_a_budget_hold_rows_and_are_captured_in_pieces(monkeypatch: pytest.MonkeyPatch, outputs: bool) -> None:
+    """Captures that take 2 MiB a sample, rows that take a hundredth: all of them are held, and captured once."""
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        model = nn.Sequential(nn.Conv2d(2, 6, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(6 * 30, 3)).double()
+        x, y = torch.randn(37, 2, 6, 5, dtype=torch.float64), torch.randint(0, 3, (37,))
+    rows = oracle.output_rows(model, x, 37) if outputs else rows_of(model, x, y)
+    monkeypatch.setattr("hesse.parameters.gram_budget._is_small", lambda *_: False)
+    monkeypatch.setattr(appetite, "_highest", lambda work, count, *_: (work(count), 2 * MIB * count)[1])
+    sizes = failing_above(monkeypatch, 16)
+    J = hesse.parameter_jacobian(model, None if outputs else LOSS, list(zip(x.split((25, 12)), y.split((25, 12)), strict=True)))
+    J.memory = 48 * MIB
+    plan = J.gram_plan()
+    assert plan.captured is not None and plan.captured <= 16 and plan.captures == 37 and plan.tile > plan.captured
+    sizes.clear()
+    product = "ncd,mkd->ncmk" if outputs else "nd,md->nm"
+    assert oracle.difference(J.gram(), torch.einsum(product, rows, rows)) < 1e-12
+    assert sizes[-3:] and max(sizes) <= 16
 
 
 def test_without_a_budget_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:

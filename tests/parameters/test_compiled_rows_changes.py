@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +16,7 @@ from hesse.parameters.compile_rows import compile_rows
 from tests.parameters.test_compiled_rows import QUIET, N, assert_same, batch, network
 
 Batch = tuple[Any, Any]
+ALL = os.environ.get("HESSE_TEST_ALL", "") not in ("", "0")
 
 
 def few(J: Any) -> Any:
@@ -156,17 +159,102 @@ def test_changes_of_the_loss(loss: nn.Module, name: str, value: Any) -> None:
         setattr(loss, name, before)
 
 
+def divided(J: Any) -> Any:
+    return J.T @ (torch.ones(J.count, dtype=torch.float64) / J.normalizer), J.norms()
+
+
+def drawn_normalizer(seed: int) -> tuple[nn.Module, nn.Module, Callable[[int], Batch]]:
+    """A model, a mean loss that divides by a sum over targets, and batches by number."""
+    draw = random.Random(seed)
+    classes, width, several = draw.choice([2, 3, 5]), draw.choice([2, 4]), draw.random() < 0.5
+    shape = (draw.choice([4, 7]), width, *((4,) if several else ()))
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.rand(classes, dtype=torch.float64, generator=generator) + 0.1 if draw.random() < 0.7 else None
+    options = {"weight": weight, "ignore_index": draw.choice([-100, 0, 1])}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        last = nn.Conv1d(width, classes, 2) if several else nn.Linear(width, classes)
+        model = nn.Sequential(last, nn.Tanh(), nn.LogSoftmax(1)).double()
+    smoothing = draw.choice([0.0, 0.2])
+    loss = draw.choice([nn.NLLLoss(**options), nn.CrossEntropyLoss(**options, label_smoothing=smoothing)])
+
+    def data(number: int) -> Batch:
+        own = torch.Generator().manual_seed(1000 * seed + number)
+        x = torch.randn(shape, dtype=torch.float64, generator=own)
+        return x, torch.randint(classes, (shape[0], *((3,) if several else ())), generator=own)
+
+    return model, loss, data
+
+
+def test_normalizers_that_depend_on_the_targets_share_a_record(sweep: Callable[[Any, int], Any]) -> None:
+    for seed in sweep(range(300), 6):
+        model, loss, data = drawn_normalizer(seed)
+        rows = compile_rows(model, loss, divided)
+        for number in range(6):
+            x, y = data(number)
+            mean, norms = rows((x, y))
+            assert norms.shape == (len(x),)
+            value = loss(model(x), y)
+            if value.isfinite():  # of no target at all it is 0 / 0
+                expected = torch.autograd.grad(value, list(model.parameters()))
+                assert_same(list(mean.values()), list(expected))
+        assert rows.replays >= 4 and not rows.direct, seed
+
+
 @QUIET
-def test_normalizers_that_depend_on_the_targets() -> None:
+def test_normalizers_that_python_reads_are_recorded_by_value() -> None:
     model, loss = network(), nn.CrossEntropyLoss(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64), ignore_index=2)
     rows = compile_rows(model, loss, few)
     for seed in range(20):
         assert_same(rows(batch(seed)), few(hesse.parameter_jacobian(model, loss, batch(seed))))
-    summed = compile_rows(model, nn.CrossEntropyLoss(loss.weight, ignore_index=2, reduction="sum"), lambda J: J.norms())
-    for seed in range(20):
-        expected = hesse.parameter_jacobian(model, loss, batch(seed)).norms()
-        assert_same(summed(batch(seed)), expected)
-    assert summed.replays >= 18
+
+
+LOOKUPS: dict[str, Callable[[], nn.Module]] = {
+    "embedding": lambda: nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Linear(20, 3)),
+    "padding": lambda: nn.Sequential(nn.Embedding(7, 4, padding_idx=2), nn.Flatten(), nn.Linear(20, 3)),
+    "by frequency": lambda: nn.Sequential(nn.Embedding(7, 4, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(20, 3)),
+    "bag": lambda: nn.Sequential(nn.EmbeddingBag(7, 4, mode="mean"), nn.Linear(4, 3)),
+}
+
+
+def looked_up(J: Any) -> Any:
+    return J.norms(), J.clipped_sum(0.5), J.sum_of_squares(), J.dense()
+
+
+@QUIET
+@pytest.mark.parametrize("name", LOOKUPS)
+def test_tokens_share_a_record_however_many_are_equal(name: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = LOOKUPS[name]().double()
+    rows = compile_rows(model, nn.CrossEntropyLoss(), looked_up)
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        x, y = torch.randint(1 + step, (N, 5), generator=generator), torch.randint(3, (N,), generator=generator)
+        norms, clipped, squares, dense = rows((x, y))
+        expected = torch.stack([
+            torch.cat([g.flatten() for g in torch.autograd.grad(
+                nn.functional.cross_entropy(model(x[n : n + 1]), y[n : n + 1]), list(model.parameters()))])
+            for n in range(N)
+        ])  # fmt: skip
+        assert_same(dense, expected)
+        assert_same(norms, expected.norm(dim=1))
+        assert_same(torch.cat([t.flatten() for t in squares.values()]), expected.square().sum(0))
+        scale = (0.5 / expected.norm(dim=1)).clamp(max=1)
+        assert_same(torch.cat([t.flatten() for t in clipped.values()]), scale @ expected)
+    assert rows.replays >= 4 and not rows.direct
+
+
+@QUIET
+@pytest.mark.skipif(not ALL, reason="half a minute of compiling: HESSE_TEST_ALL=1")
+def test_tokens_in_native_code() -> None:
+    model = LOOKUPS["padding"]().double()
+    rows = compile_rows(model, nn.CrossEntropyLoss(), lambda J: J.norms(), compile="native")
+    for step in range(6):
+        generator = torch.Generator().manual_seed(step)
+        given = torch.randint(1 + step, (N, 5), generator=generator), torch.randint(3, (N,), generator=generator)
+        assert_same(rows(given), hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), given).dense().norm(dim=1))
+    assert rows.replays >= 4 and not rows.direct
 
 
 class Pairs(nn.Module):

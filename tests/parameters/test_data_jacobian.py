@@ -415,6 +415,44 @@ def test_buffers_that_a_run_of_the_user_writes_are_a_change() -> None:
         fresh.norms()
 
 
+class Widening(nn.Module):
+    """Registers a buffer when it first meets a sample that asks for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if bool((x.detach() > 2).any()) and not hasattr(self, "pos"):
+            self.register_buffer("pos", torch.arange(1.0, CLASSES + 1).double(), persistent=False)
+        return self.body(x)
+
+
+@pytest.mark.parametrize("ask", ["norms", "gram", "blocks"])
+def test_buffers_that_a_later_batch_registers_are_no_change(ask: str) -> None:
+    x = torch.linspace(-1, 1, 30).double().reshape(5, 6)
+    data = [(x, torch.arange(5) % CLASSES), (x[:3] + 2, torch.arange(3)), (x[:2], torch.arange(2))]
+    model: Any = Widening().double()
+    rows = torch.cat([hesse.parameter_jacobian(model.body, nn.CrossEntropyLoss(), batch).dense() for batch in data])
+    J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), data)
+    assert "pos" not in model._buffers
+    if ask == "norms":
+        assert near(J.norms(), rows.norm(dim=1))
+    elif ask == "gram":
+        assert near(J.gram(), rows @ rows.T)
+    else:
+        assert near(torch.cat([block.dense() for _, block in J.blocks()]), rows)
+    assert near(J.dense(), rows) and len(model.pos) == CLASSES
+    model.pos.mul_(2)
+    with pytest.raises(DataError, match=r"other numbers in the buffers 'model\.pos'"):
+        J.norms()
+    model.pos.div_(2)
+    J.norms()
+    model.register_buffer("mine", torch.ones(2))
+    with pytest.raises(DataError, match=r"found: buffers 'model\.mine' that appeared"):
+        J.norms()
+
+
 def test_what_the_forward_pass_does_not_read_may_change() -> None:
     _, x, y = masked()
     model: Any = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, CLASSES)).double().eval()

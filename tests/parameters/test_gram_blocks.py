@@ -86,16 +86,18 @@ def test_captures_are_few() -> None:
     assert GramPlan(sizes, None, 40, 2).captures == 120
     with pytest.raises(StructureError, match="tile"):
         GramPlan(sizes, None, 0, 1)
+    with pytest.raises(StructureError, match="captured"):
+        GramPlan(sizes, None, 2, 1, 0)
 
 
-@pytest.mark.parametrize(("tile", "held"), [(2, 1), (4, 2), (9, 1), (100, 3)])
+@pytest.mark.parametrize(("tile", "held", "captured"), [(2, 1, None), (4, 2, 3), (9, 1, 2), (100, 3, None), (100, 3, 5)])
 @pytest.mark.parametrize("direct", [True, False])
-def test_every_plan_gives_the_matrix(tile: int, held: int, direct: bool) -> None:
+def test_every_plan_gives_the_matrix(tile: int, held: int, captured: int | None, direct: bool) -> None:
     model, x, y = case()
     expected = rows_of(model, x, y) @ rows_of(model, x, y).T
     J = jacobian(model, x, y, (4, 7, 1, 1, 10)) if direct else _loaded(model, x, y)
     found = torch.full_like(expected, torch.nan)
-    for block in J.gram_blocks(plan=GramPlan(J.sizes, None, tile, held)):
+    for block in J.gram_blocks(plan=GramPlan(J.sizes, None, tile, held, captured)):
         found[block.rows, block.columns] = block.values
         found[block.columns, block.rows] = block.values.T
     assert oracle.difference(found, expected) < 1e-12
@@ -129,7 +131,7 @@ def test_two_data_sets_and_a_batch() -> None:
 def test_a_block_is_the_same_to_the_bit_whichever_tasks_run_with_it() -> None:
     model, x, y = case()
     J = jacobian(model, x, y, (4, 7, 1, 1, 10))
-    plan = GramPlan(J.sizes, None, 5, 2)
+    plan = GramPlan(J.sizes, None, 5, 2, 3)
     every = {(block.rows.start, block.columns.start): block.values for block in J.gram_blocks(plan=plan)}
     for tasks in (plan.tasks[1::3], plan.tasks[::-1][:7]):
         again = list(J.gram_blocks(plan=plan, tasks=tasks))

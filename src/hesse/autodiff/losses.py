@@ -13,7 +13,7 @@ from hesse.autodiff.model import Model, select_rows
 from hesse.autodiff.recording import nodes
 from hesse.core import tree
 from hesse.core.errors import DataError, MixedSamplesError, NonScalarError, StructureError, UnsupportedError
-from hesse.rules.losses import SampleLoss, known_loss
+from hesse.rules.losses import Mass, SampleLoss, known_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,7 +27,7 @@ class BatchLoss:
     """
 
     contributions: Tensor
-    mass: float
+    mass: Mass
     additive: bool
 
 
@@ -156,6 +156,6 @@ def batch_mass(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, cou
     rule: SampleLoss | None = known_loss(loss)
     with torch.no_grad():
         if rule is not None and isinstance(output, Tensor) and isinstance(target, Tensor):
-            return rule.mass(output, target), rule.additive
+            return float(rule.mass(output, target)), rule.additive
         result = _sample_by_sample(loss, output, target, count, asked)
-    return result.mass, result.additive
+    return float(result.mass), result.additive

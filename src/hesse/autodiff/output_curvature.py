@@ -66,7 +66,7 @@ def loss_curvature(loss: Loss, output: Tensor, targets: Any, model: Model | None
         require_distribution(loss, "expected", asked)
     make = rule.information if kind == "information" else rule.curvature
     if make is not None:
-        return LossCurvature(make(output, targets), rule.mass(output, targets))
+        return LossCurvature(make(output, targets), float(rule.mass(output, targets)))
     raise UnsupportedError(
         asked, f"{_name(loss)}, whose rule has no second derivative", "give its rule one, or pass a plain function"
     )

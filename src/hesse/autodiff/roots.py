@@ -23,7 +23,7 @@ from hesse.autodiff.recording import nodes
 from hesse.autodiff.streaming import Take, stream
 from hesse.core import tree
 from hesse.core.errors import DetachedError, MixedSamplesError, StructureError, UnsupportedError
-from hesse.rules.losses import known_loss
+from hesse.rules.losses import Mass, known_loss
 
 Loss = Callable[[Any, Any], Tensor] | None
 Outputs = int | Sequence[int] | Tensor | None
@@ -37,7 +37,7 @@ class RowFacts:
         of: what they are the derivatives of: "loss", "output", or "root" (cotangents that somebody chose).
         shape: of the rows: ``[N]`` or ``[N, C]`` (any number of axes for outputs).
         dtype, device: of the output.
-        mass: the loss's normalizer.
+        mass: the loss's normalizer; a 0-d tensor where it depends on the values of the targets.
         additive: whether the losses of two batches add up.
         attached: whether results are differentiable by the user's parameters.
     """
@@ -46,7 +46,7 @@ class RowFacts:
     shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    mass: float
+    mass: Mass
     additive: bool
     attached: bool
 
@@ -310,7 +310,8 @@ def chosen_cotangents(output: Tensor, count: int, outputs: Outputs) -> tuple[lis
 
 def _check_loss(loss: Callable[[Any, Any], Tensor], forward: Forward, targets: Any, taken: BatchLoss, asked: str) -> None:
     """The user's batch loss has to be what its samples add up to (once for every new graph)."""
-    if getattr(loss, "reduction", None) == "none" or taken.mass == 0:
+    mass = float(taken.mass)
+    if getattr(loss, "reduction", None) == "none" or mass == 0:
         return
     with torch.no_grad():
         value = loss(forward.output, targets)
@@ -318,7 +319,7 @@ def _check_loss(loss: Callable[[Any, Any], Tensor], forward: Forward, targets: A
         return
     whole = float(value)
     terms = taken.contributions.detach().double()
-    total, size = float(terms.sum()) / taken.mass, float(terms.abs().sum()) / taken.mass
+    total, size = float(terms.sum()) / mass, float(terms.abs().sum()) / mass
     if abs(whole - total) > max(1e-3, 8 * torch.finfo(value.dtype).eps) * size + 1e-6:
         raise MixedSamplesError(
             asked, f"a batch loss of {whole:.6g} where its samples add up to {total:.6g}", "report this loss"

@@ -82,11 +82,12 @@ def write_file(path: Path, parts: Sequence[Data], writer: str = "0") -> None:
             os.close(file)
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise refused(path, error) from error
-    finally:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise refused(path, error) from error
+        raise
 
 
 def append_line(path: Path, line: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 UNLIMITED = 2**62
 
@@ -18,19 +19,33 @@ def control_group_available(root: Path = Path("/sys/fs/cgroup"), membership: Pat
         root: where the file systems of the groups are mounted.
         membership: the file that says which groups the process is in.
 
-    Cost: two small files a group.
+    Cost: three small files a group with a limit, one for the others.
     """
-    return min((_available(folder) for folder in _folders(root, membership)), default=UNLIMITED)
+    return min((_available(group) for group in _groups(root, membership)), default=UNLIMITED)
+
+
+class _Group(NamedTuple):
+    """Where a group says what it may take and what it takes.
+
+    Attributes:
+        limit, used, statistics: the files.
+        cached: what the statistics call bytes of the page cache that the kernel gives back before it kills.
+    """
+
+    limit: str
+    used: str
+    statistics: str
+    cached: bytes
 
 
 @cache
-def _folders(root: Path, membership: Path) -> tuple[Path, ...]:
-    """The folders of the groups that limit memory, from the process's own to the outermost."""
+def _groups(root: Path, membership: Path) -> tuple[_Group, ...]:
+    """The groups that limit memory, from the process's own to the outermost."""
     try:
         lines = membership.read_text().splitlines()
     except OSError:
         return ()
-    found: dict[Path, None] = {}
+    found: dict[_Group, None] = {}
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if not controllers:
@@ -42,32 +57,39 @@ def _folders(root: Path, membership: Path) -> tuple[Path, ...]:
         inside = PurePosixPath(group.lstrip("/"))
         for base in bases:
             for part in (inside, *inside.parents):  # in a container the group's own path may not be there, only its root
-                folder = base / part
-                if (folder / "memory.max").exists() or (folder / "memory.limit_in_bytes").exists():
-                    found[folder] = None
+                found |= dict.fromkeys(_group(base / part))
     return tuple(found)
 
 
-def _available(folder: Path) -> int:
+def _group(folder: Path) -> list[_Group]:
     for limit, used, cached in (
-        ("memory.max", "memory.current", "inactive_file"),
-        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        ("memory.max", "memory.current", b"inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", b"total_inactive_file"),
     ):
-        try:
-            text = (folder / limit).read_text().strip()
-            if text == "max" or int(text) >= UNLIMITED:
-                return UNLIMITED
-            taken = int((folder / used).read_text())
-            return max(int(text) - max(taken - _statistic(folder, cached), 0), 0)
-        except (OSError, ValueError):
-            continue
-    return UNLIMITED
+        if (folder / limit).exists():
+            return [_Group(str(folder / limit), str(folder / used), str(folder / "memory.stat"), cached)]
+    return []
 
 
-def _statistic(folder: Path, name: str) -> int:
-    """Bytes of the page cache that the kernel gives back before it kills."""
+def _available(group: _Group) -> int:
     try:
-        lines = (folder / "memory.stat").read_text().splitlines()
-        return next((int(line.split()[1]) for line in lines if line.split()[:1] == [name]), 0)
+        limit = _read(group.limit).strip()
+        if limit == b"max" or int(limit) >= UNLIMITED:
+            return UNLIMITED
+        taken = int(_read(group.used))
+        return max(int(limit) - max(taken - _given_back(group), 0), 0)
+    except (OSError, ValueError):
+        return UNLIMITED
+
+
+def _given_back(group: _Group) -> int:
+    try:
+        lines = _read(group.statistics).splitlines()
+        return next((int(line.split()[1]) for line in lines if line.split(b" ", 1)[0] == group.cached), 0)
     except (OSError, ValueError):
         return 0
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()

@@ -35,10 +35,10 @@ def free_bytes(device: torch.device | str = "cpu") -> int:
 
 def _system_available() -> int:
     try:
-        with open("/proc/meminfo") as lines:
-            for line in lines:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
+        with open("/proc/meminfo", "rb", buffering=0) as file:
+            found = file.read().partition(b"MemAvailable:")[2].split(maxsplit=1)
+        if found:
+            return int(found[0]) * 1024
     except OSError:
         pass
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

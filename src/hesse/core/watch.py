@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import types
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +67,18 @@ class Watch:
             if self._is_other(name, now.tensors.get(name)):
                 del self._stamps[name]
         self._hashes |= _hashes({name: buffer for name, buffer in now.buffers.items() if name not in self._hashes})
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a run of what is watched: buffers that it registers are watched from now on, and are no change."""
+        before = self._buffer_count()
+        yield
+        if self._buffer_count() != before:
+            now = _found(self._read).buffers
+            self._hashes |= _hashes({name: buffer for name, buffer in now.items() if name not in self._hashes})
+
+    def _buffer_count(self) -> int:
+        return sum(leaf is not None for part in self._state.modules.values() for leaf in part._buffers.values())
 
     def check(self, asked: str, remedy: str) -> None:
         """Refuse to go on after a change.
@@ -134,11 +147,11 @@ def _look(value: Any, path: str, state: _State, depth: int) -> None:
     elif isinstance(value, Tensor):
         state.tensors[path] = value
     elif depth:
-        for name, part in _parts(value):
+        for name, part in parts_read(value):
             _look(part, f"{path}.{name}", state, depth - 1)
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+def parts_read(value: Any) -> Iterator[tuple[str, Any]]:
     """What a function, a partial function, a bound method, a tuple or a callable object holds."""
     if isinstance(value, functools.partial):
         yield "func", value.func

@@ -16,7 +16,7 @@ from hesse.core import random, tree
 from hesse.core.guard import PARAMETERS, Guard
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
-from hesse.curvature.split import split_if_needed
+from hesse.curvature.split import Making, split_if_needed
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.products import mm_within
@@ -130,12 +130,11 @@ def tensors_of(batch: Any) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in tree.leaves(batch) if isinstance(leaf, Tensor))
 
 
-def over_data(
-    make: Callable[[Any], LinearOperator], model: Model, data: Any, asked: str, data_check: bool, memory: Budget | None
-) -> LinearOperator:
+def over_data(making: Making, data: Any, data_check: bool) -> LinearOperator:
     """The operator of one batch, or the average over an iterable of batches; batches that do not fit the budget are split."""
-    make = split_if_needed(make, model, memory, asked)
-    if is_one_batch(data):
+    is_one, asked, memory = is_one_batch(data), making.asked, making.memory
+    make = split_if_needed(making, is_data_set=not is_one)
+    if is_one:
         return make(data)
     if isinstance(data, Spread):
         return data.average(make, data_check=data_check, memory=memory, name=asked.partition("(")[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from hesse.curvature.fisher import Labels
 from hesse.curvature.kfac import WIDEST
 from hesse.curvature.kronecker import Box, KroneckerFactored, Place
 from hesse.curvature.kronecker_blocks import Block, EigenBlock
-from hesse.curvature.kronecker_budget import Attempt, eigenvector_bytes, twice_added, with_unit_vectors, within_budget
-from hesse.curvature.kronecker_pass import How, KfacKind, accumulated, boxes_of, make_how
+from hesse.curvature.kronecker_budget import Attempt, Reading, eigenvector_bytes, twice_added, with_unit_vectors
+from hesse.curvature.kronecker_pass import Accumulated, How, KfacKind, accumulated, added_up, boxes_of, make_how
 from hesse.operators.spread import Spread, Tables, asked_together
 from hesse.parameters import contractions
 from hesse.parameters.contractions.moments import Approximation
@@ -72,25 +72,42 @@ def ekfac(  # noqa: PLR0913 - as kfac
     """
     how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data, _ASKED)
     resolved = as_model(model, params=params, output=output)
-    how, data = within_budget(how, resolved, data, _attempt(resolved, loss), memory)
-    one = is_one_batch(data)
-    kept: list[ParameterJacobian] = []
-    passes: tuple[list[Tensor], list[Tensor]] = ([], [])
-    seen = (None, None) if one or not data_check else passes
     require_same_question(resolved, loss, data, **vars(how))
+    reading = Reading(how, resolved, loss, data, _attempt(resolved, loss), memory)
+    passes = _TwoPasses(reading, checks=data_check and not is_one_batch(data))
+    start = accumulated(lambda: reading.passes(passes.first), data, _ASKED).operator(Space.of(resolved.params))
+    return _corrected(_in_eigenbasis(start), lambda blocks: reading.passes(lambda: passes.second(blocks)), data)
 
-    def first() -> Iterator[ParameterJacobian]:
-        for rows in how.over(resolved, loss, data, keep=one, hashes=seen[0]):
-            kept[:] = [rows] if one else []
-            yield rows
 
-    def second() -> Iterator[ParameterJacobian]:
-        yield from kept if one else how.over(resolved, loss, data, hashes=seen[1])
-        if fingerprint(*passes[0]) != fingerprint(*passes[1]):
+class _TwoPasses:
+    """The passes for factors and for eigenvalues; a single batch that is not in slices is kept between them."""
+
+    def __init__(self, reading: Reading, *, checks: bool) -> None:
+        self._reading, self._checks = reading, checks
+        self._kept: list[ParameterJacobian] = []
+        self._hashes: tuple[list[Tensor], list[Tensor]] = ([], [])
+
+    def first(self) -> Accumulated:
+        self._kept.clear()
+        return added_up(self._reading.how, self._rows(0))
+
+    def second(self, blocks: _Blocks) -> Tables:
+        if self._kept and self._reading.is_one:
+            return _squares(blocks, self._kept)
+        self._kept.clear()
+        sums = _squares(blocks, self._rows(1))
+        if fingerprint(*self._hashes[0]) != fingerprint(*self._hashes[1]):
             remedy = "fix the data (no random augmentation), or pass data_check=False"
             raise DataError("ekfac reads a data set twice.", "other samples in the second pass than in the first", remedy)
+        return sums
 
-    return _corrected(_in_eigenbasis(accumulated(how, first(), data).operator(Space.of(resolved.params))), second(), data)
+    def _rows(self, place: int) -> Iterator[ParameterJacobian]:
+        self._hashes[place].clear()
+        for rows in self._reading.rows(keep=not place, hashes=self._hashes[place] if self._checks else None):
+            if self._reading.is_one and not place:
+                self._kept.append(rows)
+            yield rows
+            del rows
 
 
 def _attempt(model: Model, loss: BatchLoss) -> Attempt:
@@ -98,7 +115,7 @@ def _attempt(model: Model, loss: BatchLoss) -> Attempt:
         start = twice_added(how, model, loss, piece).operator(Space.of(model.params))
         needed = eigenvector_bytes(start)
         start = with_unit_vectors(start)
-        _corrected(start, (how.rows(model, loss, part) for part in (piece, piece)), None)
+        _corrected(start, lambda blocks: _squares(blocks, (how.rows(model, loss, part) for part in (piece, piece))), None)
         return needed
 
     return attempt
@@ -114,14 +131,14 @@ def _in_eigenbasis(start: KroneckerFactored) -> KroneckerFactored:
     return KroneckerFactored(space, tuple(found), mass)
 
 
-def _corrected(start: KroneckerFactored, batches: Iterator[ParameterJacobian], data: Any) -> KroneckerFactored:
-    """The matrix in the eigenbasis, with the eigenvalues that the rows of the same batches have."""
+def _corrected(start: KroneckerFactored, squares: Callable[[_Blocks], Tables], data: Any) -> KroneckerFactored:
+    """The matrix in the eigenbasis, with the eigenvalues that `squares` of the same batches finds."""
     blocks: _Blocks = {(p.name, p.box): p.block for p in start.places}
     if isinstance(data, Spread):
         blocks = _of_first(blocks, data)
-        sums = data.add_up("EKFAC's eigenvalues", lambda: _squares(blocks, batches))
+        sums = data.add_up("EKFAC's eigenvalues", lambda: squares(blocks))
     else:
-        sums = _squares(blocks, batches)
+        sums = squares(blocks)
     places = []
     for p in start.places:
         block = blocks[p.name, p.box]
@@ -145,7 +162,7 @@ def _of_first(blocks: _Blocks, data: Spread) -> _Blocks:
     }
 
 
-def _squares(blocks: _Blocks, batches: Iterator[ParameterJacobian]) -> Tables:
+def _squares(blocks: _Blocks, batches: Iterable[ParameterJacobian]) -> Tables:
     """The second moments of the rows along the eigenvectors, by parameter and box."""
     sums: Tables = {}
 

@@ -18,6 +18,7 @@ from hesse.curvature.batch import BatchLoss, OfBatch, over_data, require_same_qu
 from hesse.curvature.gauss_newton import require_samples
 from hesse.curvature.ggn import of_batch, sampled_of_batch
 from hesse.curvature.hessian import hessian_of_batch
+from hesse.curvature.split import Make, Making
 from hesse.operators.algebra import Congruence
 from hesse.operators.base import LinearOperator
 from hesse.operators.spread import asked_together
@@ -81,15 +82,21 @@ def fisher(  # noqa: PLR0913 - a model, a loss, data, and which of the four
         require_distribution(loss, kind, _ASKED)
     resolved = as_model(model, params=params, output=output)
     require_same_question(resolved, loss, data, kind=kind, samples=samples, labels=labels)
-    (data, labels), rest = _labeled(data, labels), (_ASKED, data_check, memory)
+    data, labels = _labeled(data, labels)
+    sampled = (require_samples(samples), seed_for(data, generator)) if kind == "sampled" else None
+    make = _make_of(kind, resolved, loss, sampled, labels)
+    return over_data(Making(make, resolved, loss, memory, _ASKED), data, data_check)
+
+
+def _make_of(kind: str, model: Model, loss: BatchLoss, sampled: tuple[int, int] | None, labels: Labels) -> Make:
+    """What turns a batch into its matrix; `sampled`: how many cotangents, and the seed, of that kind."""
+    if sampled is not None:
+        return lambda batch: sampled_of_batch(model, loss, batch, ("information", *sampled), _ASKED)
     if kind == "observed":
-        return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), resolved, data, *rest)
+        return lambda batch: hessian_of_batch(model, loss, batch, _ASKED)
     if kind == "expected":
-        return over_data(lambda batch: of_batch(resolved, loss, batch, "information", _ASKED), resolved, data, *rest)
-    if kind == "sampled":
-        how = ("information", require_samples(samples), seed_for(data, generator))
-        return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), resolved, data, *rest)
-    return over_data(lambda batch: _empirical(resolved, loss, batch, labels), resolved, data, *rest)
+        return lambda batch: of_batch(model, loss, batch, "information", _ASKED)
+    return lambda batch: _empirical(model, loss, batch, labels)
 
 
 def _labeled(data: Any, labels: Labels) -> tuple[Any, Labels]:

@@ -21,6 +21,7 @@ from hesse.core.memory import Budget
 from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data, require_same_question, seed_for
 from hesse.curvature.gauss_newton import GaussNewton, require_samples
 from hesse.curvature.output import OutputHessian
+from hesse.curvature.split import Make, Making
 from hesse.operators.algebra import Congruence
 from hesse.operators.base import LinearOperator
 from hesse.operators.spread import asked_together
@@ -68,12 +69,12 @@ def ggn(  # noqa: PLR0913 - a model, a loss, data, and how
     resolved = as_model(model, params=params, output=output)
     refuse_linear(loss, _ASKED)
     require_same_question(resolved, loss, data, kind=kind, samples=samples)
-    rest = (resolved, data, _ASKED, data_check, memory)
     if kind == "exact":
-        return over_data(lambda batch: of_batch(resolved, loss, batch, "hessian", _ASKED), *rest)
-    require_samples(samples)
-    how: tuple[Kind, int, int] = ("hessian", samples, seed_for(data, generator))
-    return over_data(lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED), *rest)
+        make: Make = lambda batch: of_batch(resolved, loss, batch, "hessian", _ASKED)  # noqa: E731
+    else:
+        how: tuple[Kind, int, int] = ("hessian", require_samples(samples), seed_for(data, generator))
+        make = lambda batch: sampled_of_batch(resolved, loss, batch, how, _ASKED)  # noqa: E731
+    return over_data(Making(make, resolved, loss, memory, _ASKED), data, data_check)
 
 
 def of_batch(model: Model, loss: BatchLoss, batch: Any, kind: Kind, asked: str) -> GaussNewton:

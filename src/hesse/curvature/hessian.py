@@ -20,6 +20,7 @@ from hesse.core.tree import Tree
 from hesse.curvature.batch import BatchLoss, OfBatch, normalizer, open_batch, over_data, require_same_question
 from hesse.curvature.gauss_newton import GaussNewton
 from hesse.curvature.ggn import of_batch
+from hesse.curvature.split import Making
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.linalg.trace import trace_rule
 from hesse.operators.base import LinearOperator
@@ -68,7 +69,8 @@ def loss_hessian(
     """
     resolved = as_model(model, params=params, output=output)
     require_same_question(resolved, loss, data)
-    return over_data(lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED), resolved, data, _ASKED, data_check, memory)
+    make = lambda batch: hessian_of_batch(resolved, loss, batch, _ASKED)  # noqa: E731
+    return over_data(Making(make, resolved, loss, memory, _ASKED), data, data_check)
 
 
 def hessian_of_batch(model: Model, loss: BatchLoss, batch: Any, asked: str) -> LossHessian:

@@ -14,8 +14,8 @@ from hesse.core.space import Space
 from hesse.curvature.batch import BatchLoss, require_same_question
 from hesse.curvature.fisher import Labels
 from hesse.curvature.kronecker import KroneckerFactored
-from hesse.curvature.kronecker_budget import Attempt, twice_added, within_budget
-from hesse.curvature.kronecker_pass import How, KfacKind, accumulated, make_how
+from hesse.curvature.kronecker_budget import Attempt, Reading, twice_added
+from hesse.curvature.kronecker_pass import How, KfacKind, accumulated, added_up, make_how
 from hesse.operators.spread import asked_together
 from hesse.parameters.contractions.moments import Approximation
 
@@ -62,7 +62,8 @@ def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is 
         generator: for "sampled": source of the randomness.
         widest: a factor of more numbers is replaced by its diagonal.
         memory: budget in bytes, as a fraction of what is free, or as text ("2GiB"), factors included. A batch that does not fit
-            is read in slices, whose growth of memory is measured.
+            is read in slices, whose growth of memory is measured; of spread data each process keeps to it by itself. Where an
+            allocation fails, the pass begins anew with slices half as large.
 
     Returns:
         A `KroneckerFactored` operator: products, `damped`, `inverse`, `sqrt`, `logdet`, and all questions (`hesse.solve`,
@@ -80,8 +81,9 @@ def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is 
     how = make_how(loss, (kind, approximation, labels, samples, generator, widest), data, _ASKED)
     resolved = as_model(model, params=params, output=output)
     require_same_question(resolved, loss, data, **vars(how))
-    how, data = within_budget(how, resolved, data, _attempt(resolved, loss), memory)
-    return accumulated(how, how.over(resolved, loss, data), data).operator(Space.of(resolved.params))
+    reading = Reading(how, resolved, loss, data, _attempt(resolved, loss), memory)
+    own = lambda: reading.passes(lambda: added_up(reading.how, reading.rows()))  # noqa: E731
+    return accumulated(own, data, _ASKED).operator(Space.of(resolved.params))
 
 
 def _attempt(model: Model, loss: BatchLoss) -> Attempt:

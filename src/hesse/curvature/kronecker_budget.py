@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from hesse.autodiff.model import Model, is_one_batch, split_batch
-from hesse.core.memory import Budget, given_budget
+from hesse.core.memory import Budget
 from hesse.curvature.batch import BatchLoss
 from hesse.curvature.kronecker import KroneckerFactored, Place
 from hesse.curvature.kronecker_blocks import Block, EigenBlock
@@ -18,35 +18,62 @@ from hesse.curvature.kronecker_pass import Accumulated, How
 from hesse.curvature.slicing import ALONE, SlicedBatches, Slicing
 from hesse.operators.data_set import refuse_one_shot
 from hesse.operators.spread import Spread
+from hesse.parameters.jacobian import ParameterJacobian
 
 Attempt = Callable[[How, Any], int]
+Result = TypeVar("Result")
 
 
-def within_budget(how: How, model: Model, data: Any, attempt: Attempt, memory: Budget | None) -> tuple[How, Any]:
-    """How the data are read, and the data in slices that fit the memory budget; a tensor of labels lies in them.
+class Reading:
+    """What passes over data read: one batch as it is, or batches in slices that fit the memory budget.
 
     Args:
-        how, model, data: of `kfac` or `ekfac`.
+        how, model, loss, data: of `kfac` or `ekfac`; of data on several processes this one's batches are read.
         attempt: does to a few samples what will be done to all, so that its growth of memory can be measured; gives the bytes
             that something else will take, which does not depend on the number of samples.
-        memory: the budget; None: that in force. Without one the data are left as they are.
+        memory: the budget; None: that in force. Without one, slices are read where a batch runs out of memory.
 
     Raises:
         MemoryBudgetError: two samples do not fit; of data sets when the batch is reached.
+
+    Attributes:
+        how: as given; a tensor of labels lies in the data.
+        is_one: whether the data are one batch, and read as it is.
     """
-    if isinstance(data, Spread) or given_budget(memory, model.device) is None:
-        return how, data
-    if isinstance(how.labels, Tensor):
-        how, data = replace(how, labels="true"), (split_batch(data, how.asked)[0], how.labels)
 
-    def work(piece: Any) -> None:
-        slicing.floor = max(slicing.floor, attempt(how, piece))
+    def __init__(
+        self, how: How, model: Model, loss: BatchLoss, data: Any, attempt: Attempt, memory: Budget | None
+    ) -> None:
+        if isinstance(how.labels, Tensor) and is_one_batch(data):
+            how, data = replace(how, labels="true"), (split_batch(data, how.asked)[0], how.labels)
+        self.how, self._model, self._loss = how, model, loss
 
-    slicing = Slicing(model, work, memory, how.asked, ALONE)
-    if not is_one_batch(data):
-        refuse_one_shot(data, how.asked)
-        return how, SlicedBatches(data, slicing)
-    return how, data if slicing.at_once(data) is None and slicing.ground is None else SlicedBatches([data], slicing)
+        def work(piece: Any) -> None:
+            slicing.floor = max(slicing.floor, attempt(how, piece))
+
+        slicing = Slicing(model, work, memory, how.asked, ALONE)
+        batches = [data] if is_one_batch(data) else data.batches if isinstance(data, Spread) else data
+        refuse_one_shot(batches, how.asked)
+        self._sliced = SlicedBatches(batches, slicing)
+        self.is_one = is_one_batch(data) and slicing.at_once(data) is None and slicing.ground is None
+
+    def rows(self, *, keep: bool = False, hashes: list[Tensor] | None = None) -> Iterator[ParameterJacobian]:
+        """The rows of each batch or slice of one pass, see `How.over`; `keep`: the records, where the data are one batch."""
+        return self.how.over(self._model, self._loss, self._sliced, keep=keep and self.is_one, hashes=hashes)
+
+    def passes(self, work: Callable[[], Result]) -> Result:
+        """The result of a pass; where an allocation fails it begins anew with slices half as large.
+
+        Raises:
+            MemoryBudgetError: one sample does not fit.
+        """
+        while True:
+            try:
+                return work()
+            except (MemoryError, RuntimeError) as error:
+                failure = error.with_traceback(None)
+            self._sliced.halve(failure)
+            self.is_one = False
 
 
 def twice_added(how: How, model: Model, loss: BatchLoss, piece: Any) -> Accumulated:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hesse.autodiff.model import Model, is_one_batch, select_rows
+from hesse.autodiff.model import Model, select_rows
 from hesse.autodiff.output_curvature import refuse_linear, require_distribution
 from hesse.core.errors import DataError, StructureError
 from hesse.core.fingerprint import sample_hashes
-from hesse.core.progress import track
 from hesse.core.space import Space
 from hesse.curvature.batch import BatchLoss, open_batch, seed_for
 from hesse.curvature.fisher import Labels, check_labels, empirical_rows
@@ -21,7 +20,6 @@ from hesse.curvature.gauss_newton import require_samples
 from hesse.curvature.ggn import of_batch
 from hesse.curvature.kronecker import Box, KroneckerFactored, Place
 from hesse.curvature.kronecker_blocks import FactorBlock
-from hesse.operators.data_set import refuse_one_shot
 from hesse.operators.spread import Spread, Tables
 from hesse.parameters import contractions
 from hesse.parameters.contractions.moments import Approximation, Known, LookupMoments, Moments
@@ -47,29 +45,21 @@ class How:
     asked: str
 
     def over(
-        self, model: Model, loss: BatchLoss, data: Any, *, keep: bool = False, hashes: list[Tensor] | None = None
+        self, model: Model, loss: BatchLoss, batches: Iterable[Any], *, keep: bool = False, hashes: list[Tensor] | None = None
     ) -> Iterator[ParameterJacobian]:
         """The rows of each batch: the matrix is the sum of their ``RᵀR``, divided by the sum of their masses.
 
         Args:
-            model, loss, data: what `kfac` takes.
-            keep: whether the records of a single batch are kept.
-            hashes: of the samples of a data set; filled.
+            model, loss: what `kfac` takes.
+            batches: what is read.
+            keep: whether the records are kept.
+            hashes: of the samples; filled.
         """
-        if is_one_batch(data):
-            yield self.rows(model, loss, data, keep=keep)
-            return
-        batches: Any = data.batches if isinstance(data, Spread) else data
-        refuse_one_shot(batches, self.asked)
-        empty = True
-        count = len(batches) if hasattr(batches, "__len__") else None
-        for batch in track(batches, "KFAC: batches", count):
-            empty = False
+        for batch in batches:
             if hashes is not None:
                 hashes.append(sample_hashes(batch))
-            yield self.rows(model, loss, batch)
-        if empty and not isinstance(data, Spread):
-            raise DataError(self.asked, "no batch", "pass at least one batch")
+            yield self.rows(model, loss, batch, keep=keep)
+            del batch
 
     def rows(self, model: Model, loss: BatchLoss, batch: Any, *, keep: bool = False) -> ParameterJacobian:
         """The rows of one batch.
@@ -150,6 +140,11 @@ class Accumulated:
             raise StructureError(_ASKED, f"'{key[0]}' is used differently by different batches", "use batches of one kind")
         self.moments[key] = new if before is None else contractions.add_moments([before, new])
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing was added."""
+        return self._additive is None
+
     def operator(self, space: Space) -> KroneckerFactored:
         """The matrix."""
         mass = 1.0 if self._additive else self.mass
@@ -189,21 +184,36 @@ class Accumulated:
         return found
 
 
-def accumulated(how: How, batches: Iterable[ParameterJacobian], data: Any) -> Accumulated:
-    """The moments of the rows of all batches: of all processes, where the data are spread over them.
+def added_up(how: How, batches: Iterable[ParameterJacobian]) -> Accumulated:
+    """The moments of the rows of some batches.
 
     Raises:
-        DistributedError: another process failed. StructureError: a parameter is used differently by different batches.
+        StructureError: a parameter is used differently by different batches.
     """
+    found = Accumulated()
+    for rows in batches:
+        found.add(rows, how)
+        del rows
+    return found
 
-    def own() -> Accumulated:
-        found = Accumulated()
-        for rows in batches:
-            found.add(rows, how)
-        return found
 
+def accumulated(own: Callable[[], Accumulated], data: Any, asked: str) -> Accumulated:
+    """The moments of all data: of those of all processes, where the data are spread over them.
+
+    Args:
+        own: makes those of this process.
+        data: of `kfac`.
+        asked: what for, in error messages.
+
+    Raises:
+        DistributedError: another process failed. DataError: no batch. StructureError: a parameter is used differently by
+        different batches.
+    """
     if not isinstance(data, Spread):
-        return own()
+        found = own()
+        if found.is_empty:
+            raise DataError(asked, "no batch", "pass at least one batch")
+        return found
     return Accumulated.of_tables(data.add_up("Kronecker factors", lambda: own().tables()))
 
 

@@ -13,13 +13,14 @@ from torch import Tensor
 from hesse.autodiff.model import Model, sample_count
 from hesse.core import tree
 from hesse.core.chunked import is_allocation_failure
-from hesse.core.errors import MemoryBudgetError
+from hesse.core.errors import HesseError, MemoryBudgetError
 from hesse.core.growth import Growth, settle, taken_bytes
-from hesse.core.memory import Budget, format_bytes, given_budget
+from hesse.core.memory import Budget, format_bytes, given_budget, too_small
+from hesse.core.progress import track
 
 _SMALL = 1024  # times the bytes of batch and parameters: a budget above is not looked at more closely
 _WHOLE = 0.65  # of the budget: a batch that takes less is not sliced
-SLICE = 0.3  # of the budget for one slice; what is kept of other slices takes up to half
+SLICE = 0.4  # of the budget for one slice; what is kept of other slices takes up to half
 ALONE = 0.8  # of the budget for one slice, where nothing is kept of other slices
 _LEFT = 0.1  # of the budget: what slices may leave behind unused before it is given back
 _FASTER = 2  # times as many samples as in the slice before, at most
@@ -58,20 +59,27 @@ class Slicing:
     Attributes:
         floor: bytes that are taken besides, whatever the number of samples; `work` may raise it.
         ground: bytes taken when the first batch was looked at; None before, and where none was.
+        ceiling: samples of a slice at most, since more have failed; None: none has.
     """
 
     def __init__(
-        self, model: Model, work: Callable[[Any], None], memory: Budget | None, asked: str, share: float = SLICE
+        self, model: Model, work: Callable[[Any], object], memory: Budget | None, asked: str, share: float = SLICE
     ) -> None:
         self.model, self.work, self.memory, self.asked, self.share = model, work, memory, asked, share
         self.floor = 0
         self.ground: int | None = None
+        self.ceiling: int | None = None
         self._known: dict[Any, Appetite] = {}
 
     def needed(self, batch: Any) -> int | None:
         """Bytes that a whole batch of a shape seen before takes, with a margin; None if it was not measured."""
         appetite = self._known.get(_key(batch))
         return None if appetite is None else math.ceil(appetite.of(sample_count(batch, None, self.asked)) / _WHOLE)
+
+    def taken(self, batch: Any) -> int:
+        """Bytes that a whole batch of a shape seen before takes; 0 if it was not measured."""
+        appetite = self._known.get(_key(batch))
+        return 0 if appetite is None else appetite.of(sample_count(batch, None, self.asked))
 
     def at_once(self, batch: Any) -> int | None:
         """Samples of a slice; None: the batch need not be sliced.
@@ -82,6 +90,12 @@ class Slicing:
         Cost: nothing without a budget, or where it is a thousand times as large as batch and parameters; else the first time
         the work on about a tenth of the batch.
         """
+        fits = self._fits(batch)
+        if self.ceiling is None or (fits or sample_count(batch, None, self.asked)) <= self.ceiling:
+            return fits
+        return self.ceiling
+
+    def _fits(self, batch: Any) -> int | None:
         budget = given_budget(self.memory, self.model.device)
         if budget is None:
             return None
@@ -161,18 +175,39 @@ class SlicedBatches:
     Args:
         batches: an iterable of batches that can be read again.
         slicing: finds how large a slice may be.
+
+    Attributes:
+        handed: samples of the slice, or batch, that was handed out last.
     """
 
     def __init__(self, batches: Iterable[Any], slicing: Slicing) -> None:
         self.batches, self.slicing = batches, slicing
+        self.handed = 0
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.batches:
-            at_once = self.slicing.at_once(batch)
-            if at_once is None:
-                yield batch
-            else:
-                yield from self._slices(batch, sample_count(batch, None, self.slicing.asked), at_once)
+        for batch in track(self.batches, f"{self.slicing.asked.partition('(')[0]}: batches"):
+            for piece in self._pieces(batch):
+                self.handed = next((leaf.shape[0] for leaf in tensors_in(piece) if leaf.ndim), 0)
+                yield piece
+                del piece
+            del batch
+
+    def halve(self, failure: Exception) -> None:
+        """Hand out half as many samples as in the last slice from now on, whose work failed.
+
+        Raises:
+            Exception: the failure, if it is no allocation's. MemoryBudgetError: of one sample.
+        """
+        if not is_allocation_failure(failure) or isinstance(failure, HesseError):
+            raise failure
+        if self.handed < 2:
+            budget = given_budget(self.slicing.memory, self.slicing.model.device) or 0
+            raise too_small(budget, budget + 1, self.slicing.asked) from failure
+        self.slicing.ceiling = self.handed // 2
+
+    def _pieces(self, batch: Any) -> Iterable[Any]:
+        at_once = self.slicing.at_once(batch)
+        return [batch] if at_once is None else self._slices(batch, sample_count(batch, None, self.slicing.asked), at_once)
 
     def _slices(self, batch: Any, count: int, at_once: int) -> Iterator[Any]:
         device = self.slicing.model.device
@@ -189,7 +224,7 @@ class SlicedBatches:
                 yield rows_of(batch, done, done + size)
             done += size
             most = size * self.slicing.share * budget / max(growth.highest - ground, _NOISE)
-            at_once = min(max(int(most), 1), max(at_once, _FASTER * size))
+            at_once = min(max(int(most), 1), max(at_once, _FASTER * size), self.slicing.ceiling or count)
 
 
 def tensors_in(batch: Any) -> list[Tensor]:

@@ -73,7 +73,8 @@ def sparse_matrix(
     room.skip(before)
     hessian = source is not recording
     graph = 0 if room.given is None else source.graph_bytes()
-    stages = Stages(room, hessian, graph, *result_bytes(request.layout, source.out_space, source.in_space))
+    entry, fixed = result_bytes(request.layout, source.out_space, source.in_space)
+    stages = Stages(room, hessian, graph, entry, fixed, before=before)
     try:
         found = _look(recording, hessian, required, stages.bound)
         if found is None or not (required or found.pattern.density < _FULLEST):

@@ -53,8 +53,8 @@ class OverProcesses(LinearOperator):
             )
         return self._mass
 
-    def _asking(self) -> AbstractContextManager[None]:
-        return self.link.asking(f"A product with {self.name}")
+    def _asking(self, what: str) -> AbstractContextManager[None]:
+        return self.link.asking(f"{what} with {self.name}")
 
     def mv(self, v: Tree) -> Tree:
         layout = Layout.of_space(self.out_space)
@@ -138,11 +138,10 @@ class OverProcesses(LinearOperator):
         total: list[Tensor] | None = None
         mass = 0.0
         try:
-            for operator, weight in self.local.weighted():
-                parts = [leaf * weight for leaf in tree.leaves(quantity(operator))]
+            for part, weight in self.local.parts(quantity):
+                parts = [leaf * weight for leaf in tree.leaves(part)]
                 total = parts if total is None else [a + b for a, b in zip(total, parts, strict=True)]
                 mass += weight
-                del operator
         except DataError:
             if total is not None or any(operator.mass for operator in self.local.operators()):
                 raise

@@ -50,8 +50,8 @@ def require_rows(asked: str, *jacobians: Any) -> None:
 def agreed_shares(link: Link, first: JacobianBySample, second: JacobianBySample) -> Shares:
     """The shares of a Gram matrix that all processes of a link agree on.
 
-    Each process plans for its own memory; the smallest tiles and the fewest held ones are taken, and tiles small enough that
-    every process gets some tasks.
+    Each process plans for its own memory; the smallest tiles, the smallest pieces of them and the fewest held ones are taken,
+    and tiles small enough that every process gets some tasks.
 
     Raises:
         DistributedError: other data or parameters on another process. StructureError: Jacobians by other parameters.
@@ -63,7 +63,8 @@ def agreed_shares(link: Link, first: JacobianBySample, second: JacobianBySample)
 
     link.check_same("A Gram matrix over processes: data and parameters", lambda: _hashes(first, second))
     plans = link.exchange("plan of a Gram matrix", planned)
-    plan = replace(plans[0], tile=min(p.tile for p in plans), held=min(p.held for p in plans))
+    captured = min((p.captured for p in plans if p.captured is not None), default=None)
+    plan = replace(plans[0], tile=min(p.tile for p in plans), held=min(p.held for p in plans), captured=captured)
     plan = _fine_enough(plan, link.ranks)
     return Shares(plan, even_runs(plan.tasks, [_pairs(task, plan) for task in plan.tasks], link.ranks))
 

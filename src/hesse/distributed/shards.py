@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from typing import Any
 
 import torch.distributed as dist
@@ -131,22 +130,20 @@ def _write_gram(
     _require_one_path(link, path)
     shares = agreed_shares(link, jacobian, jacobian if other is None else other)
 
-    def begin() -> tuple[int, int, ArrayLayout, bool]:
+    def begin() -> tuple[dict[str, int | None], ArrayLayout, bool]:
         plan = shares.plan
         if mode == "resume" and os.path.exists(os.path.join(path, "zarr.json")):
-            facts = ChunkStore.open(path).facts
-            if {"tile", "held"} <= set(facts):
-                plan = replace(plan, tile=facts["tile"], held=facts["held"])
+            plan = plan.begun(ChunkStore.open(path).facts)
         layout = gram_layout(jacobian, other, plan, chunk_bytes)
         known = gram_identity(jacobian, other), gram_facts(jacobian, other, plan)
         store = ChunkStore.create(path, GRAM, {GRAM: layout}, *known, mode=mode)
-        return plan.tile, plan.held, layout, store.complete
+        return plan.facts, layout, store.complete
 
     (begun, *_) = link.exchange(f"a folder for a Gram matrix, mode={mode}", lambda: begin() if link.rank == 0 else None)
     assert begun is not None
-    tile, held, layout, is_complete = begun
+    facts, layout, is_complete = begun
     if not is_complete:
-        mine = shares_by_chunk(Shares(replace(shares.plan, tile=tile, held=held), shares.tasks), layout)
+        mine = shares_by_chunk(Shares(shares.plan.begun(facts), shares.tasks), layout)
         link.exchange("a Gram matrix written", lambda: _fill_gram(jacobian, other, mine, path, link.rank))
         link.exchange(_SEALED, lambda: ChunkStore.open(path).seal() if link.rank == 0 else None)
     return open_zarr(path)

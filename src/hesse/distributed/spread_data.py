@@ -11,12 +11,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from hesse.core.errors import DataError, DistributedError
-from hesse.core.fingerprint import sample_hashes
 from hesse.core.memory import Budget
 from hesse.distributed.average import OverProcesses
 from hesse.distributed.buffers import Layout
-from hesse.distributed.facts import Facts, device_here
+from hesse.distributed.facts import Facts, content_hash, device_here, require_equal_reads
 from hesse.distributed.link import Link, Part
+from hesse.distributed.makers import Maker, require_one_maker
 from hesse.operators import Average, LinearOperator, Spread
 from hesse.operators.data_set import refuse_one_shot
 
@@ -113,22 +113,33 @@ class SpreadData(Spread):
 
         Args:
             make, additive, data_check, keep, memory: as for `hesse.average`.
-            name: how errors call it; the same on all processes.
+            name: what made it, for errors, where model, loss and options are known to be the same on all processes; without
+                one, `make` and what its first operator reads are compared.
 
         Raises:
-            DataError: no process has a batch. DistributedError: operators, or the tensors that they read, are not alike.
+            DataError: no process has a batch. DistributedError: operators, the tensors that they read, or the functions that
+            make them (their code and what it closes over, but for data and other objects) are not alike.
         """
         local: list[Average] = []
-        name = name or getattr(make, "__qualname__", type(make).__name__).partition(".")[0]
+        read: list[Any] = []
+        is_named, name = bool(name), name or getattr(make, "__qualname__", type(make).__name__).partition(".")[0]
 
-        def facts() -> Facts | None:
-            if self._is_empty():
-                return None
-            own = Average(make, self.batches, additive=additive, data_check=data_check, keep=keep, memory=memory)
-            local.append(own)
-            return Facts.of(own)
+        def noting(batch: Any) -> LinearOperator:
+            operator = make(batch)
+            if not local:
+                read[:] = getattr(operator, "reads", ())
+            return operator
 
-        told = [one for one in self.link.exchange(name, facts) if one is not None]
+        def facts() -> tuple[Facts | None, Maker | None]:
+            if not self._is_empty():
+                ask = make if is_named else noting
+                local.append(Average(ask, self.batches, additive=additive, data_check=data_check, keep=keep, memory=memory))
+            reads = tuple(read)
+            read.clear()
+            return Facts.of(local[0], reads) if local else None, None if is_named else Maker.of(make, self.rank)
+
+        answers = self.link.exchange(name, facts)
+        told = [one for one, _ in answers if one is not None]
         if not told:
             raise DataError("An operator over data needs data.", f"no batch on any of {self.ranks} processes", "pass batches")
         first = told[0]
@@ -139,6 +150,8 @@ class SpreadData(Spread):
                 f"{odd} beside {first}",
                 "use the same model, loss and parameters on all processes",
             )
+        require_one_maker([maker for _, maker in answers])
+        require_equal_reads([one for one, _ in answers])
         return OverProcesses(self.link.of_operator(), local[0] if local else first, name)
 
     def add_up(self, what: str, work: Callable[[], Tables]) -> Tables:
@@ -204,8 +217,3 @@ class SpreadData(Spread):
 
     def __repr__(self) -> str:
         return f"SpreadData(rank {self.rank} of {self.ranks}: {type(self.batches).__name__})"
-
-
-def content_hash(tensor: Tensor) -> int:
-    """A hash of a tensor's dtype, shape and content."""
-    return int(sample_hashes(tensor.detach().unsqueeze(0))[0])

@@ -38,11 +38,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from hesse.core.errors import MemoryBudgetError
 from hesse.core.memory import Budget, current_budget, given_budget
 from hesse.core.progress import track
 from hesse.linalg.hutchinson import FEWEST, Moments, next_count, projected
 from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign_vectors
-from hesse.linalg.sketch import Sketch, capacity, explained
+from hesse.linalg.sketch import Sketch, capacity, explained, sketch_bytes
 from hesse.operators import LinearOperator
 
 _GROWTH = 4  # a sketch grows by a quarter, at least by _LEAST
@@ -68,6 +69,10 @@ class Quantity(Protocol):
 
     def tail(self, sketch: Sketch) -> Tensor:
         """Samples ``[m, d]`` of what deflation would leave to chance."""
+        ...
+
+    def beyond(self, sketch: Sketch, probes: Tensor, products: Tensor) -> Tensor:
+        """Independent unbiased samples ``[k, d]`` from probes that a complete sketch has not seen, less its part exactly."""
         ...
 
     def deflated(self, sketch: Sketch) -> tuple[Tensor, Tensor]:
@@ -128,17 +133,21 @@ class Search:
         label: str,
     ) -> None:
         self._operator, self._quantity, self._goal, self._label = A, quantity, goal, label
-        self._generator = generator
-        room = capacity(A, memory)
-        self._room = room if room >= FEWEST else 0
-        self._memory = memory
-        self._kept = current_budget(memory, A.in_space.device) // 2 if self._room else 0
-        fixed = _MEANS * A.in_space.dim * A.in_space.dtype.itemsize if given_budget(memory, A.in_space.device) else 0
-        self._at_once = rows_at_once(A, goal.most, label, memory=memory, kept=self._kept + fixed)
-        self._sketch: Sketch | None = Sketch(A, adjoint=quantity.adjoint) if self._room else None
+        self._generator, self._memory = generator, memory
+        self._capacity = capacity(A, memory)
+        self._keep_for_sketch(self._capacity if self._capacity >= FEWEST else 0)
         self._moments = Moments()
         self._noise, self._products = 0.0, 0
         self._errors: list[tuple[int, float]] = []  # sizes of complete sketches and the errors they gave
+
+    def _keep_for_sketch(self, room: int) -> None:
+        """Leave a part of the budget to a sketch of so many probes, if there is one, and a part of the rest to blocks."""
+        A, given = self._operator, given_budget(self._memory, self._operator.in_space.device)
+        kept = current_budget(self._memory, A.in_space.device) // 2 if given is None else sketch_bytes(A, room)
+        self._room, self._kept = room, kept if room else 0
+        fixed = 0 if given is None else _MEANS * A.in_space.dim * A.in_space.dtype.itemsize
+        self._at_once = rows_at_once(A, self._goal.most, self._label, memory=self._memory, kept=self._kept + fixed)
+        self._sketch: Sketch | None = Sketch(A, adjoint=self._quantity.adjoint) if room else None
 
     @property
     def products(self) -> int:
@@ -146,15 +155,17 @@ class Search:
         return self._products
 
     def deflated(self) -> Found | None:
-        """Deflate from the start; None as soon as the exact answer costs no more."""
+        """Deflate from the start, once the sketch is full by `streamed`; None as soon as the exact answer costs no more."""
         best: Found | None = None
         sketch = self._sketch
         if sketch is None:
-            return None
+            return None if self._goal.exact_cost < 2 * FEWEST else self.streamed()
         for _ in track(count(), self._label):
             wanted = min(max(_LEAST, sketch.size // _GROWTH) if sketch.size else FEWEST, self._room - sketch.size)
-            if 2 * (sketch.size + wanted) > self._goal.exact_cost or wanted <= 0:
+            if 2 * (sketch.size + wanted) > self._goal.exact_cost:
                 return None if self._goal.exact_cost < math.inf else best
+            if wanted <= 0:
+                return self.streamed()
             if not self._draw(wanted, leave=sketch.size + wanted - len(sketch.images)):
                 return best
             best = self._complete(sketch)
@@ -163,6 +174,41 @@ class Search:
             if self._too_slow(sketch, best):
                 return None
         return best
+
+    def streamed(self) -> Found | None:
+        """The part of a sketch that fits exactly, and of the rest the mean over fresh signs, which are not kept.
+
+        None as soon as the exact answer costs no more. Without room for any sketch signs alone.
+        """
+        goal, room = self._goal, self._capacity
+        if self._sketch is None and FEWEST + 2 * room <= min(goal.most, goal.exact_cost):
+            try:
+                self._keep_for_sketch(room)
+            except MemoryBudgetError:  # signs alone take less
+                self._keep_for_sketch(0)
+        sketch = self._sketch
+        if sketch is None:
+            return self.auto()
+        if not sketch.size:
+            self._draw(room)
+        if sketch.captured:
+            return self._complete(sketch)
+        with self._beside():
+            self._products += sketch.complete(self._at_once)
+        self._moments, wanted, found = Moments(), FEWEST, None
+        for _ in track(count(), self._label):
+            wanted = min(wanted, self._at_once, goal.most - self._products)
+            if wanted <= 0:
+                return found
+            probes, products = self._multiplied(wanted)
+            self._moments.add(self._quantity.beyond(sketch, probes, products))
+            self._products += wanted
+            del probes, products
+            found, taken = self._plain(), self._moments.count
+            if found.converged or (taken >= FEWEST and projected(taken, found.error, found.target) > goal.exact_cost):
+                return found if found.converged else None
+            wanted = next_count(taken, found.error, found.target)
+        return found
 
     def auto(self) -> Found | None:
         """Whichever of plain and deflated is there first; None as soon as the exact answer seems cheaper."""
@@ -190,17 +236,22 @@ class Search:
         wanted = min(wanted, self._goal.most - self._products - leave)
         drawn: list[tuple[Tensor, Tensor]] = []
         for start in range(0, wanted, self._at_once):
-            probes = sign_vectors(self._operator.in_space, min(self._at_once, wanted - start), self._generator)
-            with self._beside():
-                products = apply(self._operator, probes)
+            probes, products = self._multiplied(min(self._at_once, wanted - start))
             self._moments.add(self._quantity.plain(probes, products))
-            self._noise = max(self._noise, self._quantity.noise(products))
             if self._sketch is not None:
                 drawn.append((probes, products))
         self._products += max(wanted, 0)
         if self._sketch is not None and drawn:
             self._sketch.grow(torch.cat([part[0] for part in drawn]), torch.cat([part[1] for part in drawn]))
         return wanted > 0
+
+    def _multiplied(self, wanted: int) -> tuple[Tensor, Tensor]:
+        """So many random signs, and their products."""
+        probes = sign_vectors(self._operator.in_space, wanted, self._generator)
+        with self._beside():
+            products = apply(self._operator, probes)
+        self._noise = max(self._noise, self._quantity.noise(products))
+        return probes, products
 
     def _beside(self) -> AbstractContextManager[None]:
         taken = self._kept + block_bytes(self._operator, self._at_once)

@@ -8,7 +8,6 @@ from torch import Tensor
 from hesse.core.errors import SymmetryError
 from hesse.core.progress import track
 from hesse.linalg.answer import Answer
-from hesse.linalg.products import row_norms
 from hesse.linalg.rows import Rows
 from hesse.linalg.symmetry import inner
 from hesse.operators import LinearOperator
@@ -40,14 +39,12 @@ def conjugate_gradients(
 
     Cost: a product a step; one more in the first block, which checks the symmetry of A, and one at the end.
     """
-    size = row_norms(B)
-    unit = torch.where(size > 0, size, torch.ones_like(size))[:, None]  # so that tiny b do not underflow when squared
-    state = _State(A, B / unit, rtol, preconditioner)
+    state = _State(A, B, rtol, preconditioner)
     for _ in track(range(max_iterations), "conjugate gradients", max_iterations):
         if not len(state.active):
             break
         state.step()
-    return Answer(state.solution() * unit, _condition(state), state.iterations, state.trouble)
+    return Answer(state.solution(), _condition(state), state.iterations, state.trouble)
 
 
 class _State(Rows):
@@ -55,28 +52,37 @@ class _State(Rows):
 
     def __init__(self, A: LinearOperator, b: Tensor, rtol: float, preconditioner: LinearOperator | None) -> None:
         super().__init__(A, b, rtol, preconditioner, "conjugate gradients")
-        self.p = self.precondition(self.r)
-        self.rz = self.positive(self.r, self.p)
+        z = self.precondition(self.r)
+        self.p = z.clone() if z is self.r else z
+        self.rz = self.positive(self.r, z)
         self.steps: list[tuple[float, float]] = []  # (alpha, beta) of the first active row, until it restarts or ends
         self.watched = int(self.active[0]) if len(self.active) else -1
 
     def step(self) -> None:
         """One step of every row that is not done."""
         on = self.active
-        p, Ap = self.p[on], self.product(self.p[on])
-        curvature, is_flat = self._curvature(p, Ap)
-        alpha = torch.where(is_flat, torch.zeros_like(curvature), self.rz[on] / curvature)
-        self.x[on] += alpha[:, None] * p
-        self.r[on] -= alpha[:, None] * Ap
+        alpha, is_flat = self._advance()
         self.iterations += 1
         self.remember()
-        _, restarted = self.settle(is_flat)
-        z = self.precondition(self.r[on])
-        rz = self.positive(self.r[on], z)
-        beta = torch.where(restarted | (self.rz[on] <= 0), torch.zeros_like(rz), rz / self.rz[on])
-        self.p[on] = z + beta[:, None] * p
-        self.rz[on] = rz
-        self._note(on, alpha, beta, restarted)
+        stay, restarted = self.settle(is_flat)
+        again, rz_before = restarted[stay], self.rz[stay]
+        if not bool(stay.all()):
+            self.p = self.p[stay]
+        z = self.precondition(self.r)
+        self.rz = self.positive(self.r, z)
+        beta = torch.where(again | (rz_before <= 0), torch.zeros_like(self.rz), self.rz / rz_before)
+        self.p.mul_(beta[:, None]).add_(z)
+        if len(on) and int(on[0]) == self.watched:
+            self._note(float(alpha[0]), 0.0 if bool(restarted[0]) else float(beta[0]), bool(restarted[0]))
+
+    def _advance(self) -> tuple[Tensor, Tensor]:
+        """Move x and r along the directions; the step lengths, and which directions A maps to nothing."""
+        Ap = self.product(self.p)
+        curvature, is_flat = self._curvature(self.p, Ap)
+        alpha = torch.where(is_flat, torch.zeros_like(curvature), self.rz / curvature)
+        self.x.addcmul_(alpha[:, None], self.p)
+        self.r.addcmul_(alpha[:, None], Ap, value=-1)
+        return alpha, is_flat
 
     def _curvature(self, p: Tensor, Ap: Tensor) -> tuple[Tensor, Tensor]:
         """``Re p^H A p``, and where it cannot be told from zero; negative curvature is refused."""
@@ -96,12 +102,10 @@ class _State(Rows):
             )
         return curvature, is_flat
 
-    def _note(self, on: Tensor, alpha: Tensor, beta: Tensor, restarted: Tensor) -> None:
-        if self.watched < 0 or int(on[0]) != self.watched:
-            return
-        if float(alpha[0]) > 0:
-            self.steps.append((float(alpha[0]), float(beta[0])))
-        if bool(restarted[0]):
+    def _note(self, alpha: float, beta: float, is_over: bool) -> None:
+        if alpha > 0:
+            self.steps.append((alpha, beta))
+        if is_over:
             self.watched = -1
 
 

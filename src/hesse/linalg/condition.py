@@ -18,6 +18,7 @@ from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, concl
 from hesse.linalg.products import apply, work_dtype
 from hesse.linalg.quadrature_question import matrix_fits
 from hesse.operators import Congruence, Dense, Kronecker, LinearOperator, Scaled
+from hesse.operators.spread import asked_together
 
 _METHODS = ("auto", "exact", "lanczos")
 _EXACT_DIM = 512
@@ -25,6 +26,7 @@ _SWITCH_DIM = 2000
 _FIRST_RTOL = 1e-4
 
 
+@asked_together
 def condition(
     A: LinearOperator,
     *,

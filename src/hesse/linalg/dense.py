@@ -26,8 +26,10 @@ from hesse.operators import (
     Scaled,
     Sum,
 )
+from hesse.operators.spread import asked_together
 
 
+@asked_together
 def dense(A: LinearOperator, *, memory: Budget | None = None) -> Tensor:
     """The matrix ``[out, in]`` of an operator, in the order of the flat vectors of its spaces.
 
@@ -118,26 +120,31 @@ def _by_columns(A: LinearOperator, memory: Budget | None) -> Tensor:
 
 @dense_rule.register(Identity)
 def _identity(A: Identity, memory: Budget | None = None) -> Tensor:
+    _require_bytes(A, 0, memory)
     return torch.eye(A.in_space.dim, dtype=A.in_space.dtype, device=A.in_space.device)
 
 
 @dense_rule.register(Dense)
 def _dense(A: Dense, memory: Budget | None = None) -> Tensor:
+    _require_bytes(A, 0, memory)
     return A.matrix.to(A.out_space.dtype, copy=True)
 
 
 @dense_rule.register(Diagonal)
 def _diagonal(A: Diagonal, memory: Budget | None = None) -> Tensor:
+    _require_bytes(A, 0, memory)
     return torch.diag(A.in_space.ravel(A.entries))
 
 
 @dense_rule.register(LowRank)
 def _low_rank(A: LowRank, memory: Budget | None = None) -> Tensor:
+    _require_bytes(A, A.left.nbytes, memory)
     return (A.left * A.weights) @ A.right.mT
 
 
 @dense_rule.register(Kronecker)
 def _kronecker(A: Kronecker, memory: Budget | None = None) -> Tensor:
+    _require_bytes(A, A.left.nbytes + A.right.nbytes, memory)
     return torch.kron(A.left.contiguous(), A.right.contiguous())
 
 
@@ -167,25 +174,55 @@ def _conjugate(A: Conjugate, memory: Budget | None = None) -> Tensor:
 
 @dense_rule.register(Composed)
 def _composed(A: Composed, memory: Budget | None = None) -> Tensor:
-    if A.second.shape[0] > min(A.shape):  # a bottleneck is better crossed with few vectors than with many
+    factors = _bytes(A.first) + _bytes(A.second)
+    # a bottleneck is better crossed with few vectors than with many
+    if A.second.shape[0] > min(A.shape) or not _fit(A, factors + _bytes(A), memory):
         return _by_products(A, memory)
-    return dense_rule(A.first, memory) @ dense_rule(A.second, memory)
+    with beside(A, _bytes(A) + _bytes(A.second), memory):
+        first = dense_rule(A.first)
+    with beside(A, _bytes(A) + first.nbytes, memory):
+        return first @ dense_rule(A.second)
 
 
 @dense_rule.register(Congruence)
 def _congruence(A: Congruence, memory: Budget | None = None) -> Tensor:
-    if A.outer.shape[0] > A.outer.shape[1] or is_complex(A.outer) != A.in_space.dtype.is_complex:
+    middle = 0 if A.middle is None else _bytes(A.middle) + _bytes(A.outer)
+    is_mixed = is_complex(A.outer) != A.in_space.dtype.is_complex
+    if A.outer.shape[0] > A.outer.shape[1] or is_mixed or not _fit(A, _bytes(A) + 2 * _bytes(A.outer) + middle, memory):
         return _by_products(A, memory)
-    outer = dense_rule(A.outer, memory)
-    return outer.mH @ (outer if A.middle is None else dense_rule(A.middle, memory) @ outer)
+    with beside(A, _bytes(A) + middle, memory):
+        outer = dense_rule(A.outer)
+    if A.middle is None:
+        return outer.mH @ outer
+    with beside(A, _bytes(A) + 2 * outer.nbytes, memory):
+        return outer.mH @ (dense_rule(A.middle) @ outer)
 
 
 @dense_rule.register(BlockDiagonal)
 def _blocks(A: BlockDiagonal, memory: Budget | None = None) -> Tensor:
+    _require_bytes(A, max((_needed(block, 1) for block in A.blocks.values()), default=0), memory)
     result = torch.zeros(A.shape, dtype=A.out_space.dtype, device=A.out_space.device)
     row = column = 0
     for block in A.blocks.values():
         out, into = block.shape
-        result[row : row + out, column : column + into] = dense_rule(block, memory)
+        with beside(A, _bytes(A), memory):
+            result[row : row + out, column : column + into] = dense_rule(block)
         row, column = row + out, column + into
     return result
+
+
+def _bytes(A: LinearOperator) -> int:
+    """Bytes of the matrix."""
+    return A.shape[0] * A.shape[1] * A.out_space.dtype.itemsize
+
+
+def _fit(A: LinearOperator, needed: int, memory: Budget | None) -> bool:
+    given = given_budget(memory, A.in_space.device)
+    return given is None or needed <= given
+
+
+def _require_bytes(A: LinearOperator, beside_it: int, memory: Budget | None) -> None:
+    """Refuse a matrix that does not fit beside so many bytes into a budget that the user has set."""
+    if not _fit(A, _bytes(A) + beside_it, memory):
+        given = given_budget(memory, A.in_space.device) or 0
+        raise too_small(given, _bytes(A) + beside_it, f"the dense matrix of a {type(A).__name__} of shape {A.shape}")

@@ -18,6 +18,7 @@ from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign
 from hesse.linalg.sketch import require_one_dtype
 from hesse.linalg.xdiag import DiagonalOf
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 __all__ = ["DiagonalEstimate", "column_squares_rule", "diagonal", "diagonal_rule", "exact_diagonal"]
 
@@ -70,6 +71,7 @@ def diagonal(
 ) -> DiagonalEstimate: ...
 
 
+@asked_together
 def diagonal(
     A: LinearOperator,
     *,
@@ -93,7 +95,7 @@ def diagonal(
             exact diagonal would: where it needs more, the exact one is computed.
         generator: source of the random signs.
         memory: bytes, fraction or text; by default the budget in force. XDiag keeps 6 vectors for each probe,
-            in half of it.
+            in half of it; where more are needed, what that part leaves is estimated by fresh signs, which are not kept.
         full: also give standard errors and price.
 
     Returns:

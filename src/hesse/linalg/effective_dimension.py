@@ -14,8 +14,10 @@ from hesse.linalg.quadrature import LanczosRuns
 from hesse.linalg.quadrature_question import Question, answer, checked
 from hesse.linalg.slq import Measure, by_bounds
 from hesse.operators import LinearOperator, Tag
+from hesse.operators.spread import asked_together
 
 
+@asked_together
 def effective_dimension(  # noqa: PLR0913 - the operator, the damping, how exactly, and within which limits
     A: LinearOperator,
     damping: float,

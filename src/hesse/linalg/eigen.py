@@ -26,6 +26,7 @@ from hesse.linalg.options import (
 )
 from hesse.linalg.products import apply, real_dtype, work_dtype
 from hesse.operators import Kronecker, LinearOperator, Scaled, Tag
+from hesse.operators.spread import asked_together
 
 _DENSE_DIM = 256
 COPIES = 5  # of a matrix, while its eigenvectors are computed
@@ -56,6 +57,7 @@ class Eigen:
     products: int
 
 
+@asked_together
 def eigsh(  # noqa: PLR0913 - which pairs, by which method, how exactly, and within which limits
     A: LinearOperator,
     k: int = 6,

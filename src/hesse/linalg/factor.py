@@ -21,6 +21,7 @@ from hesse.linalg.pinv_general import matrix_bytes
 from hesse.linalg.solution import norm_from_below
 from hesse.linalg.solve import solve
 from hesse.operators import Dense, LinearOperator
+from hesse.operators.spread import asked_together
 
 _COPIES, _BY_SVD = 5, 8  # of a matrix, while it is factored
 
@@ -175,6 +176,7 @@ def factor_rule(A: LinearOperator, memory: Budget | None) -> Factorization | Non
     return None
 
 
+@asked_together
 def factor(A: LinearOperator, *, memory: Budget | None = None) -> Factorization:
     """A factorization of an operator, to solve with many right-hand sides that come one after another, and to keep.
 

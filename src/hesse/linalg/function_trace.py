@@ -11,8 +11,10 @@ from hesse.linalg.options import require_hermitian
 from hesse.linalg.quadrature_question import Question, answer, checked
 from hesse.linalg.slq import Function, by_convergence, evaluate
 from hesse.operators import LinearOperator, Tag
+from hesse.operators.spread import asked_together
 
 
+@asked_together
 def function_trace(  # noqa: PLR0913 - the operator, the function, how exactly, and within which limits
     A: LinearOperator,
     f: Function,

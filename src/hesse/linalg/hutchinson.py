@@ -36,7 +36,7 @@ class Moments:
         """Take in a block of at least one sample."""
         fresh = len(samples)
         block_mean = samples.mean(0)
-        within = (samples - block_mean).abs().square().sum(0)
+        within = torch.linalg.vector_norm(samples - block_mean, dim=0).square()
         if self.count == 0:
             self.mean, self._spread = torch.zeros_like(block_mean), torch.zeros_like(within)
         shift, total = block_mean - self.mean, self.count + fresh

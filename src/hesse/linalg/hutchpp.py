@@ -6,12 +6,14 @@ Algorithms, 2021), in stages: with Q the basis of the products of one third of t
     tr(Q^H A Q) + mean over other random signs g of g^H P A P g,  P = 1 - Q Q^H.
 
 Earlier products of g serve a larger basis too, since ``g^H P A P g`` follows from ``A g`` and ``A Q``. The samples
-are independent given Q, so that the standard error is that of a plain mean.
+are independent given Q, so that the standard error is that of a plain mean. Where a memory budget ends the growth of Q,
+the other signs go on alone, and are not kept.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import count
 
 import torch
@@ -19,10 +21,10 @@ from torch import Tensor
 
 from hesse.core.memory import Budget, current_budget
 from hesse.core.progress import track
-from hesse.linalg.adaptive import Found, Goal
+from hesse.linalg.adaptive import Found, Goal, Search
 from hesse.linalg.hutchinson import FEWEST, Moments
 from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign_vectors
-from hesse.linalg.sketch import Sketch, capacity, small
+from hesse.linalg.sketch import Sketch, capacity
 from hesse.linalg.xtrace import TraceOf
 from hesse.operators import LinearOperator
 
@@ -41,8 +43,13 @@ def hutchpp(A: LinearOperator, goal: Goal, generator: torch.Generator, memory: B
     for _ in track(count(), "trace (Hutch++)"):
         size = len(others.probes)
         wanted = max(_LEAST, size // _GROWTH) if size else FEWEST
-        if 3 * (size + wanted) > goal.exact_cost or size + wanted > room or spent + 3 * wanted > goal.most:
+        is_spent = spent + 3 * wanted > goal.most
+        if 3 * (size + wanted) > goal.exact_cost or (is_spent and best is not None):
             return (None if goal.exact_cost < math.inf else best), spent
+        if is_spent or size + wanted > room:
+            del sketch, others
+            rest = Search(A, trace_of, replace(goal, most=goal.most - spent), generator, memory, "trace (Hutch++)")
+            return rest.streamed(), spent + rest.products
         for start in range(0, wanted, at_once):
             for part in (sketch, others):
                 probes = sign_vectors(A.in_space, min(at_once, wanted - start), generator)
@@ -63,12 +70,7 @@ def hutchpp(A: LinearOperator, goal: Goal, generator: torch.Generator, memory: B
 
 
 def _estimate(sketch: Sketch, probes: Tensor, products: Tensor, trace_of: TraceOf, goal: Goal, noise: float) -> Found:
-    Q, Z = sketch.basis[: sketch.rank], sketch.images[: sketch.rank]
-    H = small(Q.conj() @ Z.mT)
-    inside = small(Q.conj() @ probes.mT)
-    forms = small((probes.conj() * products).sum(-1)) - (small(Z.conj() @ probes.mT).conj() * inside).sum(0)
-    forms = forms - (inside.conj() * small(Q.conj() @ products.mT)).sum(0) + (inside.conj() * (H @ inside)).sum(0)
     rest = Moments()
-    rest.add(trace_of.real(forms + H.trace())[:, None])
+    rest.add(trace_of.beyond(sketch, probes, products))
     errors = (rest.errors.square() + noise**2).sqrt()
     return Found(rest.mean, errors, float(errors), max(goal.atol, goal.rtol * rest.size, 2 * noise))

@@ -15,8 +15,10 @@ from hesse.linalg.quadrature import LanczosRuns
 from hesse.linalg.quadrature_question import Question, answer, checked
 from hesse.linalg.slq import Measure, by_bounds, by_convergence
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 
+@asked_together
 def logdet(
     A: LinearOperator,
     *,

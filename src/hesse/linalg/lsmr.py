@@ -41,14 +41,12 @@ def lsmr(
 
     Cost: a product with A and one with its adjoint a step, and one of each at the end.
     """
-    size = row_norms(B)
-    unit = torch.where(size > 0, size, torch.ones_like(size))[:, None]
-    state = _State(A, B / unit, rtol, damping**0.5, consistent)
+    state = _State(A, B, rtol, damping**0.5, consistent)
     for _ in track(range(max_iterations), "LSMR", max_iterations):
         if not len(state.active):
             break
         state.step()
-    return Answer(state.x * unit, state.condition, state.iterations, state.trouble, state.norm)
+    return Answer(state.solution(), state.condition, state.iterations, state.trouble, state.norm)
 
 
 @dataclass
@@ -84,18 +82,30 @@ class _Recursion:
 
 
 class _State:
+    """The rows that go on: `active` are their indices, `x` and `recursion` theirs alone, for right-hand sides of norm one."""
+
     def __init__(self, A: LinearOperator, b: Tensor, rtol: float, root: float, consistent: bool) -> None:
         self.A, self.AH, self.rtol, self.root, self.consistent = A, A.H, rtol, root, consistent
-        dtype = torch.promote_types(b.dtype, work_dtype(A.in_space.dtype))
-        self.flat = 4 * rounding(A)
-        damped = (A.shape[1],) if root else ()
-        self.b = torch.cat([b.to(dtype), *(b.new_zeros(len(b), n, dtype=dtype) for n in damped)], dim=-1)
-        self.x = b.new_zeros(len(b), A.shape[1], dtype=dtype)
-        self.active = torch.nonzero(torch.linalg.vector_norm(b, dim=-1) > 0)[:, 0]
+        self.dtype = torch.promote_types(b.dtype, work_dtype(A.in_space.dtype))
+        self.flat, self.b, size = 4 * rounding(A), b, row_norms(b)
+        self.unit = torch.where(size > 0, size, torch.ones_like(size))[:, None]
+        self.active = torch.nonzero(size > 0)[:, 0]
+        self.x, self._found = (b.new_zeros(count, A.shape[1], dtype=self.dtype) for count in (len(self.active), len(b)))
         self.last_miss = torch.full((len(b),), torch.inf, dtype=torch.float64, device=b.device)
         self.iterations, self.norm, self.condition, self.trouble = 0, root, 1.0, ""
         self.is_checked = False
-        self.recursion = self._start(self.b[self.active])
+        self.recursion = self._start(self._right(self.active))
+
+    def solution(self) -> Tensor:
+        """What is found for all rows; to be asked for once."""
+        self._found[self.active] = self.x
+        return self._found.mul_(self.unit)
+
+    def _right(self, rows: Tensor) -> Tensor:
+        """Right-hand sides of norm one, with the rows of the damping."""
+        r = self.b.new_zeros(len(rows), self.A.shape[0] + (self.A.shape[1] if self.root else 0), dtype=self.dtype)
+        r[:, : self.A.shape[0]] = self.b if len(rows) == len(self.b) else self.b[rows]
+        return r.div_(self.unit[rows])
 
     def forward(self, V: Tensor) -> Tensor:
         """``[k, out]``, with the rows of the damping."""
@@ -105,7 +115,7 @@ class _State:
     def adjoint(self, U: Tensor) -> Tensor:
         """``[k, in]``."""
         product = apply(self.AH, U[:, : self.A.shape[0]].contiguous()).to(U.dtype)
-        return product + self.root * U[:, self.A.shape[0] :] if self.root else product
+        return product.add_(U[:, self.A.shape[0] :], alpha=self.root) if self.root else product
 
     def _start(self, r: Tensor) -> _Recursion:
         u, beta = _unit(r)
@@ -114,23 +124,26 @@ class _State:
             self.norm = max(self.norm, float(alpha.max()))
         zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
         numbers = (alpha, alpha, zero, alpha * beta, one, one, one, zero, zero, beta, one, zero, zero, -one, one * torch.inf)
-        return _Recursion(u, v, v, torch.zeros_like(v), *(number.clone() for number in numbers))
+        return _Recursion(u, v, v.clone(), torch.zeros_like(v), *(number.clone() for number in numbers))
 
     def step(self) -> None:
         """One step of every row that is not done."""
-        on, s = self.active, self.recursion
-        Av = self.forward(s.v)
+        s = self.recursion
+        u = self.forward(s.v)
         if not self.is_checked:
-            self._check_adjoint(s, Av)
-        u, beta = _unit(Av - _times(s.alpha, s.u))
+            self._check_adjoint(s, u)
+        u, beta = _unit(u.addcmul_(s.alpha[:, None], s.u, value=-1))
+        s.u = u
         self.norm = max(self.norm, float(torch.hypot(s.alpha, beta).max()))
-        v, alpha = _unit(self.adjoint(u) - _times(beta, s.v))
+        v, alpha = _unit(self.adjoint(u).addcmul_(beta[:, None], s.v, value=-1))
+        s.v = v
         c, sine, rho = _rotation(s.alpha_bar, beta)
         theta, theta_bar = sine * alpha, s.s_bar * rho
         c_bar, s_bar, rho_bar = _rotation(s.c_bar * rho, theta)
         zeta, zeta_bar = c_bar * s.zeta_bar, -s_bar * s.zeta_bar
-        h_bar = s.h - _times(_ratio(theta_bar * rho, s.rho * s.rho_bar), s.h_bar)
-        self.x[on] += _times(_ratio(zeta, rho * rho_bar), h_bar)
+        h_bar = s.h_bar.mul_(-_ratio(theta_bar * rho, s.rho * s.rho_bar)[:, None]).add_(s.h)
+        self.x.addcmul_(_ratio(zeta, rho * rho_bar)[:, None], h_bar)
+        h = s.h.mul_(-_ratio(theta, rho)[:, None]).add_(v)
         beta_hat, beta_ddot = c * s.beta_ddot, -sine * s.beta_ddot
         c_tilde, s_tilde, rho_tilde = _rotation(s.rho_dot, theta_bar)
         theta_tilde, rho_dot = s_tilde * rho_bar, c_tilde * rho_bar
@@ -144,7 +157,7 @@ class _State:
         self._note_condition(largest, smallest, s.c_bar * rho)
         self.iterations += 1
         self.recursion = _Recursion(
-            u, v, v - _times(_ratio(theta, rho), s.h), h_bar, alpha, c * alpha, zeta, zeta_bar, rho, rho_bar, c_bar, s_bar,
+            u, v, h, h_bar, alpha, c * alpha, zeta, zeta_bar, rho, rho_bar, c_bar, s_bar,
             beta_dot, beta_ddot, rho_dot, tau_tilde, theta_tilde, largest, smallest,
         )  # fmt: skip
         self._settle(residual, zeta_bar.abs())
@@ -161,7 +174,8 @@ class _State:
         if not bool(claims.any()):
             return
         rows = on[claims]
-        r = self.b[rows] - self.forward(self.x[rows])
+        r = self._right(rows)
+        r -= self.forward(self.x[claims])
         missed, gradient = (torch.linalg.vector_norm(t, dim=-1).double() for t in (r, self.adjoint(r)))
         miss = missed / self.rtol
         if not self.consistent:
@@ -177,10 +191,16 @@ class _State:
         self.last_miss[rows] = miss
         stay = torch.ones_like(claims)
         stay[claims] = ~(is_done | is_singular | is_stuck)
-        self.active, self.recursion = on[stay], self.recursion.keep(stay)
+        self._leave(stay)
         again = claims[stay]
         if bool(again.any()):
             self.recursion.put(again, self._start(r[stay[claims]]))
+
+    def _leave(self, stay: Tensor) -> None:
+        """Give up the vectors of the rows that do not stay, and keep what they found."""
+        if not bool(stay.all()):
+            self._found[self.active[~stay]] = self.x[~stay]
+            self.active, self.x, self.recursion = self.active[stay], self.x[stay], self.recursion.keep(stay)
 
     def _check_adjoint(self, s: _Recursion, Av: Tensor) -> None:
         """By construction ``v = A^H u / alpha``, so that ``<u, A v>`` is alpha."""
@@ -204,8 +224,9 @@ class _State:
 
 
 def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows, scaled in place to norm one or zero, and their norms."""
     size = torch.linalg.vector_norm(rows, dim=-1)
-    return rows * _ratio(torch.ones_like(size), size)[:, None], size
+    return rows.mul_(_ratio(torch.ones_like(size), size)[:, None]), size
 
 
 def _rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,7 +237,3 @@ def _rotation(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(b != 0, a / b, torch.zeros_like(a))
-
-
-def _times(numbers: Tensor, rows: Tensor) -> Tensor:
-    return numbers[:, None] * rows

@@ -14,6 +14,7 @@ from hesse.linalg.answer import Answer, evaluated, lstsq_matrix
 from hesse.linalg.condition import inverse_from
 from hesse.linalg.dense import matrix_for
 from hesse.linalg.differentiable_rules import differentiable_solution
+from hesse.linalg.groups import DAMPED, LSMR, in_groups, row_groups
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.lstsq_rules import lstsq_rule
 from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude, rounding
@@ -29,6 +30,7 @@ from hesse.linalg.solution import (
     right_hand_sides,
 )
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 _METHODS = ("auto", "dense", "lsmr")
 _COPIES = 8  # of a matrix, while its singular vectors are computed
@@ -36,6 +38,7 @@ _DENSE_DIM, _DENSE_SIZE = 1000, 2**23
 _UNSURE = 4.0  # units of rounding that a product may be off
 
 
+@asked_together
 def lstsq(
     A: LinearOperator,
     b: Tree,
@@ -69,7 +72,7 @@ def lstsq(
         StructureError: `b` is not in the space, damping is negative, or there is no such method; the transpose of `A` is
             wrong.
         UnsupportedError: within a transform of `torch.func`, where derivatives would silently be zero.
-        NotConvergedError: neither certificate holds; carries the `Solution` reached.
+        NotConvergedError: neither certificate holds; carries the `Solution` reached. MemoryBudgetError: one row does not fit.
 
     Cost: dense: ``min(out, in)`` products, in blocks. LSMR: a product with A and one with its adjoint a step, about
     ``condition`` steps (of the damped operator), a batch in one block. One more of each for the certificate.
@@ -91,8 +94,8 @@ def lstsq(
         result, is_good = _certified(A, B, answer, (damping, rtol))
     value = A.in_space.unravel(answer.value.reshape(*batch, A.shape[1]))
     error = answer.forward_error or (lambda: _error(A, B, answer, used, (damping, rtol, steps)))
-    named = answer.method or used
-    result = Solution(value, result[0], answer.iterations, named, result[1], answer.truncated, answer.condition, error)
+    told = (result[0], answer.iterations, answer.method or used, result[1], answer.truncated, answer.condition)
+    result = Solution(value, *told, error)
     if not is_good:
         conclude(_failure(result, rtol, answer), on_failure)
     return result if full else value
@@ -128,7 +131,8 @@ def _answer(A: LinearOperator, B: Tensor, method: str, damping: float, limits: t
         method = _general_method(A)
     if method == "dense":
         return method, lstsq_matrix(matrix_for(A, "the least squares", _COPIES), B, damping)
-    return method, lsmr(A, B, limits[0], limits[1], damping=damping)
+    held = DAMPED if damping else LSMR
+    return method, in_groups(A, B, lambda R: lsmr(A, R, limits[0], limits[1], damping=damping), held)
 
 
 def _general_method(A: LinearOperator) -> str:
@@ -138,17 +142,25 @@ def _general_method(A: LinearOperator) -> str:
 
 def _certified(A: LinearOperator, B: Tensor, answer: Answer, options: tuple[float, float]) -> tuple[tuple[float, float], bool]:
     """Relative residual and normal residual (largest over the batch), and whether each row meets one of the tolerances."""
-    damping, rtol = options
     if not B.numel() or not A.shape[1]:
         return (largest_ratio(row_norms(B), row_norms(B)), 0.0), True
-    X = answer.value
+    norm = norm_from_below(A, options[0]) if answer.norm is None else answer.norm
+    looks = [_looked_at(A, B[part], answer.value[part], norm, options) for part in row_groups(A, B)]
+    residual, normal = torch.tensor([sizes for sizes, _ in looks], dtype=torch.float64).amax(0).tolist()
+    return (residual, normal), all(is_good for _, is_good in looks)
+
+
+def _looked_at(
+    A: LinearOperator, B: Tensor, X: Tensor, norm: float, options: tuple[float, float]
+) -> tuple[tuple[float, float], bool]:
+    """`_certified` for some of the rows."""
+    damping, rtol = options
     missing = B - apply(A, X)
     missed, size = row_norms(missing), row_norms(B)
     whole = torch.hypot(missed, damping**0.5 * row_norms(X))
     # of rows of norm one, so that squares of tiny ones do not underflow
     unit = torch.where(whole > 0, whole, torch.ones_like(whole))[:, None]
     gradient = row_norms(apply(A.H, missing / unit) - damping * X / unit)
-    norm = norm_from_below(A, damping) if answer.norm is None else answer.norm
     normal = torch.where(gradient == 0, gradient, gradient / norm)
     noise = (0.0 if damping else backward_rounding(A)) * (norm * row_norms(X) + size)
     is_good = bool(((whole <= rtol * size) | (normal <= rtol) | (normal * missed <= noise)).all())

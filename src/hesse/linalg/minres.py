@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hesse.core.progress import track
 from hesse.linalg.answer import Answer
-from hesse.linalg.products import row_norms
 from hesse.linalg.rows import Rows
 from hesse.linalg.symmetry import inner
 from hesse.operators import LinearOperator
@@ -38,14 +37,12 @@ def minimal_residual(
 
     Cost: a product a step; one more in the first block, which checks the symmetry of A, and one at the end.
     """
-    size = row_norms(B)
-    unit = torch.where(size > 0, size, torch.ones_like(size))[:, None]
-    state = _State(A, B / unit, rtol, preconditioner)
+    state = _State(A, B, rtol, preconditioner)
     for _ in track(range(max_iterations), "MINRES", max_iterations):
         if not len(state.active):
             break
         state.step()
-    return Answer(state.solution() * unit, _condition(state.steps), state.iterations, state.trouble)
+    return Answer(state.solution(), _condition(state.steps), state.iterations, state.trouble)
 
 
 @dataclass
@@ -76,28 +73,32 @@ class _Lanczos:
 class _State(Rows):
     def __init__(self, A: LinearOperator, b: Tensor, rtol: float, preconditioner: LinearOperator | None) -> None:
         super().__init__(A, b, rtol, preconditioner, "MINRES")
-        self.recursion = self._start(self.active)
+        self.recursion = self._start(self.r)
         self.steps: list[tuple[float, float]] = []  # (alpha, beta) of the first active row, until it restarts or ends
         self.watched = int(self.active[0]) if len(self.active) else -1
 
-    def _start(self, rows: Tensor) -> _Lanczos:
-        r = self.r[rows]
-        z = self.precondition(r)
-        beta = self.positive(r, z).sqrt()
-        zero, one, none = torch.zeros_like(beta), torch.ones_like(beta), torch.zeros_like(r)
+    def _start(self, r: Tensor) -> _Lanczos:
+        newer = r.clone()
+        image = self.precondition(newer)
+        beta = self.positive(newer, image).sqrt()
+        zero, one = torch.zeros_like(beta), torch.ones_like(beta)
+        none = (torch.zeros_like(r) for _ in range(3))
+        older, w_older, w_newer = none
         return _Lanczos(
-            none, r.clone(), z, none.clone(), none.clone(), one, beta, zero, zero.clone(), -one, zero.clone(), beta.clone()
+            older, newer, image, w_older, w_newer, one, beta, zero, zero.clone(), -one, zero.clone(), beta.clone()
         )
 
     def step(self) -> None:
         """One step of every row that is not done."""
         on, s = self.active, self.recursion
         v = _over(s.image, s.beta)
-        q = self.product(v) - _times(s.beta / s.beta_older, s.older)
+        q = self.product(v).to(v.dtype)
+        q.addcmul_((s.beta / s.beta_older)[:, None], s.older, value=-1)
         alpha = inner(v, q)
-        q = q - _times(_ratio(alpha, s.beta), s.newer)
-        image = self.precondition(q)
-        beta = self.positive(q, image).sqrt()
+        q.addcmul_(_ratio(alpha, s.beta)[:, None], s.newer, value=-1)
+        s.older, s.newer = s.newer, q
+        s.image = self.precondition(q)
+        beta = self.positive(q, s.image).sqrt()
         delta = s.cosine * s.d_bar + s.sine * alpha
         g_bar = s.sine * s.d_bar - s.cosine * alpha
         d_bar = -s.cosine * beta
@@ -106,15 +107,16 @@ class _State(Rows):
         cosine, sine = _ratio(g_bar, gamma), torch.where(gamma > 0, beta / gamma, torch.ones_like(gamma))
         is_flat = self._is_flat(gamma, torch.hypot(g_bar, d_bar))
         phi = torch.where(is_flat, torch.zeros_like(gamma), cosine * s.phi_bar)
-        w = _over(v - _times(s.epsilon, s.w_older) - _times(delta, s.w_newer), gamma)
-        self.x[on] += _times(phi, w)
+        w = v.addcmul_(s.epsilon[:, None], s.w_older, value=-1).addcmul_(delta[:, None], s.w_newer, value=-1)
+        w.mul_(_ratio(torch.ones_like(gamma), gamma)[:, None])
+        s.w_older, s.w_newer = s.w_newer, w
+        self.x.addcmul_(phi[:, None], w)
         # the residual in the 2-norm: r = sine^2 r - phi_bar cosine v_next
-        moved = _times(sine**2, self.r[on]) - _times(sine * s.phi_bar * cosine, _over(q, beta))
-        self.r[on] = torch.where(is_flat[:, None], self.r[on], moved)
+        moved = torch.where(is_flat, torch.zeros_like(gamma), _ratio(sine * s.phi_bar * cosine, beta))
+        self.r.mul_(torch.where(is_flat, torch.ones_like(sine), sine**2)[:, None]).addcmul_(moved[:, None], q, value=-1)
         self.iterations += 1
-        self.recursion = _Lanczos(
-            s.newer, q, image, s.w_newer, w, s.beta, beta, d_bar, s.sine * beta, cosine, sine, sine * s.phi_bar
-        )
+        s.beta_older, s.beta, s.d_bar, s.epsilon = s.beta, beta, d_bar, s.sine * beta
+        s.cosine, s.sine, s.phi_bar = cosine, sine, sine * s.phi_bar
         self.remember()
         stay, fresh = self.settle(is_flat)
         self._note(on, alpha, beta, fresh)
@@ -125,7 +127,7 @@ class _State(Rows):
 
         That x would be longer than ``|r| / root``; the errors, of size ``eps |A| |x|``, may not exceed the tolerance.
         """
-        missed = torch.linalg.vector_norm(self.r[self.active], dim=-1)
+        missed = torch.linalg.vector_norm(self.r, dim=-1)
         return (gamma <= self.flat * self.norm) | (
             root <= self.norm * torch.clamp(self.flat * missed / self.rtol, self.flat, self.flat**0.5)
         )
@@ -135,7 +137,7 @@ class _State(Rows):
             self.recursion = self.recursion.keep(stay)
         again = fresh[stay]
         if bool(again.any()):
-            self.recursion.put(again, self._start(self.active[again]))
+            self.recursion.put(again, self._start(self.r[again]))
 
     def _note(self, on: Tensor, alpha: Tensor, beta: Tensor, fresh: Tensor) -> None:
         if self.watched < 0 or int(on[0]) != self.watched or len(self.steps) == _MOST_STEPS:
@@ -162,10 +164,6 @@ def _condition(steps: list[tuple[float, float]]) -> float | None:
     bands[2, :-2] = after[:-2] * after[1:-1]
     squares = eig_banded(bands, lower=True, eigvals_only=True)
     return float((squares[-1] / squares[0]) ** 0.5) if squares[0] > 0 else float("inf")
-
-
-def _times(numbers: Tensor, rows: Tensor) -> Tensor:
-    return numbers[:, None] * rows
 
 
 def _ratio(a: Tensor, b: Tensor) -> Tensor:

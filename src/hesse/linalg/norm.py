@@ -16,10 +16,12 @@ from hesse.linalg.norm_rules import Order, norm_rule, spectral
 from hesse.linalg.options import ON_FAILURE, check_choice, check_positive, conclude, is_hermitian
 from hesse.linalg.squared_norm import EXACT_PRODUCTS, METHODS, failure, squared_frobenius
 from hesse.operators import Congruence, LinearOperator
+from hesse.operators.spread import asked_together
 
 _METHODS = {"fro": METHODS, 2: ("auto", "exact", "lanczos")}
 
 
+@asked_together
 def norm(
     A: LinearOperator,
     *,

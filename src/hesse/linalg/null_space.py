@@ -12,8 +12,10 @@ from hesse.linalg.pinv import check_cut, check_fields
 from hesse.linalg.pinv_matrix import cut_of
 from hesse.linalg.rank_rules import require_matrix
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 
+@asked_together
 def null_space(A: LinearOperator, *, rtol: float | None = None, memory: Budget | None = None) -> Tree:
     """An orthonormal basis of the vectors that `A` maps to zero, or nearly so; ``null_space(A.H)`` is that of the adjoint.
 

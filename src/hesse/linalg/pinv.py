@@ -6,8 +6,10 @@ from hesse.core.errors import LeafError, StructureError
 from hesse.core.memory import Budget
 from hesse.linalg.pinv_parts import part_pinv
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 
+@asked_together
 def pinv(A: LinearOperator, *, rtol: float | None = None, memory: Budget | None = None) -> LinearOperator:
     """The Moore-Penrose inverse: ``pinv(A) @ b`` is the shortest x that minimizes ``|b - A x|``.
 

@@ -18,10 +18,12 @@ from hesse.linalg.eigen import Eigen
 from hesse.linalg.options import is_complex, require_hermitian, rounding
 from hesse.linalg.products import apply, normal_vectors, rows_at_once, work_dtype
 from hesse.operators import Conjugate, Diagonal, LinearOperator, Tag
+from hesse.operators.spread import asked_together
 
 _DAMP = "pass a larger damping"
 
 
+@asked_together
 def jacobi(
     A: LinearOperator, *, damping: float = 0.0, rtol: float | None = None, generator: torch.Generator | None = None
 ) -> Diagonal:
@@ -116,6 +118,7 @@ def _deflated(vectors: Tensor, values: Tensor, damping: float, space: Space) -> 
     return Deflation(vectors, (floor / size - 1).to(vectors.real.dtype), space)
 
 
+@asked_together
 def nystrom(
     A: LinearOperator,
     rank: int,
@@ -167,7 +170,8 @@ def nystrom(
         )
     # A ~ Y (W^H Y)^+ Y^H; what rounding makes of small curvature is left out
     kept = values > 4 * dim**0.5 * rounding(A) * largest
-    halves = (rotation[:, kept].mH @ images) / values[kept].sqrt()[:, None]
+    halves = (rotation[:, kept].mH @ images).div_(values[kept].sqrt()[:, None])
+    del probes, images
     _, roots, vectors = torch.linalg.svd(halves, full_matrices=False)
     found = roots**2
     return _deflated(vectors, found, damping, A.in_space)

@@ -42,7 +42,7 @@ def apply(A: LinearOperator, V: Tensor) -> Tensor:
         NonFiniteError: a product has a NaN or an infinity.
     """
     products = A.out_space.ravel(mm_within(A, A.in_space.unravel(V)), 1).detach()
-    if not bool(torch.isfinite(products).all()):
+    if not all_finite(products):
         raise NonFiniteError(
             f"A product with {type(A).__name__} of shape {A.shape} is not finite.",
             "NaN or infinity in A @ v",
@@ -77,10 +77,16 @@ def mm_within(A: LinearOperator, V: Tree, memory: Budget | None = None, held: in
     return parts[0] if len(parts) == 1 else tree.map_tree(lambda *leaves: torch.cat(leaves), *parts)
 
 
+def all_finite(V: Tensor) -> bool:
+    """Whether there is no NaN and no infinity; takes no memory of the size of V unless there may be one."""
+    return bool(torch.isfinite(V.sum())) or bool(torch.isfinite(V).all())
+
+
 def row_norms(V: Tensor) -> Tensor:
     """``[k]``: the 2-norm of each row, right even where squares would underflow (float32 entries below 1e-19)."""
-    if not V.shape[-1]:
-        return torch.linalg.vector_norm(V, dim=-1)
+    size, limits = torch.linalg.vector_norm(V, dim=-1), torch.finfo(V.dtype)
+    if not V.numel() or bool(((size > limits.tiny**0.5 / limits.eps) & (size < torch.inf)).all()):
+        return size
     largest = V.abs().amax(-1)
     unit = torch.where(largest > 0, largest, torch.ones_like(largest))
     return largest * torch.linalg.vector_norm(V / unit[:, None], dim=-1)

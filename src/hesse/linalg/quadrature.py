@@ -18,6 +18,7 @@ from hesse.core.errors import MemoryBudgetError
 from hesse.core.memory import Budget, current_budget, format_bytes, given_budget
 from hesse.linalg.options import rounding
 from hesse.linalg.products import apply, beside, share_of_vectors, work_dtype
+from hesse.linalg.symmetry import inner
 from hesse.operators import LinearOperator
 
 _SHARE = 0.65  # of a budget, for the vectors of all runs
@@ -132,7 +133,7 @@ class LanczosRuns:
         self._basis[-1][:, self.steps % _CHUNK] = q
         W = apply(self.A, q)
         self.products += len(q)
-        alpha = _inner(q, W)
+        alpha = inner(q, W)
         W = W.to(q.dtype)[:, :, None]
         for _ in range(2):
             for V in self._basis:
@@ -188,8 +189,3 @@ class LanczosRuns:
 def _rule(T: Tensor) -> tuple[Tensor, Tensor]:
     nodes, vectors = torch.linalg.eigh(T)
     return nodes, vectors[:, 0].square()
-
-
-def _inner(a: Tensor, b: Tensor) -> Tensor:
-    product = (a.conj() * b).sum(-1)
-    return product.real if product.is_complex() else product

@@ -10,8 +10,10 @@ from hesse.linalg.pinv import check_cut, check_fields
 from hesse.linalg.pinv_rules import pinv_rule
 from hesse.linalg.rank_rules import Rank, matrix_values, rank_of, rank_rule, require_matrix
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 
+@asked_together
 def rank(A: LinearOperator, *, rtol: float | None = None, memory: Budget | None = None) -> Rank:
     """How many singular values are above `rtol` times the largest one.
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hesse.core.errors import SymmetryError
 from hesse.linalg.options import rounding
-from hesse.linalg.products import apply
+from hesse.linalg.products import apply, row_norms
 from hesse.linalg.symmetry import SymmetricProducts, inner
 from hesse.operators import LinearOperator
 
@@ -15,17 +15,18 @@ from hesse.operators import LinearOperator
 class Rows:
     """Solutions of a block of right-hand sides, one a row, and what is known of their residuals.
 
+    Rows that are done leave the block, and their vectors are given up.
+
     Args:
         A: an operator tagged Hermitian.
-        b: ``[k, dim]``, rows of norm one or zero.
-        rtol: tolerance of ``|b - A x|``.
+        b: ``[k, dim]``.
+        rtol: tolerance of ``|b - A x| / |b|``.
         preconditioner: an approximation of the inverse of A, Hermitian positive definite.
         method: how errors name the method.
 
     Attributes:
-        x, r: solutions, and residuals as the recursion has them.
         active: indices of the rows that go on.
-        best: the x of the smallest residual so far.
+        x, r: solutions of these, and residuals as the recursion has them, for right-hand sides of norm one.
         trouble: what stopped a row early.
     """
 
@@ -33,24 +34,36 @@ class Rows:
         self.A, self.b, self.rtol, self.preconditioner, self.method = A, b, rtol, preconditioner, method
         self.product = SymmetricProducts(A, method)
         self.flat = 4 * rounding(A)  # what is below this fraction of the norm cannot be told from zero
-        self.x, self.r = torch.zeros_like(b), b.clone()
-        size = torch.linalg.vector_norm(b, dim=-1)
-        self.active, self.done = torch.nonzero(size > 0)[:, 0], size == 0
-        self.best, self.least = torch.zeros_like(b), size
-        self.last_true = torch.full_like(size, torch.inf)
+        size = row_norms(b)
+        self.unit = torch.where(size > 0, size, torch.ones_like(size))[:, None]  # tiny b would underflow when squared
+        self.active = torch.nonzero(size > 0)[:, 0]
+        self.r = self._right(self.active)
+        self.x, self._found = torch.zeros_like(self.r), torch.zeros_like(b)
+        self.least, self.last_true = torch.ones_like(size), torch.full_like(size, torch.inf)
         self.iterations, self.norm, self.trouble = 0, 0.0, ""
 
+    def _right(self, rows: Tensor) -> Tensor:
+        """Right-hand sides of norm one."""
+        whole = len(rows) == len(self.b)
+        return self.b / self.unit if whole else self.b[rows].div_(self.unit[rows])
+
     def solution(self) -> Tensor:
-        """The rows that are done, and the best so far of the others."""
-        return torch.where(self.done[:, None], self.x, self.best)
+        """The rows that are done, and of the others the x of the smallest residual so far; to be asked for once."""
+        return self._found.mul_(self.unit)
 
     def remember(self) -> None:
         """Keep the active rows whose residuals are the smallest so far."""
         on = self.active
-        seen = torch.linalg.vector_norm(self.r[on], dim=-1)
-        better = on[seen < self.least[on]]
-        self.best[better] = self.x[better]
+        seen = torch.linalg.vector_norm(self.r, dim=-1)
+        self._keep(seen < self.least[on])
         self.least[on] = torch.minimum(seen, self.least[on])
+
+    def _keep(self, chosen: Tensor) -> None:
+        """Take the x of these active rows for what was found."""
+        if bool(chosen.all()):
+            self._found[self.active] = self.x
+        else:
+            self._found[self.active[chosen]] = self.x[chosen]
 
     def settle(self, is_flat: Tensor) -> tuple[Tensor, Tensor]:
         """Look at the true residuals of the active rows that claim to be done, and take out those that are done or stuck.
@@ -63,13 +76,16 @@ class Rows:
             active before).
         """
         on = self.active
-        claims = (torch.linalg.vector_norm(self.r[on], dim=-1) <= 0.9 * self.rtol) | is_flat
+        claims = (torch.linalg.vector_norm(self.r, dim=-1) <= 0.9 * self.rtol) | is_flat
         stay = torch.ones_like(claims)
         if not bool(claims.any()):
             return stay, claims
         rows = on[claims]
-        self.r[rows] = self.b[rows] - apply(self.A, self.x[rows])
-        true = torch.linalg.vector_norm(self.r[rows], dim=-1)
+        fresh = self._right(rows)
+        fresh -= apply(self.A, self.x[claims])
+        true = torch.linalg.vector_norm(fresh, dim=-1)
+        self.r[claims] = fresh
+        del fresh
         done = true <= self.rtol
         is_stuck = ~done & (true > 0.5 * self.last_true[rows])
         is_singular = ~done & is_flat[claims]
@@ -78,14 +94,17 @@ class Rows:
         elif bool(is_stuck.any()):
             self.trouble = "rounding errors allow no smaller residual in this dtype"
         self.last_true[rows] = true
-        self.done[rows] = done
+        claimed = torch.zeros_like(claims)
+        claimed[claims] = done
+        self._keep(claimed)
         stay[claims] = ~(done | is_singular | is_stuck)
-        self.active = on[stay]
+        if not bool(stay.all()):
+            self.active, self.x, self.r = on[stay], self.x[stay], self.r[stay]
         return stay, claims
 
     def precondition(self, r: Tensor) -> Tensor:
-        """``M r`` for each row."""
-        return r.clone() if self.preconditioner is None else apply(self.preconditioner, r)
+        """``M r`` for each row; r itself without a preconditioner."""
+        return r if self.preconditioner is None else apply(self.preconditioner, r)
 
     def positive(self, r: Tensor, z: Tensor) -> Tensor:
         """``r^H z`` of each row, where ``z = M r``.

@@ -79,6 +79,11 @@ class Sketch:
         self.rank = int(lost[0]) if len(lost) else self.size
         corner[corner.abs() <= negligible] = negligible or 1.0
 
+    def outside(self, products: Tensor) -> Tensor:
+        """What of some rows lies outside of the basis."""
+        Q = self.basis[: self.rank]
+        return products - (products @ Q.mH) @ Q
+
     def complete(self, at_once: int) -> int:
         """Multiply the basis vectors of `rank` that have no image yet; returns how many products that took."""
         spent = max(self.missing, 0)
@@ -157,6 +162,11 @@ def capacity(A: LinearOperator, memory: Budget | None) -> int:
     per_probe = kept * max(A.shape) * A.in_space.dtype.itemsize
     room = current_budget(memory, A.in_space.device) // 2 // per_probe
     return int(min(min(A.shape) // 2, room))
+
+
+def sketch_bytes(A: LinearOperator, probes: int) -> int:
+    """Bytes of a sketch with so many probes, at the highest."""
+    return _HIGHEST * max(A.shape) * A.in_space.dtype.itemsize * probes
 
 
 def has_one_dtype(A: LinearOperator) -> bool:

@@ -11,8 +11,10 @@ from hesse.linalg.pinv import check_fields
 from hesse.linalg.rank_rules import require_matrix
 from hesse.linalg.slogdet_rules import SignLog, matrix_slogdet, slogdet_rule
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 
+@asked_together
 def slogdet(A: LinearOperator, *, memory: Budget | None = None) -> SignLog:
     """The sign and the logarithm of the modulus of the determinant, as `torch.linalg.slogdet` gives them for a matrix.
 

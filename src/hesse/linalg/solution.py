@@ -14,8 +14,9 @@ from hesse.core import random
 from hesse.core.errors import NonFiniteError
 from hesse.core.tree import Tree
 from hesse.linalg.answer import evaluated
+from hesse.linalg.groups import row_groups
 from hesse.linalg.options import rounding
-from hesse.linalg.products import apply, normal_vectors, row_norms, work_dtype
+from hesse.linalg.products import all_finite, apply, normal_vectors, row_norms, work_dtype
 from hesse.operators import LinearOperator
 
 Late: TypeAlias = float | Callable[[], float] | None
@@ -112,6 +113,11 @@ def error_bound(A: LinearOperator, B: Tensor, X: Tensor, sizes: Sizes, *, dampin
     """
     if not X.numel():
         return 0.0
+    groups = row_groups(A, B)
+    if len(groups) > 1:
+        away = sizes.away
+        each = ((part, sizes if away is None else sizes._replace(away=away[part])) for part in groups)
+        return max(error_bound(A, B[part], X[part], given, damping=damping) for part, given in each)
     unit, inverse, norm = _ROUNDINGS * rounding(A), sizes.inverse, sizes.norm
     R = B - apply(A, X)
     x, b = row_norms(X).double(), row_norms(B).double()
@@ -166,7 +172,7 @@ def right_hand_sides(A: LinearOperator, b: Tree, question: str) -> tuple[Tensor,
     lead = parts[0].ndim - len(A.out_space.shapes[0]) if parts else 0
     batch = parts[0].shape[:lead] if parts else torch.Size()
     flat = A.out_space.ravel(A.out_space.rebuild(parts), lead).detach()
-    if not bool(torch.isfinite(flat).all()):
+    if not all_finite(flat):
         raise NonFiniteError(f"{question} needs a finite right-hand side.", "NaN or infinity in b", "look where b comes from")
     return flat.reshape(batch.numel(), A.shape[0]).to(work_dtype(flat.dtype)), batch
 
@@ -174,6 +180,11 @@ def right_hand_sides(A: LinearOperator, b: Tree, question: str) -> tuple[Tensor,
 def relative_residual(A: LinearOperator, B: Tensor, X: Tensor) -> float:
     """The largest ``|b - A x| / |b|``; 0 for b = 0 = A x."""
     return largest_ratio(row_norms(B - apply(A, X)), row_norms(B)) if B.numel() else 0.0
+
+
+def largest_residual(A: LinearOperator, B: Tensor, X: Tensor) -> float:
+    """`relative_residual`, under a budget that the user has set so many rows at a time as fit."""
+    return float(torch.tensor([relative_residual(A, B[part], X[part]) for part in row_groups(A, B)], dtype=torch.float64).max())
 
 
 def largest_ratio(missed: Tensor, size: Tensor) -> float:

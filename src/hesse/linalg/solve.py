@@ -16,6 +16,7 @@ from hesse.linalg.cg import NegativeCurvatureError, conjugate_gradients
 from hesse.linalg.condition import inverse_from
 from hesse.linalg.dense import matrix_for, matrix_has_room
 from hesse.linalg.differentiable_rules import differentiable_solution
+from hesse.linalg.groups import CG, LSMR, MINRES, in_groups
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.minres import minimal_residual
 from hesse.linalg.options import (
@@ -34,6 +35,7 @@ from hesse.linalg.solution import (
     backward_rounding,
     default_rtol,
     error_bound,
+    largest_residual,
     norm_from_below,
     relative_residual,
     right_hand_sides,
@@ -42,15 +44,18 @@ from hesse.linalg.solve_rules import solve_rule
 from hesse.linalg.woodbury import woodbury
 from hesse.operators import LinearOperator
 from hesse.operators.algebra import compose
+from hesse.operators.spread import asked_together
 
 _METHODS = ("auto", "cg", "cholesky", "dense", "lsmr", "minres", "woodbury")
 _NAMES = {"cg": "conjugate gradients", "minres": "MINRES", "cholesky": "its Cholesky factor"}
 _ITERATIVE = ("cg", "lsmr", "minres")
+_REMEDY = "or use method='lsmr' or 'dense', which need no symmetry"
 _DENSE_DIM = 1000
 _COPIES = 5  # of a matrix, while it is factored and a solution is found
 _REFINEMENTS = 2
 
 
+@asked_together
 def solve(
     A: LinearOperator,
     b: Tree,
@@ -89,6 +94,7 @@ def solve(
             tag; one for positive definite operators on another.
         UnsupportedError: within a transform of `torch.func`, where derivatives would silently be zero.
         NotConvergedError: the true residual is too large, or the operator is singular; carries the `Solution` reached.
+        MemoryBudgetError: not even one right-hand side fits beside all of them and their solutions.
 
     Cost: dense: dim products, in blocks. A product a step, about ``sqrt(condition)`` steps for conjugate gradients, up to
     ``condition`` for MINRES (indefinite) and LSMR (two products), a batch in one block; two more for the checks.
@@ -102,12 +108,11 @@ def solve(
     _check_preconditioner(A, preconditioner)
     rtol = default_rtol(A) if rtol is None else rtol
     B, batch = right_hand_sides(A, b, "solve")
-    used, answer = _answer(A, B, method, _Options(rtol, max_iterations or min(10 * A.shape[0], 10_000), preconditioner))
-    residual = relative_residual(A, B, answer.value) if answer.residual is None else answer.residual
+    way, answer = _answer(A, B, method, _Options(rtol, max_iterations or min(10 * A.shape[0], 10_000), preconditioner))
+    residual = largest_residual(A, B, answer.value) if answer.residual is None else answer.residual
     value = A.in_space.unravel(answer.value.reshape(*batch, A.shape[1]))
-    error = answer.forward_error or (lambda: _error(A, B, answer, used))
-    named = answer.method or used
-    result = Solution(value, residual, answer.iterations, named, None, answer.truncated, answer.condition, error)
+    error = answer.forward_error or (lambda: _error(A, B, answer, way))
+    result = Solution(value, residual, answer.iterations, answer.method or way, None, answer.truncated, answer.condition, error)
     if answer.trouble or not (residual <= rtol or _is_rounding(A, B, answer, rtol)):
         conclude(_failure(result, rtol, answer), on_failure)
     return result if full else value
@@ -165,20 +170,32 @@ def _answer(A: LinearOperator, B: Tensor, method: str, options: _Options) -> tup
                 "add damping (A + c * hesse.identity(A.in_space)) to a curvature operator of one batch, or use method='auto'",
             )
         return method, _refined(A, B, options.rtol, through_rows)
+    if method in _ITERATIVE:
+        return method, _iterated(A, B, method, options)
+    require_hermitian(A, f"solve by {_NAMES[method]}", _REMEDY)
+    matrix = matrix_for(A, "the factors", _COPIES + 1)
+    return method, _refined(A, B, options.rtol, lambda R: solve_cholesky(matrix, R))
+
+
+def _iterated(A: LinearOperator, B: Tensor, method: str, options: _Options) -> Answer:
+    """By an iterative method, under a budget that the user has set so many right-hand sides at a time as fit."""
     # inner parts get the preconditioner of the whole only if it fits them
     P = options.preconditioner
     P = P if P is not None and P.in_space == A.out_space else None
-    if method == "lsmr":
-        found = lsmr(A if P is None else compose(A, P), B, options.rtol, options.max_iterations, consistent=True)
-        value = found.value if P is None else apply(P, found.value)
-        return method, Answer(value, found.condition, found.iterations, found.trouble)
-    remedy = "or use method='lsmr' or 'dense', which need no symmetry"
-    require_hermitian(A, f"solve by {_NAMES[method]}", remedy)
-    if method == "cholesky":
-        matrix = matrix_for(A, "the factors", _COPIES + 1)
-        return method, _refined(A, B, options.rtol, lambda R: solve_cholesky(matrix, R))
-    iterate = conjugate_gradients if method == "cg" else minimal_residual
-    return method, iterate(A, B, options.rtol, options.max_iterations, P)
+    if method != "lsmr":
+        require_hermitian(A, f"solve by {_NAMES[method]}", _REMEDY)
+
+    def answer(R: Tensor) -> Answer:
+        if method != "lsmr":
+            iterate = conjugate_gradients if method == "cg" else minimal_residual
+            found = iterate(A, R, options.rtol, options.max_iterations, P)
+        else:
+            found = lsmr(A if P is None else compose(A, P), R, options.rtol, options.max_iterations, consistent=True)
+            value = found.value if P is None else apply(P, found.value)
+            found = Answer(value, found.condition, found.iterations, found.trouble)
+        return replace(found, residual=relative_residual(A, R, found.value))
+
+    return in_groups(A, B, answer, {"cg": CG, "minres": MINRES, "lsmr": LSMR}[method])
 
 
 def _automatic(A: LinearOperator, B: Tensor, options: _Options) -> tuple[str, Answer]:
@@ -208,7 +225,7 @@ def _refined(A: LinearOperator, B: Tensor, rtol: float, direct: Callable[[Tensor
     found = direct(B)
     if found is None:
         return None
-    value, residual = found.value, relative_residual(A, B, found.value)
+    value, residual = found.value, largest_residual(A, B, found.value)
     for _ in range(_REFINEMENTS):
         if found.trouble or residual <= rtol:
             break
@@ -216,7 +233,7 @@ def _refined(A: LinearOperator, B: Tensor, rtol: float, direct: Callable[[Tensor
         if correction is None:
             break
         better = value + correction.value
-        reached = relative_residual(A, B, better)
+        reached = largest_residual(A, B, better)
         if not reached < residual:
             break
         value, residual = better, reached

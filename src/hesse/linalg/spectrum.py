@@ -15,10 +15,12 @@ from hesse.linalg.quadrature import LanczosRuns
 from hesse.linalg.quadrature_question import EXACT_DIM, METHODS, matrix_fits
 from hesse.linalg.slq import Limits, Measure, Sampled, Sampling, extrapolated
 from hesse.operators import LinearOperator, Tag
+from hesse.operators.spread import asked_together
 
 _WIDTH = 0.01  # default bandwidth, as a fraction of the spectrum's width
 
 
+@asked_together
 def spectrum(
     A: LinearOperator,
     *,

@@ -20,11 +20,13 @@ from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign
 from hesse.linalg.sketch import require_one_dtype
 from hesse.linalg.xnorm import SquaredNormOf
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 EXACT_PRODUCTS = 128  # up to this many products the exact answer is not worth estimating
 METHODS = ("auto", "exact", "hutchinson", "deflated")
 
 
+@asked_together
 def squared_norm(
     A: LinearOperator,
     *,

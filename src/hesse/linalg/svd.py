@@ -18,6 +18,7 @@ from hesse.linalg.quadrature_question import matrix_fits
 from hesse.linalg.svd_krylov import SingularSearch
 from hesse.linalg.svd_rules import Triplets, matrix_triplets, svd_rule
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 _METHODS = ("auto", "exact", "lanczos")
 _DENSE_DIM = 256
@@ -45,6 +46,7 @@ class Svd:
     products: int
 
 
+@asked_together
 def svd(  # noqa: PLR0913 - which triplets, by which method, how exactly, and within which limits
     A: LinearOperator,
     k: int = 6,

@@ -6,16 +6,21 @@ import torch
 from torch import Tensor
 
 from hesse.core import random
+from hesse.core.batching import slices
 from hesse.core.errors import SymmetryError
 from hesse.linalg.options import rounding
 from hesse.linalg.products import apply, normal_vectors, row_norms
 from hesse.operators import LinearOperator
 
 _SEED = 1933  # not the default one, which a right-hand side may have been drawn with: <u, A u> shows nothing
+_AT_ONCE = 2**16  # numbers that are multiplied at once: they stay in the caches, and no block is held again
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
     """``Re a^H b`` of each row."""
+    count = max(_AT_ONCE // max(a.shape[-1], 1), 1)
+    if len(a) > count:
+        return torch.cat([inner(a[part], b[part]) for part in slices(len(a), count)])
     product = (a.conj() * b).sum(-1)
     return product.real if product.is_complex() else product
 
@@ -55,8 +60,9 @@ class SymmetricProducts:
         double = torch.complex128 if V.is_complex() else torch.float64
         if V.device.type == "mps":
             double = V.dtype
-        left = (u.conj().to(double) * AV.to(double)).sum(-1)
-        right = (Au.conj().to(double) * V.to(double)).sum(-1)
+        parts = list(slices(len(V), max(_AT_ONCE // V.shape[-1], 1)))
+        left = torch.cat([AV[part].to(double) @ u[0].conj().to(double) for part in parts])
+        right = torch.cat([V[part].to(double) @ Au[0].conj().to(double) for part in parts])
         # the size that <u, A v> has for a random u, and <A u, v> for a random v
         scale = row_norms(AV) + row_norms(Au) * row_norms(V) / V.shape[-1] ** 0.5
         excess = (left - right).abs() - tolerance(self.A) * scale

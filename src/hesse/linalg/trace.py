@@ -29,6 +29,7 @@ from hesse.linalg.sketch import require_one_dtype
 from hesse.linalg.trace_rules import total, trace_rule
 from hesse.linalg.xtrace import TraceOf
 from hesse.operators import LinearOperator
+from hesse.operators.spread import asked_together
 
 __all__ = ["EXACT_PRODUCTS", "total", "trace", "trace_rule"]
 
@@ -36,6 +37,7 @@ EXACT_PRODUCTS = 128  # up to this dimension the exact answer is not worth estim
 _METHODS = ("auto", "exact", "hutchinson", "hutch++", "xtrace")
 
 
+@asked_together
 def trace(
     A: LinearOperator,
     *,
@@ -62,7 +64,7 @@ def trace(
         max_products: products that an estimate may take.
         on_failure: ``"raise"``, or ``"return"`` the estimate reached, with a warning.
         memory: bytes, fraction or text; by default the budget in force. Hutch++ and XTrace keep 6 vectors for
-            each probe, in half of it.
+            each probe, in half of it; where more are needed, what that part leaves is estimated by fresh signs.
 
     Returns:
         an `Estimate`, which works as a float; its standard error is 0 where the value is exact. The truth lies

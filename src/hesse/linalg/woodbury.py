@@ -9,14 +9,18 @@ import torch
 from torch import Tensor
 
 from hesse.core.batching import slices
+from hesse.core.memory import given_budget, too_small
 from hesse.linalg.answer import Answer, solve_matrix
 from hesse.linalg.dense import dense
+from hesse.linalg.groups import in_groups
 from hesse.linalg.products import apply, rows_at_once, unit_vectors, work_dtype
 from hesse.linalg.sum_rules import flatten_sum
 from hesse.operators import Congruence, Conjugate, Dense, Identity, Kronecker, LinearOperator, Scaled, Sum
 
 _MOST_ROWS = 2048
 _MOST_PRODUCTS = 128
+_COPIES = 8  # of the Gram matrix: itself, with the curvature, the system, its factors and its inverse
+_HELD = (2, 0)  # vectors for each right-hand side, beside those of a product
 
 
 @singledispatch
@@ -108,12 +112,19 @@ def woodbury(A: LinearOperator, *, always: bool = False) -> Callable[[Tensor], A
     rows, dim = found.outer.shape
     if not always and (rows > _MOST_ROWS or 4 * rows >= dim):
         return None
+    needed = _COPIES * rows**2 * work_dtype(found.outer.out_space.dtype).itemsize
+    given = given_budget(None, A.in_space.device)
+    if given is not None and needed > given:
+        if always:
+            raise too_small(given, needed, f"a system of the size of {rows} rows")
+        return None
     gram = gram_rule(found.outer)
     if gram is None:
         if not always and rows > _MOST_PRODUCTS:
             return None
         gram = _gram_by_products(found.outer)
-    return _through_rows(found, gram.detach(), factor, shift)
+    through_rows = _through_rows(found, gram.detach(), factor, shift)
+    return lambda B: in_groups(A, B, through_rows, _HELD, kept=needed)
 
 
 def _through_rows(A: Congruence, gram: Tensor, factor: complex, shift: complex) -> Callable[[Tensor], Answer]:

@@ -36,6 +36,11 @@ class DiagonalOf:
         out = LeaveOneOut(sketch.triangle)
         return sketch.probes.conj() * ((out.s * out.left).mT.to(sketch.basis) @ sketch.basis)
 
+    def beyond(self, sketch: Sketch, probes: Tensor, products: Tensor) -> Tensor:
+        """``diag(Q Q^H A) + conj(v) * (1 - Q Q^H) A v`` for fresh probes (Baston and Nakatsukasa 2022)."""
+        known = (sketch.basis[: sketch.rank] * sketch.images[: sketch.rank].conj()).sum(0)
+        return sketch.outside(products).mul_(probes.conj()).add_(known)
+
     def deflated(self, sketch: Sketch) -> tuple[Tensor, Tensor]:
         """The XDiag estimate ``[dim]`` and its standard errors."""
         known = (sketch.basis[: sketch.rank] * sketch.images[: sketch.rank].conj()).sum(0)

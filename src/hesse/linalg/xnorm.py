@@ -34,6 +34,11 @@ class SquaredNormOf:
         """``|P_i A omega_i|^2``, which needs no images: the spread that deflation would leave."""
         return LeaveOneOut(sketch.triangle).left.abs().square()[:, None]
 
+    def beyond(self, sketch: Sketch, probes: Tensor, products: Tensor) -> Tensor:
+        """``|Q^H A|^2 + |(1 - Q Q^H) A v|^2`` for probes that the sketch has not seen."""
+        known = small(torch.linalg.vector_norm(sketch.images[: sketch.rank], dim=-1)).square().sum()
+        return known + small(torch.linalg.vector_norm(sketch.outside(products), dim=-1)).square()[:, None]
+
     def deflated(self, sketch: Sketch) -> tuple[Tensor, Tensor]:
         """The estimate ``[1]`` and its standard error."""
         sizes = small(torch.linalg.vector_norm(sketch.images[: sketch.rank], dim=-1)).square()

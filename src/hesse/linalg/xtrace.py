@@ -48,6 +48,15 @@ class TraceOf:
         excess = small(sketch.probes.abs().square().sum(-1)) - x.abs().square().sum(0) - (self._dim - sketch.size + 1)
         return self.real(_controlled(forms, excess.real, self._dim - sketch.size + 1))[:, None]
 
+    def beyond(self, sketch: Sketch, probes: Tensor, products: Tensor) -> Tensor:
+        """``tr(Q^H A Q) + v^H (1 - Q Q^H) A (1 - Q Q^H) v`` for probes that the sketch has not seen (Hutch++)."""
+        Q, Z = sketch.basis[: sketch.rank], sketch.images[: sketch.rank]
+        H = small(Q.conj() @ Z.mT)
+        inside = small(Q.conj() @ probes.mT)
+        forms = small((probes.conj() * products).sum(-1)) - (small(Z.conj() @ probes.mT).conj() * inside).sum(0)
+        forms = forms - (inside.conj() * small(Q.conj() @ products.mT)).sum(0) + (inside.conj() * (H @ inside)).sum(0)
+        return self.real(forms + H.trace())[:, None]
+
     def deflated(self, sketch: Sketch) -> tuple[Tensor, Tensor]:
         """The XTrace estimate ``[1]`` and its standard error."""
         if sketch.captured:

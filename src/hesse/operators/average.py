@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from hesse.core import tree
-from hesse.core.errors import DataError, StructureError
+from hesse.core.errors import DataError, MemoryBudgetError, StructureError
 from hesse.core.memory import Budget
 from hesse.core.progress import track
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
 from hesse.operators.data_set import DataSet, refuse_one_shot
 from hesse.operators.spread import Spread, asked_together
+
+Result = TypeVar("Result")
 
 
 class Average(LinearOperator):
@@ -105,16 +109,32 @@ class Average(LinearOperator):
 
         Raises:
             DataError: nothing counts, other data than in other passes, or changed parameters.
+            MemoryBudgetError: the quantity of one batch does not fit the budget, also where no operator is kept.
 
         Cost: one pass over the data.
         """
+        try:
+            return self._combined(quantity)
+        except MemoryBudgetError:
+            if not self.data.forget():
+                raise
+        return self._combined(quantity)
+
+    def _combined(self, quantity: Callable[[LinearOperator], Tree]) -> Tree:
         total = None
-        for operator, weight in self.weighted():
-            part = tree.map_tree(lambda leaf, w=weight: leaf * w, quantity(operator))
-            total = part if total is None else tree.map_tree(lambda a, b: a + b, total, part)
-            del operator
+        for part, weight in self.parts(quantity):
+            scaled = tree.map_tree(lambda leaf, w=weight: leaf * w, part)
+            total = scaled if total is None else tree.map_tree(_added, total, scaled)
+            del part, scaled
         mass = self.mass
         return total if self.additive else tree.map_tree(lambda leaf: leaf / mass, total)
+
+    def parts(self, quantity: Callable[[LinearOperator], Result]) -> Iterator[tuple[Result, float]]:
+        """A quantity of each operator of a pass, within the memory budget, and the operator's weight; see `weighted`."""
+        ground = self.data.division.ground()
+        for operator, weight in self.weighted():
+            yield self.data.ask(quantity, operator, ground), weight
+            del operator
 
     def mv(self, v: Tree) -> Tree:
         return self.combine(lambda operator: operator.mv(v))
@@ -142,6 +162,11 @@ class Average(LinearOperator):
         kept = repr(self.data)
         shape = f"{self.shape[0]} x {self.shape[1]}"
         return f"{name}({shape} over batches{', ' if tags else ''}{tags}{'; ' if kept else ''}{kept})"
+
+
+def _added(total: Any, part: Any) -> Any:
+    is_free = isinstance(total, Tensor) and not (total.requires_grad or part.requires_grad)
+    return total.add_(part) if is_free else total + part
 
 
 @asked_together

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import numbers
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from enum import Enum
 from typing import TYPE_CHECKING, Any, final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from hesse.core import tree
@@ -64,9 +66,12 @@ class LinearOperator(ABC):
         columns = [self.mv(tree.map_tree(lambda leaf, k=k: leaf[k], V)) for k in range(count)]
         return stack(columns) if columns else self.out_space.zeros(0)
 
-    def _asking(self) -> AbstractContextManager[None]:
-        """Around what is checked before a product: operators of several processes tell each other what one of them refuses."""
-        return nullcontext()
+    def _asking(self, what: str) -> AbstractContextManager[None]:
+        """Around a question: operators over several processes, or made of such, tell each other what one of them refuses."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return nullcontext()
+        over = next(_overriding(self, set()), None)
+        return nullcontext() if over is None else over._asking(what)
 
     @property
     @final
@@ -104,7 +109,7 @@ class LinearOperator(ABC):
             from hesse.operators.algebra import compose
 
             return compose(self, other)
-        with self._asking():
+        with self._asking("A product"):
             parts = self.in_space.check(other, f"the vector that {type(self).__name__} is applied to", None)
         lead = parts[0].ndim - len(self.in_space.shapes[0]) if parts else 0
         if lead == 0:
@@ -181,7 +186,7 @@ class FlatOperator:
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         A = self.operator
-        with A._asking():
+        with A._asking("A product"):
             self._require(vector)
         if vector.ndim == 1:
             return A.out_space.ravel(A.mv(A.in_space.unravel(vector)))
@@ -207,6 +212,20 @@ class FlatOperator:
 def stack(vectors: list[Tree]) -> Tree:
     """Trees stacked leaf by leaf along a new leading axis."""
     return tree.map_tree(lambda *parts: torch.stack(parts), *vectors)
+
+
+def _overriding(operator: LinearOperator, seen: set[int]) -> Iterator[LinearOperator]:
+    """The operators that an operator is made of, itself included, that have an `_asking` of their own."""
+    seen.add(id(operator))
+    if type(operator)._asking is not LinearOperator._asking:
+        yield operator
+        return
+    for value in vars(operator).values():
+        held = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        if held and isinstance(held[0], LinearOperator):
+            for part in held:
+                if isinstance(part, LinearOperator) and id(part) not in seen:
+                    yield from _overriding(part, seen)
 
 
 def _leading(parts: list[Tensor], what: str) -> int:

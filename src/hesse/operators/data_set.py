@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,14 +13,18 @@ from torch import Tensor
 from hesse.core import tree
 from hesse.core.errors import DataError, OneShotDataError
 from hesse.core.fingerprint import fingerprint, sample_hashes
-from hesse.core.growth import settle, taken_bytes
-from hesse.core.memory import Budget, current_budget, format_bytes, given_budget, parse_budget
+from hesse.core.memory import Budget, format_bytes, parse_budget
+from hesse.core.watch import Watch
 from hesse.operators.base import LinearOperator
+from hesse.operators.division import Division
 
-_SHARE = 0.5  # of the memory budget that kept operators may take; the products need the rest
-_MEASURED = 0.4  # the same of what is measured, which is known only after it was taken
-_NOISE = 2**23  # bytes: in budgets below, measurements show what else the process does
+Result = TypeVar("Result")
+
 _ASKED = "Every product with an operator over data has to see the same data."
+_WATCHED = (
+    "Every product with an operator over data has to see the same model and the same loss.",
+    "make a new operator after every change of parameters, buffers, modes, modules, or weights of the loss",
+)
 
 
 def refuse_one_shot(data: Any, asked: str) -> None:
@@ -56,8 +61,10 @@ class DataSet:
     """The operators of the batches of a data set, pass by pass.
 
     Args:
-        make: turns a batch into an operator. Of the operator it asks two optional attributes: `held_bytes`, the bytes it
-            holds on to (without it, it is not kept), and `reads`, the tensors it was made from other than the batch.
+        make: turns a batch into an operator. Of the operator it asks optional attributes: `held_bytes`, the bytes it
+            holds on to (without it, it is not kept); `peak_bytes`, what making it and a product take at the highest, if that
+            is known; `reads`, the tensors it was made from other than the batch; `watch`, a `Watch` of what else it reads,
+            the same for all batches.
         batches: an iterable of batches that can be read again and again.
         data_check: refuse passes whose samples are others than those of the first complete pass, in whatever order and batches.
         keep: use the operators of the first complete pass again, as many as fit into half of the memory budget: of a list or
@@ -78,12 +85,12 @@ class DataSet:
             parse_budget(memory)
         self.make, self.batches, self.data_check, self.memory = make, batches, data_check, memory
         self._keeps, self._in_order = keep and data_check, isinstance(batches, (list, tuple))
-        self._device = torch.device("cpu")  # of the batches, once one was read
-        self._first_bytes = 0  # that the first batch's operator took
+        self.division = Division(memory)
         self._kept: list[_Made] = []
         self._count: int | None = None  # of the batches of the first complete pass
         self._fingerprint: int | None = None
         self._versions: dict[int, tuple[Tensor, int]] = {}
+        self._watch: Watch | None = None
 
     def __len__(self) -> int:
         """Number of batches; raises TypeError where only a pass can tell."""
@@ -100,12 +107,12 @@ class DataSet:
             DataError: no batch.
         """
         for batch in self.batches:
-            self._device = next((leaf.device for leaf, _ in _stamp(batch)), self._device)
-            before = self._ground()
+            division = self.division
+            division.device = next((leaf.device for leaf, _ in _stamp(batch)), division.device)
+            division.base = division.ground()
             made = self._make(batch, None)
             if self._keeps and self._fits(0, made):
                 self._kept = [made]
-                self._first_bytes = 0 if before is None else max(taken_bytes(self._device) - before, 0)
             return made.operator
         raise DataError("An operator over a data set needs data.", "no batch", "pass at least one batch")
 
@@ -115,7 +122,7 @@ class DataSet:
         What was made of the operators may be used only once the pass has ended without an error.
 
         Raises:
-            DataError: no batch; other content than in the first complete pass; a tensor that the operators read was changed.
+            DataError: no batch; other content than in the first complete pass; something that the operators read was changed.
         """
         self._require_unchanged()
         if self._count is not None and self._kept and not self._in_order:
@@ -129,8 +136,8 @@ class DataSet:
         hashes: list[Tensor] = []
         kept: list[_Made] = []
         count = held = 0
-        keeps, ground = self._keeps and self._count is None, self._ground()
-        all_kept = True
+        keeps, ground = self._keeps and self._count is None, self.division.ground()
+        all_kept, self.division.now = True, self.division.held
         for batch in self.batches:
             known = self._kept[count] if count < len(self._kept) else None
             made = known if known is not None and self._in_order and known.is_of(batch) else self._make(batch, known)
@@ -139,21 +146,35 @@ class DataSet:
             count += 1
             if made.hashes is not None:
                 hashes.append(made.hashes)
-            keeps = keeps and self._fits(held, made) and not self._is_over(ground)
+            keeps = keeps and self._fits(held, made) and not self.division.is_over(ground)
             if keeps:
                 kept.append(made)
                 held += (made.held_bytes or 0) + self._own_bytes(made)
+                self.division.now = held
             elif not self._in_order:
                 kept.clear()
+                self.division.now = self.division.held
             del made, known, batch  # so that the next batch is not made beside this one
-            if not keeps and self._is_over(ground):
-                settle()
         if not count:
             raise DataError("An operator over a data set needs data.", "no batch in this pass", "pass a list of batches")
         if self.data_check and not (all_kept and count == self._count):
             self._compare(fingerprint(*hashes))
         if self._count is None:
             self._kept, self._count = kept, count
+            self.division.base, self.division.held = None, held if kept else 0
+
+    def ask(self, quantity: Callable[[LinearOperator], Result], operator: LinearOperator, ground: int | None) -> Result:
+        """A quantity of an operator of a pass, within what is left of the memory budget.
+
+        Args:
+            quantity: of the operator.
+            operator: of a batch.
+            ground: what `division.ground` was before the pass.
+        """
+        is_kept = any(made.operator is operator for made in self._kept)
+        known = 0 if is_kept and self._count is not None else getattr(operator, "held_bytes", None) or 0
+        with self._running():
+            return self.division.ask(lambda: quantity(operator), ground, known)
 
     def _make(self, batch: Any, known: _Made | None) -> _Made:
         """The operator of a batch: `known` if that was made from samples of the same content, else a new one."""
@@ -161,26 +182,30 @@ class DataSet:
         hashes = sample_hashes(batch) if self.data_check else None
         if known is not None and hashes is not None and known.hashes is not None and _equal(hashes, known.hashes):
             return _Made(known.operator, hashes, batch, stamp)
-        operator = self.make(batch)
+        with self._running():
+            operator = self.make(batch)
+        self.division.peak = max(self.division.peak, getattr(operator, "peak_bytes", 0))
         if self._count is None:
             for leaf in getattr(operator, "reads", ()):
                 self._versions.setdefault(id(leaf), (leaf, _version(leaf)))
+            self._watch = getattr(operator, "watch", None) if self._watch is None else self._watch
         return _Made(operator, hashes, batch, stamp)
+
+    def _running(self) -> AbstractContextManager[None]:
+        """Around a run of the model, which may register buffers."""
+        return nullcontext() if self._watch is None else self._watch.running()
 
     def _fits(self, held: int, made: _Made) -> bool:
         if made.held_bytes is None:
             return False
-        wanted = held + made.held_bytes + self._own_bytes(made)
-        return wanted <= _SHARE * current_budget(self.memory, made.operator.in_space.device)
+        return self.division.may_keep(held + made.held_bytes + self._own_bytes(made))
 
-    def _ground(self) -> int | None:
-        """Bytes taken before a pass, without those of the first operator, if the user set a budget."""
-        return None if given_budget(self.memory, self._device) is None else taken_bytes(self._device) - self._first_bytes
-
-    def _is_over(self, ground: int | None) -> bool:
-        """Whether more was taken since than may be kept: by a product's graph, or by what the system does not get back."""
-        budget = 0 if ground is None else current_budget(self.memory, self._device)
-        return ground is not None and budget > _NOISE and taken_bytes(self._device) - ground > _MEASURED * budget
+    def forget(self) -> bool:
+        """Keep no operator any more; whether one was kept."""
+        had = bool(self._kept) or (self._keeps and self._count is None)
+        self._keeps, self._kept = False, []
+        self.division.held = self.division.now = 0
+        return had
 
     def _own_bytes(self, made: _Made) -> int:
         """Bytes of the batch, if nobody but the operator keeps it."""
@@ -209,6 +234,8 @@ class DataSet:
                 f"{len(changed)} of {len(self._versions)} changed in place since the operator was made (of shape {shown})",
                 "make a new operator after every update",
             )
+        if self._watch is not None:
+            self._watch.check(*_WATCHED)
 
     def __repr__(self) -> str:
         """What became of the operators of the first pass; empty before it."""

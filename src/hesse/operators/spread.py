@@ -102,7 +102,7 @@ def asked_together(function: Callable[P, Result]) -> Callable[P, Result]:
     """Where data are spread over processes, an error of one process in this function is raised on the others, too.
 
     Args:
-        function: takes data, a `Spread` or others.
+        function: takes data, a `Spread` or others, or an operator, over such data or others.
 
     Returns:
         the same function, for data of one process unchanged.
@@ -110,10 +110,10 @@ def asked_together(function: Callable[P, Result]) -> Callable[P, Result]:
 
     @wraps(function)
     def together(*args: P.args, **options: P.kwargs) -> Result:
-        data = next((given for given in (*args, *options.values()) if isinstance(given, Spread)), None)
-        if data is None:
+        about = next((given for given in (*args, *options.values()) if isinstance(given, (Spread, LinearOperator))), None)
+        if about is None:
             return function(*args, **options)
-        with data.asking(function.__name__):
+        with about.asking(function.__name__) if isinstance(about, Spread) else about._asking(function.__name__):
             return function(*args, **options)
 
     return together

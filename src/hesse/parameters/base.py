@@ -14,6 +14,7 @@ from hesse.core.chunk_store import Mode
 from hesse.core.chunk_store_layout import DEFAULT_CHUNK_BYTES, ArrayLayout
 from hesse.core.errors import StructureError
 from hesse.core.memory import Budget, chunk_size, current_budget
+from hesse.core.space import require_full
 from hesse.core.tree import Tree
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import column_squares_rule
@@ -333,6 +334,7 @@ class JacobianBySample(LinearOperator):
         return torch.ones(self.out_space.shapes[0], dtype=self.out_space.dtype, device=self.out_space.device)
 
     def _check_weights(self, weights: Tensor) -> Tensor:
+        require_full(weights, "A vector of weights of rows")
         if tuple(weights.shape) != tuple(self.out_space.shapes[0]):
             raise StructureError(
                 "Weights of rows have the shape of the rows.",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.autodiff.model import sample_count
 from hesse.core import tree
 from hesse.core.errors import DataError, DeviceError, LeafError, NonFiniteError, StructureError
 from hesse.core.fingerprint import sample_hashes
@@ -63,18 +64,29 @@ class Batches:
             yield reader.batch(number)
         reader.require_end()
 
-    def check(self, number: int, batch: Any) -> tuple[Any, Any]:
-        """``(inputs, targets)`` of the batch, after comparing it with what was read first under its number."""
+    def check(self, number: int, batch: Any, part: slice | None = None) -> tuple[Any, Any]:
+        """``(inputs, targets)`` of the batch, or of a part of it, after comparing it with what was read first under its number.
+
+        Args:
+            number: of the batch.
+            batch: what the data give now.
+            part: which of its samples; only these are compared, and that there are as many as before. They are copied before
+                they are compared, so that nobody changes them while other parts are read.
+        """
         with _numbered(number):
-            inputs, targets = self.recipe.read(batch)
-        found = sample_hashes(inputs, targets).cpu()
-        if number >= len(self.sizes) or not torch.equal(found, self.hashes[number]):
+            samples = self.recipe.read(batch)
+            known = number < len(self.sizes)
+            if known and part is not None and sample_count(*samples, self.recipe.asked.text) == self.sizes[number]:
+                some = _copied(cut(samples, part))
+                if torch.equal(sample_hashes(*some).cpu(), self.hashes[number][part]):
+                    return some
+        if not known or not torch.equal(sample_hashes(*samples).cpu(), self.hashes[number]):
             raise DataError(
                 self.recipe.asked.text,
                 f"other samples in batch {number} than in the first pass over the data (or another order)",
                 "turn shuffling and augmentation off, so that every pass gives the same batches; nothing may change in place",
             )
-        return inputs, targets
+        return samples if part is None else _copied(cut(samples, part))
 
 
 @contextmanager
@@ -87,36 +99,51 @@ def _numbered(number: int) -> Iterator[None]:
 
 
 class Reader:
-    """Reads batches by number: directly from a list or tuple, else by passes, of which one is as long as numbers increase."""
+    """Reads batches by number: directly from a list or tuple, else by passes, of which one is as long as numbers increase.
+
+    What passes give is held as long as parts of one batch are asked for one after the other.
+    """
 
     def __init__(self, batches: Batches) -> None:
         self._batches = batches
         self._direct = isinstance(batches.data, (list, tuple))
         self._rest: Iterator[Any] = iter(())
         self._next: int | None = None
+        self._last: tuple[int, Any] | None = None
 
-    def batch(self, number: int) -> tuple[Any, Any]:
-        """``(inputs, targets)`` of the batch with this number.
+    def batch(self, number: int, part: slice | None = None) -> tuple[Any, Any]:
+        """``(inputs, targets)`` of the batch with this number, or of a part of it.
 
         Raises:
-            DataError: it, or one on the way to it, is not what it was in the first pass.
+            DataError: it is not what it was in the first pass.
         """
+        size = self._batches.sizes[number] if number < len(self._batches.sizes) else 0
+        part = None if part == slice(0, size) else part
+        batch = self._read(number)
+        inside = not self._direct and part is not None and part.stop < size
+        self._last = (number, batch) if inside else None
+        return self._batches.check(number, batch, part)
+
+    def _read(self, number: int) -> Any:
         data: Any = self._batches.data
         if self._direct:
             self._next = number + 1
             if number >= len(data):
                 raise self._short(len(data))
-            return self._batches.check(number, data[number])
+            return data[number]
+        if self._last is not None and self._last[0] == number:
+            return self._last[1]
+        self._last = None
         if self._next is None or number < self._next:
             self._rest, self._next = iter(data), 0
-        found: Any = None
+        batch: Any = None
         for passed in range(self._next, number + 1):
             try:
-                found = self._batches.check(passed, next(self._rest))
+                batch = next(self._rest)
             except StopIteration:
                 raise self._short(passed) from None
         self._next = number + 1
-        return found
+        return batch
 
     def samples(self, part: slice) -> list[tuple[Any, Any]]:
         """The samples of a range, of which each batch has a part."""
@@ -124,8 +151,7 @@ class Reader:
         for number, size in enumerate(self._batches.sizes):
             first, last = max(part.start - start, 0), min(part.stop - start, size)
             if first < last:
-                batch = self.batch(number)
-                found.append(batch if last - first == size else cut(batch, slice(first, last)))
+                found.append(self.batch(number, slice(first, last)))
             start += size
         return found
 
@@ -178,3 +204,7 @@ def _alike(column: tuple[Any, ...]) -> bool:
 def cut(batch: tuple[Any, Any], part: slice) -> tuple[Any, Any]:
     """Some consecutive samples of a batch ``(inputs, targets)``."""
     return tree.map_tree(lambda leaf: leaf[part] if isinstance(leaf, Tensor) else leaf, batch)
+
+
+def _copied(batch: tuple[Any, Any]) -> tuple[Any, Any]:
+    return tree.map_tree(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, batch)

@@ -48,10 +48,11 @@ def compile_rows(
         A function ``rows(batch, *arguments)``; also `compile_seconds`, `replays` and `direct`. Results equal those of
         ``quantity(parameter_jacobian(model, loss, batch), *arguments)`` to rounding: each record is compared with its call. A
         record is asked only while shapes, dtypes, strides, devices, modes, hooks, options and settings are those that it was
-        made with, and while what Python read of tensors (a branch, a normalizer that depends on the targets) is the same;
-        otherwise the call is captured and recorded anew. A call runs directly, and a `CompileNotice` says why once, where it
-        differs each time, where samples have to be run one by one, and where code of yours does what no record can repeat;
-        without a notice under a memory budget, inside a `torch.func` transform and in inference mode.
+        made with, and while what Python read of tensors is the same: a branch; `J.mass` of a loss whose normalizer depends on
+        the targets (`J.normalizer` is a tensor, of which nothing is read). Otherwise the call is captured and recorded anew. A
+        call runs directly, and a `CompileNotice` says why once, where it differs each time, where samples have to be run one by
+        one, and where code of yours does what no record can repeat; without a notice under a memory budget, inside a
+        `torch.func` transform and in inference mode.
 
     Raises:
         StructureError: `quantity` is no function, or an unknown way; at a call, something else than one batch. What

@@ -149,7 +149,13 @@ class DataJacobian(JacobianBySample):
             for part in slices(size, at_once or size):
                 place = slice(start + part.start, start + part.stop)
                 if skip is None or not skip(place):
-                    yield place, capture(self.recipe.of_samples(place), _cut(samples, part, size), memory=self.memory)
+                    yield place, self._captured(place, _cut(samples, part, size), memory=self.memory)
+
+    def _captured(
+        self, place: slice, samples: Samples, *, memory: Budget | None = None, keep: bool | None = None
+    ) -> ParameterJacobian:
+        with self._watch.running():
+            return capture(self.recipe.of_samples(place), samples, memory=memory, keep=keep)
 
     def _read(self) -> Iterator[tuple[int, Samples, int]]:
         """Every batch: its first sample's number, its samples, and how many they are."""
@@ -174,7 +180,8 @@ class DataJacobian(JacobianBySample):
         for start, samples, size in track(self._read(), label, len(self.sizes)):
 
             def piece(part: slice, start: int = start, samples: Samples = samples, size: int = size) -> Result:
-                return work(_cut(samples, part, size), slice(start + part.start, start + part.stop))
+                with self._watch.running():
+                    return work(_cut(samples, part, size), slice(start + part.start, start + part.stop))
 
             for part, found in in_chunks(size, piece, plan, experience=experience):
                 yield slice(start + part.start, start + part.stop), found
@@ -316,7 +323,7 @@ class DataJacobian(JacobianBySample):
             chosen, start = [], part.start
             for samples in found if joined is None else [joined]:
                 place = slice(start, start + self.recipe.count(samples))
-                chosen.append(capture(self.recipe.of_samples(place), samples, keep=True))
+                chosen.append(self._captured(place, samples, keep=True))
                 start = place.stop
             return chosen
 

@@ -42,7 +42,7 @@ def gram_blocks(
     require_same_parameters(first, second)
     _require_plan(first, second, plan)
     chosen = plan.tasks if tasks is None else tuple(tasks)
-    hand = Hand(first, second, failing)
+    hand = Hand(first, second, plan, failing)
     for step in track(plan.schedule(chosen), "Gram matrix", len(chosen)):
         yield Block(*step.task, hand.values(step))
         hand.drop(step.after)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
-import torch
-
+from hesse.core.growth import Growth
 from hesse.core.memory import chunk_size, current_budget, given_budget, too_small
-from hesse.parameters.appetite import DOUBT, NOISE, PAIR, PEAK, SURE, Appetite, least_for, measured
+from hesse.parameters.appetite import DOUBT, FEW, NOISE, PAIR, PEAK, SURE, Appetite, least_for, measured
 from hesse.parameters.base import JacobianBySample
-from hesse.parameters.gram_hand import values_of
-from hesse.parameters.gram_plan import GramPlan
+from hesse.parameters.gram_hand import in_pieces, values_of
+from hesse.parameters.gram_plan import GramPlan, tiles_of
+from hesse.parameters.tile import Tile, held_tile
 
 _MOST_SAMPLES = 1024  # of a tile
-_FEWEST_SAMPLES = 32  # of a tile, where so many fit
+_MOST_TILES = 2048  # of the rows and of the columns together, where fewer fit
 _IN_HAND = 3  # tiles' worth of memory that the capture of one may take, by estimate
 _SHARE = 0.8  # of the budget that tiles may take by estimate; the contractions need the rest
-_AIM = 0.6  # of the budget, by measurement: what freed memory can be used again for is not always the same
+_AIM = 0.7  # of the budget, by measurement: what freed memory can be used again for is not always the same
 _COPIES = 6  # of a block's values, while they are added up, mirrored, laid out by sample, and written
+_CAPTURE = 16  # samples whose capture takes as long as the overhead of a capture
+_TASK = 16  # the same of a block
 
 
 @dataclass(frozen=True)
@@ -25,26 +29,24 @@ class _Needs:
     """What a Gram matrix takes.
 
     Attributes:
-        task: of a task of two tiles of so many samples, without the block.
-        held: of the records of a tile.
+        capture: of capturing so many samples, and writing out what is held as rows.
+        held: bytes that a sample takes in a tile.
+        contraction: bytes that a sample of two tiles takes while they meet, besides the block.
         pair: of the block, for each pair of samples.
     """
 
-    task: Appetite
-    held: Appetite
+    capture: Appetite
+    held: float
+    contraction: float
     pair: int
 
-    def of(self, tile: int) -> int:
-        """Bytes of a task of two tiles of so many samples each."""
-        return self.task.of(tile) + self.pair * tile**2
+    def beside(self, tile: int) -> int:
+        """Bytes that a tile in hand and a block take."""
+        return math.ceil((self.held + self.contraction) * tile + self.pair * tile**2)
 
-    def fits(self, room: float, most: int) -> int:
-        """Samples of the largest tile whose tasks fit; 0: none."""
-        low, high = 0, most
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.of(middle) <= room else (low, middle - 1)
-        return low
+    def least(self) -> int:
+        """Bytes of a block of two samples by two, one of the two tiles held."""
+        return self.capture.of(PAIR) + self.beside(PAIR) + math.ceil(PAIR * self.held)
 
 
 def plan_gram(first: JacobianBySample, second: JacobianBySample, taken: int = 0, tile: int | None = None) -> GramPlan:
@@ -99,44 +101,87 @@ def _plan(first: JacobianBySample, second: JacobianBySample, tile: int, held: in
 
 
 def _needs(first: JacobianBySample, second: JacobianBySample, budget: int, taken: int) -> _Needs:
-    """Measured on tiles of a few samples, which are captured and contracted."""
-    fetch = first.tiles()
-    fetch_other = fetch if second is first else second.tiles()
-    held: dict[int, int] = {}
+    """Measured on a few samples, which are captured and contracted."""
+    device, held, contraction = first.in_space.device, 1.0, 0.0
+    captures: list[Appetite] = []
+    for J in dict.fromkeys((first, second)):
+        fetch = J.tiles()
 
-    def task(count: int) -> torch.Tensor:
-        rows = fetch(slice(0, min(count, first.count)))
-        columns = fetch_other(slice(0, min(count, second.count)))
-        held[count] = max(sum(J.held_bytes or 0 for J in tile) for tile in (rows, columns))
-        return values_of(rows, columns)
+        def tile(count: int, fetch: Callable[[slice], Tile] = fetch) -> Tile:
+            return held_tile(in_pieces(fetch, slice(0, count), None), count)
 
-    most, device = min(max(first.count, second.count), _MOST_SAMPLES), first.in_space.device
-    appetite = measured(task, most, budget, device, "the Gram matrix", taken)
-    small, large = min(held), max(held)
-    slope = (held[large] - held[small]) / (large - small) if large > small else held[large] / large
-    return _Needs(appetite, Appetite(max(held[large] - slope * large, 0.0), slope), _block_bytes(first, second))
+        most = min(J.count, _MOST_SAMPLES)
+        captures.append(measured(tile, most, budget, device, "the Gram matrix", taken))
+        few = min(FEW, captures[-1].fits(budget - taken), J.count) or min(PAIR, J.count)
+        found, others = tile(few), tile(few)
+        held = max(held, sum(part.held_bytes or 0 for part in found) / few)
+        with Growth(device) as growth:
+            values_of(found, others)
+        unshared = sum(part.source.stacked_bytes for part in found)
+        contraction = max(contraction, growth.bytes / few if growth.bytes > NOISE else 0.0, unshared / few)
+    capture = max(captures, key=lambda appetite: appetite.of(FEW))
+    return _Needs(capture, held, contraction, _block_bytes(first, second))
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Tiles of so many samples, so many of them held, so many samples captured at once.
+
+    Attributes:
+        tile, held, captured: as of a `GramPlan`.
+        seconds: about the time of the plan, in captures of one sample among many.
+    """
+
+    tile: int
+    held: int
+    captured: int
+    seconds: float
 
 
 def _fitting(
     first: JacobianBySample, second: JacobianBySample, needs: _Needs, budget: int, taken: int, tile: int | None
 ) -> GramPlan:
-    room, most = _AIM * budget - taken - 2 * NOISE, max(first.count, second.count)
-    limit = min(most, _MOST_SAMPLES)
-    largest = needs.fits(room, max(limit, tile or 1))
-    if not largest:
-        least = int((taken + 2 * NOISE + least_for(needs.of(PAIR))) / _AIM)
+    room = _AIM * budget - taken - 2 * NOISE
+    choices = list(_choices(first.sizes, None if second is first else second.sizes, needs, room, tile or _MOST_SAMPLES))
+    if not choices:
+        least = int((taken + 2 * NOISE + least_for(needs.least())) / _AIM)
         raise too_small(budget, max(least, budget + 1), "the Gram matrix of two samples")
-    if tile is not None and min(tile, most) <= largest:
-        chosen = min(tile, most)
-    elif largest >= most:
-        chosen = most
+    best = min(choices, key=lambda choice: choice.seconds)
+    return replace(_plan(first, second, best.tile, best.held), captured=best.captured)
+
+
+def _choices(
+    sizes: tuple[int, ...], others: tuple[int, ...] | None, needs: _Needs, room: float, most: int
+) -> Iterator[_Choice]:
+    """What fits: every size of tiles with every size of pieces."""
+    both = sizes + (others or ())
+    largest = min(most, max(sum(sizes), sum(others or ())))
+    whole = {max(both) * count for count in _sizes(largest // max(both))}
+    found = False
+    for size in sorted({*_sizes(largest), *whole, largest}, reverse=True):
+        if found and size * _MOST_TILES < sum(both):
+            return
+        tiles = [tiles_of(batches, size) for batches in (sizes, sizes if others is None else others)]
+        tile = max(part.stop - part.start for parts in tiles for part in parts)
+        for captured in sorted({*_sizes(tile), tile}):
+            left = room - needs.capture.of(captured) - needs.beside(tile)
+            held = int(left / (needs.held * tile)) if left > 0 else 0
+            if held:
+                found = True
+                yield _Choice(tile, held, captured, _seconds(sizes, others, held, captured, *map(len, tiles)))
+
+
+def _seconds(
+    sizes: tuple[int, ...], others: tuple[int, ...] | None, held: int, captured: int, rows: int, columns: int
+) -> float:
+    if others is None:
+        captures, tasks = sum(sizes) * (1 + max(rows - held, 0) / (2 * held)), rows * (rows + 1) / 2
     else:
-        chosen = _round(max(needs.fits(room / 3, limit), min(needs.fits(0.8 * room, limit), _FEWEST_SAMPLES), 1))
-    left = room - needs.of(chosen)
-    return _plan(first, second, chosen, 1 + int(left / max(needs.held.of(chosen), 1)))
+        captures, tasks = sum(others) + sum(sizes) * -(-columns // held), rows * columns
+    return captures * (1 + _CAPTURE / captured) + _TASK * tasks
 
 
-def _round(tile: int) -> int:
-    """A power of two, or one and a half of one, so that two measurements mostly agree."""
-    power = 1 << (tile.bit_length() - 1)
-    return power + power // 2 if tile >= power + power // 2 else power
+def _sizes(most: int) -> list[int]:
+    """Powers of two, and one and a half of them, so that two measurements mostly agree."""
+    sizes = (size for power in range(most.bit_length()) for size in (1 << power, 3 << power >> 1))
+    return sorted({size for size in sizes if size <= most})

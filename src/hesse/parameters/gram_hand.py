@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hesse.core.batching import slices
 from hesse.core.chunked import is_allocation_failure
 from hesse.core.growth import settle, taken_bytes
 from hesse.core.memory import current_budget, given_budget, too_small
 from hesse.parameters.base import JacobianBySample
-from hesse.parameters.gram_plan import Key, Side, Step, Task
+from hesse.parameters.gram_plan import GramPlan, Key, Side, Step, Task
+from hesse.parameters.jacobian import ParameterJacobian
+from hesse.parameters.tile import Tile, held_tile
 
-if TYPE_CHECKING:
-    from hesse.parameters.jacobian import ParameterJacobian
-
-Tile = list["ParameterJacobian"]
 Failing = Literal["halve", "raise"]
-Result = TypeVar("Result")
 _LEFT = 0.05  # of the budget: growth after which memory that is free is given back
 
 
@@ -31,17 +29,37 @@ def values_of(rows: Tile, columns: Tile) -> Tensor:
     return torch.cat(bands) if len(bands) > 1 else bands[0]
 
 
+def in_pieces(
+    fetch: Callable[[slice], Tile], part: slice, captured: int | None, before: Callable[[], None] = lambda: None
+) -> Iterator[ParameterJacobian]:
+    """The Jacobians of a range of samples, so many at a time; none is held here while the next ones are captured.
+
+    Args:
+        fetch: what captures a range of samples.
+        part: the range.
+        captured: samples of a piece, at most, which are about the same in all pieces; None: all of them.
+        before: is called before every piece.
+    """
+    count = part.stop - part.start
+    for piece in slices(count, -(-count // -(-count // (captured or count)))):
+        before()
+        found = fetch(slice(part.start + piece.start, part.start + piece.stop))[::-1]
+        while found:
+            yield found.pop()
+
+
 class Hand:
     """Captures tiles when a task needs them, and makes the blocks.
 
     Args:
         first, second: the Jacobians; the same one for a symmetric matrix.
+        plan: which tiles there are, and of how many samples together they are captured.
         failing: what is done where an allocation fails though all other tiles were let go: "halve" captures half as many
             samples at a time, from then on; "raise" keeps to the tiles, and with them to the bits.
     """
 
-    def __init__(self, first: JacobianBySample, second: JacobianBySample, failing: Failing) -> None:
-        self.first, self.second, self.failing = first, second, failing
+    def __init__(self, first: JacobianBySample, second: JacobianBySample, plan: GramPlan, failing: Failing) -> None:
+        self.first, self.second, self.plan, self.failing = first, second, plan, failing
         fetch = first.tiles()
         self._fetch: dict[Side, Callable[[slice], Tile]] = {
             "rows": fetch, "columns": fetch if second is first else second.tiles(),
@@ -83,13 +101,18 @@ class Hand:
         try:
             for key in keys:
                 if key not in self._tiles:
-                    self._settle()
-                    self._tiles[key] = self._fetch[key[0]](slice(*key[1:]))
+                    self._tiles[key] = self._captured(*key)
             return values_of(*(self._tiles[key] for key in keys)), None
         except (MemoryError, RuntimeError) as error:
             if not is_allocation_failure(error):
                 raise
             return None, error.with_traceback(None)  # whose frames hold what was allocated
+
+    def _captured(self, side: Side, start: int, stop: int) -> Tile:
+        """A tile, captured in pieces; what is captured at once and used once stays as it is."""
+        pieces = in_pieces(self._fetch[side], slice(start, stop), self.plan.captured, self._settle)
+        once = self.plan.captured is None and len(self.plan.tasks) == 1
+        return list(pieces) if once else held_tile(pieces, stop - start)
 
     def _settle(self) -> None:
         """Give back what is free, where the process has grown since."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from hesse.core.errors import StructureError
 
@@ -28,7 +28,7 @@ class Task(NamedTuple):
 
 @dataclass(frozen=True)
 class GramPlan:
-    """A Gram matrix in tasks; nothing but these four numbers decides which they are and what comes out of each.
+    """A Gram matrix in tasks; nothing but these numbers decides which they are and what comes out of each.
 
     A tile is a run of consecutive batches of at most `tile` samples together (of a larger batch: a part). Tiles are captured
     when a task needs them, and as many as `held` are kept for the tasks after it; the order keeps recaptures few. With all
@@ -40,20 +40,33 @@ class GramPlan:
         others: the same for the columns; None: the matrix of the rows with themselves, of which the lower triangle is computed.
         tile: samples of a tile, at most.
         held: tiles that are kept at a time, besides the one in hand.
+        captured: samples that are captured at once, where a tile is captured in pieces; None: a tile.
     """
 
     sizes: tuple[int, ...]
     others: tuple[int, ...] | None = None
     tile: int = 1024
     held: int = 2
+    captured: int | None = None
 
     def __post_init__(self) -> None:
-        if self.tile < 1 or self.held < 1:
+        if self.tile < 1 or self.held < 1 or (self.captured is not None and self.captured < 1):
             raise StructureError(
-                "GramPlan(sizes, tile=, held=) takes tiles of a sample or more, and holds one or more.",
-                f"tile={self.tile}, held={self.held}",
-                "pass tile >= 1 and held >= 1",
+                "GramPlan(sizes, tile=, held=, captured=) takes tiles and pieces of some samples, and holds some tiles.",
+                f"tile={self.tile}, held={self.held}, captured={self.captured}",
+                "pass tile >= 1, held >= 1, and captured >= 1 or None",
             )
+
+    @property
+    def facts(self) -> dict[str, int | None]:
+        """The numbers that decide the tasks besides the batches, for the header of a file."""
+        return {"tile": self.tile, "held": self.held, "captured": self.captured}
+
+    def begun(self, facts: Mapping[str, Any]) -> GramPlan:
+        """The plan of a file that was begun, by what its header says; this one where the header says nothing of it."""
+        if not {"tile", "held"} <= set(facts):
+            return self
+        return replace(self, tile=facts["tile"], held=facts["held"], captured=facts.get("captured"))
 
     @cached_property
     def tasks(self) -> tuple[Task, ...]:

@@ -8,7 +8,6 @@ from torch import Tensor
 from hesse.parameters import contractions
 from hesse.parameters.contractions import Use
 from hesse.parameters.source import Source, without_autocast
-from hesse.rules.forms import Dense
 
 
 def inner_products(first: Source, second: Source, shapes: dict[str, torch.Size], zeros: Tensor) -> Tensor:
@@ -30,24 +29,10 @@ def inner_products(first: Source, second: Source, shapes: dict[str, torch.Size],
     if first.roots == 1 and second is first:
         first.visit(lambda root, name, use: add(name, use, use))
     else:
-        uses = stacked(first.collect(), shapes, zero)
-        pairs = uses if second is first else stacked(second.collect(), shapes, zero)
+        uses = first.stacked(shapes, zero)
+        pairs = uses if second is first else second.stacked(shapes, zero)
         with without_autocast():
             for name, others in pairs.items():
                 if name in uses:
                     add(name, uses[name], others)
     return result.tril() + result.tril(-1).mT if second is first else result
-
-
-def stacked(roots: list[dict[str, Use]], shapes: dict[str, torch.Size], zero: Tensor) -> dict[str, Use]:
-    """The uses of every parameter in all roots, one root after the other.
-
-    Args:
-        roots: by root, the uses by name.
-        shapes: name -> shape of every parameter.
-        zero: a zero ``[1]`` of the rows' dtype, for roots without a use of a parameter that others have.
-    """
-    names = [name for name in shapes if any(name in uses for uses in roots)]
-    count = next((use.count for uses in roots for use in uses.values()), 0)
-    nothing = {name: Dense(zero.expand(count, shapes[name].numel())) for name in names}
-    return {name: contractions.stack([uses.get(name, nothing[name]) for uses in roots]) for name in names}

@@ -41,7 +41,6 @@ class ParameterJacobian(JacobianBySample):
     `dense`, `as_dict` and `as_tree`.
 
     Attributes:
-        mass: the normalizer of the loss: the gradient of the batch loss is ``J.T @ ones / J.mass``.
         additive: whether the losses of two batches add up (reduction "sum") instead of averaging by mass.
     """
 
@@ -57,7 +56,7 @@ class ParameterJacobian(JacobianBySample):
         self.in_space = Space.of(params)
         self.out_space = Space.of(torch.empty(facts.shape, dtype=facts.dtype, device=facts.device))
         self.source, self.facts, self.memory, self.count = source, facts, memory, source.count
-        self.mass, self.additive = facts.mass, facts.additive
+        self.additive = facts.additive
         self.params, self.sizes, self._recipe, self._batch = params, (source.count,), recipe, batch
         self._dtypes = dict(zip(self.in_space.names, self.in_space.dtypes, strict=True))
         self._shapes = dict(zip(self.in_space.names, self.in_space.shapes, strict=True))
@@ -69,6 +68,16 @@ class ParameterJacobian(JacobianBySample):
         """The Jacobian behind captured rows (of a batch, captured by a recipe)."""
         shapes = {name: leaf.shape for name, leaf in tree.named_leaves(params)}
         return cls(source_of(rows, shapes), rows.facts, params, memory, recipe, batch)
+
+    @property
+    def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The normalizer of the loss: the gradient of the batch loss is ``J.T @ ones / J.mass``."""
+        return float(self.facts.mass)
+
+    @property
+    def normalizer(self) -> Tensor:
+        """`mass` as a 0-d tensor of float64, which Python does not read: a record of `compile_rows` serves all values."""
+        return torch.as_tensor(self.facts.mass, dtype=torch.float64, device=self.facts.device)
 
     @property
     def recipe(self) -> Recipe | None:

@@ -37,7 +37,7 @@ def mass_of(recipe: Recipe, samples: tuple[Any, Any]) -> float:
     """The normalizer of the loss of some samples. Cost: a forward pass."""
     asked = replace(recipe.asked, keep=False)
     with deterministic(recipe.model, asked.text):
-        return capture_rows(recipe.model, recipe.loss, samples, asked).facts.mass
+        return float(capture_rows(recipe.model, recipe.loss, samples, asked).facts.mass)
 
 
 def linear(recipe: Recipe, samples: tuple[Any, Any]) -> LinearOperator:

@@ -13,7 +13,6 @@ from hesse.core.memory import chunk_size, current_budget
 from hesse.operators.projections import RandomProjection
 from hesse.parameters.contractions import Use
 from hesse.parameters.contractions.projected import Columns, projected, rows_at_once
-from hesse.parameters.inner_products import stacked
 from hesse.parameters.writing import target_of
 
 if TYPE_CHECKING:
@@ -84,6 +83,6 @@ def _block(J: ParameterJacobian, P: RandomProjection, elements: int) -> Tensor:
         return torch.stack(parts, 1).flatten(0, 1)
     shapes = dict(zip(J.in_space.names, J.in_space.shapes, strict=True))
     nothing = torch.zeros(1, dtype=J.in_space.dtype, device=J.in_space.device)
-    for name, use in stacked(J.source.collect(), shapes, nothing).items():  # columns of P are made once for all roots
+    for name, use in J.source.stacked(shapes, nothing).items():  # columns of P are made once for all roots
         found = found + projected(use, P, columns[name], elements).unflatten(0, (roots, count))
     return found.transpose(0, 1).flatten(0, 1)

@@ -14,6 +14,7 @@ from hesse.autodiff.roots import Rows
 from hesse.core.guard import Guard
 from hesse.parameters import contractions
 from hesse.parameters.contractions import Use
+from hesse.rules.forms import Dense
 
 Take = Callable[[int, str, Use], None]
 
@@ -35,12 +36,16 @@ class Source(ABC):
         roots: number of roots (elements of a sample's output; 1 for a loss).
         count: number of samples.
         held_bytes: bytes of the records that are kept, None if there are none.
+        is_kept: whether the forms lie in memory, those of a selection too; else they are captured for every visit.
+        reads: tensors of the user's that forms read when they are asked for their rows.
     """
 
     roots: int
     count: int
 
     held_bytes: int | None = None
+    is_kept: bool = False
+    reads: tuple[Tensor, ...] = ()
 
     @property
     @abstractmethod
@@ -63,6 +68,29 @@ class Source(ABC):
         self.visit(lambda root, name, use: found[root].__setitem__(name, use))
         return found
 
+    def stacked(self, shapes: dict[str, torch.Size], zero: Tensor) -> dict[str, Use]:
+        """The uses of every parameter in all roots, one root after the other.
+
+        Args:
+            shapes: name -> shape of every parameter.
+            zero: a zero ``[1]`` of the rows' dtype, for roots without a use of a parameter that others have.
+        """
+        return stacked(self.collect(), shapes, zero)
+
+
+    @property
+    def stacked_bytes(self) -> int:
+        """Bytes of the copies that `stacked` makes, now or when their rows are read."""
+        return 0 if self.roots == 1 else self.held_bytes or 0
+
+
+def stacked(roots: list[dict[str, Use]], shapes: dict[str, torch.Size], zero: Tensor) -> dict[str, Use]:
+    """As `Source.stacked`, of the uses by root and name."""
+    names = [name for name in shapes if any(name in uses for uses in roots)]
+    count = next((use.count for uses in roots for use in uses.values()), 0)
+    nothing = {name: Dense(zero.expand(count, shapes[name].numel())) for name in names}
+    return {name: contractions.stack([uses.get(name, nothing[name]) for uses in roots]) for name in names}
+
 
 _ASKED = "A parameter Jacobian reads the tensors of its batch (and, for some weights, the parameters)."
 _REMEDY = "ask for its quantities first, or make the Jacobian of a copy of the batch"
@@ -70,6 +98,8 @@ _REMEDY = "ask for its quantities first, or make the Jacobian of a copy of the b
 
 class Kept(Source):
     """Forms that were captured once and are kept."""
+
+    is_kept = True
 
     def __init__(self, rows: Rows, shapes: dict[str, torch.Size]) -> None:
         captured = rows.captured or []
@@ -81,8 +111,8 @@ class Kept(Source):
         every = [use for uses in self._uses for use in uses.values()]
         held = {id(tensor): tensor.nbytes for use in every for tensor in contractions.tensors_in(use)}
         self.held_bytes = sum(held.values())
-        reads = rows.reads if any(contractions.is_chained(use) for use in every) else ()
-        self._guard = Guard([*contractions.tensors_in(every), *reads])
+        self.reads = rows.reads if any(contractions.is_chained(use) for use in every) else ()
+        self._guard = Guard([*contractions.tensors_in(every), *self.reads])
 
     @property
     def paths(self) -> dict[str, str]:
@@ -127,6 +157,7 @@ class Selected(Source):
     def __init__(self, source: Source, names: Collection[str], samples: Tensor | None) -> None:
         self.source, self._names, self._samples = source, names, samples
         self.roots, self.count = source.roots, source.count if samples is None else len(samples)
+        self.is_kept, self.reads = source.is_kept, source.reads
 
     @property
     def paths(self) -> dict[str, str]:

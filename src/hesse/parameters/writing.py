@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hesse.core.errors import StructureError
 from hesse.parameters.contractions import Use, row_blocks
-from hesse.parameters.contractions.tokens import combine_equal_tokens
+from hesse.parameters.contractions.tokens import add_equal_tokens
 from hesse.parameters.source import Source
 from hesse.rules.forms import Contract, Lookup
 
@@ -23,23 +23,24 @@ def write(source: Source, tables: Mapping[str, Tensor]) -> None:
     def take(root: int, name: str, use: Use) -> None:
         missing.discard((root, name))
         table = tables[name][:, root]
-        _fill(table, use)
+        fill(table, use)
 
     source.visit(take)
     for root, name in missing:
         tables[name][:, root] = 0
 
 
-def _fill(table: Tensor, use: Use) -> None:
+def fill(table: Tensor, use: Use) -> None:
     """Write rows into a table ``[N, size]``: without a copy where they are outer products, or zero but for a few tokens."""
     if isinstance(use, Contract) and use.dims[1] == use.dims[2] == 1 and use.left.dtype == use.right.dtype == table.dtype:
         left, right = use.left[:].reshape(len(table), -1, 1), use.right[:].reshape(len(table), 1, -1)
         torch.mul(left, right, out=table.unflatten(1, (left.shape[1], right.shape[2])))
         return
     if isinstance(use, Lookup):
-        sums, sample, token = combine_equal_tokens(use)
+        sums, first = add_equal_tokens(use)
+        sample = torch.arange(len(table), device=use.index.device).repeat_interleave(use.index.shape[1])
         table.zero_()
-        table.unflatten(1, (use.table, -1)).index_put_((sample, token), sums.to(table.dtype))
+        table.unflatten(1, (use.table, -1)).index_put_((sample, use.index.flatten()), sums[first].to(table.dtype))
         return
     for s, rows in row_blocks(use, table.shape[1]):
         table[s] = rows

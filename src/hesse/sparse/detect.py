@@ -93,7 +93,7 @@ def sparsity(
 
     Cost: one run of f (of f and its gradient for a Hessian) in Python, and work in proportion to the entries.
     """
-    return found_within(f, x, Bound(Room(None, x), after_pattern), of=of, local=local, constants=constants)
+    return found_within(f, x, Bound(Room(None, x)), of=of, local=local, constants=constants)
 
 
 def after_pattern(entries: float, rows: int, columns: int) -> float:

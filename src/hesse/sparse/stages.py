@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hesse.autodiff.dependence.bound import Bound
 from hesse.autodiff.room import Room
 from hesse.sparse.colored import ColoredPattern
 from hesse.sparse.detect import after_pattern
-from hesse.sparse.entries import FEW
 from hesse.sparse.pattern import Pattern
 
 _LINE = 24  # bytes of a row or column, while a pattern is colored
-_COLORED, _COLORED_SYMMETRIC = 40, 60  # bytes of an entry then
-_READ = 64  # bytes of an entry, while values are read from products and checked
-_PRODUCTS = 24  # bytes of an element of products and their seeds, with a copy of the former
+_COLORED, _COLORED_SYMMETRIC = 48, 80  # bytes of an entry then
+_PATTERN = 12  # bytes of an entry that a pattern keeps
+_PLACES, _PLACES_SYMMETRIC = 36, 48  # that its colors keep, with the places of entries in products
+_READ = 64  # while values are read from products and checked
+_VALUE = 8  # that its value keeps
+_PRODUCT = 16  # bytes of an element of a product and of its seed, with a copy of the former
 _WHAT = "a sparse derivative"
 
 
@@ -28,6 +32,7 @@ class Stages:
         graph: bytes of what the graph that is differentiated produced.
         entry, fixed: bytes of the result for an entry, and at any rate.
         reused: whether more derivatives will follow, for which all seeds are kept.
+        before: bytes that were taken before the pattern was looked for.
     """
 
     room: Room
@@ -36,13 +41,14 @@ class Stages:
     entry: int
     fixed: int
     reused: bool = False
+    before: int = 0
 
     @property
     def bound(self) -> Bound:
         """Of the run that finds the pattern."""
-        return Bound(self.room, lambda entries, rows, columns: (
-            after_pattern(entries, rows, columns) + self._coloring(entries, rows, columns)
-            + self._values(entries, rows, columns, _guess(entries, rows, columns)) + self._result(entries)))  # fmt: skip
+        return Bound(self.room, lambda entries, rows, columns, taken: max(
+            taken + after_pattern(entries, rows, columns),
+            self._least(entries, rows, columns, _guess(entries, rows, columns))))  # fmt: skip
 
     def require_coloring(self, pattern: Pattern) -> None:
         """Refuse a budget that the coloring would pass, or the result.
@@ -50,13 +56,8 @@ class Stages:
         Raises:
             MemoryBudgetError: with what all stages take.
         """
-        if self.room.given is None:
-            return
-        rows, columns = pattern.shape
-        coloring = self._coloring(pattern.nnz, rows, columns)
-        if self.room.passed(int(coloring)) or self._result(pattern.nnz) > self.room.given:
-            rest = self._values(pattern.nnz, rows, columns, _guess(pattern.nnz, rows, columns)) + self._result(pattern.nnz)
-            self._refuse(coloring, rest)
+        size = pattern.nnz, *pattern.shape
+        self._require(self._coloring(*size), lambda: self._least(*size, _guess(*size)))
 
     def left(self, pattern: Pattern) -> int | None:
         """Bytes that are left for products, beside what reads them; None without a budget."""
@@ -68,12 +69,8 @@ class Stages:
         Raises:
             MemoryBudgetError: with what all stages take.
         """
-        if self.room.given is None:
-            return
-        nnz, (rows, columns) = colored.pattern.nnz, colored.pattern.shape
-        values = self._values(nnz, rows, columns, colored.colors)
-        if self.room.passed(int(values)):
-            self._refuse(values, self._result(nnz))
+        size = colored.pattern.nnz, *colored.pattern.shape
+        self._require(self._values(*size, colored.colors), lambda: self._least(*size, colored.colors))
 
     def require_result(self, entries: int) -> None:
         """Refuse a budget that the result would pass.
@@ -81,22 +78,33 @@ class Stages:
         Raises:
             MemoryBudgetError: with what is taken besides.
         """
-        if self.room.given is not None and self.room.passed(self._result(entries)):
-            self._refuse(self._result(entries), 0)
+        self._require(self._result(entries), lambda: 0.0)
 
-    def _refuse(self, now: float, later: float) -> None:
-        """Unless giving back what was freed makes room."""
+    def _require(self, now: float, least: Callable[[], float]) -> None:
+        """Refuse a budget that so many bytes more would pass, unless giving back what was freed makes room."""
+        if self.room.given is None or not (self.room.passed(int(now)) or self.fixed > self.room.given):
+            return
+        gc.collect()  # graphs and sets that were followed are in cycles
         taken = self.room.taken(settled=True)
-        if self.room.passed(int(now)) or self.fixed > (self.room.given or 0):
-            what = "a dense result" if self.fixed > (self.room.given or 0) else _WHAT
-            raise self.room.refusal(int(taken + now + later), what)
+        if self.room.passed(int(now)) or self.fixed > self.room.given:
+            what = "a dense result" if self.fixed > self.room.given else _WHAT
+            raise self.room.refusal(int(max(least(), taken + now)), what)
+
+    def _least(self, entries: float, rows: int, columns: int, colors: float) -> float:
+        """What the stages after the pattern take at most, each beside what those before it keep."""
+        colored = _PATTERN + (_PLACES_SYMMETRIC if self.symmetric else _PLACES)
+        return self.before + max(
+            _PATTERN * entries + self._coloring(entries, rows, columns),
+            colored * entries + self._values(entries, rows, columns, colors),
+            (colored + _VALUE) * entries + self._result(entries),
+        )
 
     def _coloring(self, entries: float, rows: int, columns: int) -> float:
         return (_COLORED_SYMMETRIC if self.symmetric else _COLORED) * entries + _LINE * (rows + columns)
 
     def _values(self, entries: float, rows: int, columns: int, colors: float) -> float:
-        at_once = colors if self.reused else min(colors, FEW)
-        return _READ * entries + at_once * (_PRODUCTS * max(rows, columns) + (0 if self.reused else self.graph)) + self.graph
+        at_once = colors if self.reused else 1
+        return _READ * entries + at_once * (_PRODUCT * (rows + columns) + self.graph) + self.graph
 
     def _result(self, entries: float) -> int:
         return int(self.entry * entries + self.fixed)

@@ -76,11 +76,15 @@ def test_a_refusal_names_what_comes_after(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(Room, "passed", passed)
     monkeypatch.setattr(Room, "taken", lambda self, **_: 0)
     named = []
-    for rest in (lambda entries, rows, columns: 0.0, lambda entries, rows, columns: 1000 * entries):
+    for each in (0, 1000):  # bytes an entry of what comes after
+
+        def would_do(entries: float, rows: int, columns: int, taken: float, each: int = each) -> float:
+            return taken + each * entries
+
         runs.clear()
         refused.clear()
         with pytest.raises(MemoryBudgetError) as caught:
-            dependence(f, x, "a test", local=True, bound=Bound(Room(2**20, x), rest))
+            dependence(f, x, "a test", local=True, bound=Bound(Room(2**20, x), would_do))
         assert len(runs) == 2
         named.append(caught.value.least)
     true = 41 * SIZE

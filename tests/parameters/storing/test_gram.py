@@ -16,6 +16,7 @@ from torch import nn
 import hesse
 from hesse.core.errors import DataError, StructureError
 from hesse.operators import Tag
+from hesse.parameters import GramPlan
 from hesse.parameters.gram_blocks import gram_blocks
 from hesse.parameters.storing import gram as gram_module
 from hesse.parameters.storing.matrix import open_zarr
@@ -93,6 +94,33 @@ def test_resumed_runs(
     with pytest.raises(DataError, match="not the same data"):
         other = hesse.parameter_jacobian(model(), nn.CrossEntropyLoss(), batches((*sizes, 1)))
         other.gram_to_zarr(tmp_path / "k", mode="resume", chunk_bytes=140)
+
+
+def test_a_resumed_run_captures_the_pieces_that_its_header_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sweep_rng: random.Random
+) -> None:
+    plans: list[GramPlan] = []
+
+    def watched(first: Any, second: Any, plan: GramPlan, chosen: Any, failing: Any) -> Any:
+        plans.append(plan)
+        return gram_blocks(first, second, plan, chosen, failing)
+
+    monkeypatch.setattr("hesse.parameters.storing.gram.gram_blocks", watched)
+
+    def write(name: str, *numbers: Any, mode: Any = "create") -> None:
+        J = hesse.parameter_jacobian(model(), nn.CrossEntropyLoss(), batches((7, 6, 4)))
+        planned = GramPlan(J.sizes, None, *numbers)
+        monkeypatch.setattr("hesse.parameters.storing.budget.plan_gram", lambda *_: planned)
+        J.gram_to_zarr(tmp_path / name, chunk_bytes=140, mode=mode)
+
+    write("whole", 6, 2, 4)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        stop_after(patched, sweep_rng.randrange(3, there(tmp_path / "whole")))
+        write("k", 6, 2, 4)
+    write("k", 3, 1, None, mode="resume")
+    assert {(plan.tile, plan.held, plan.captured) for plan in plans} == {(6, 2, 4)}
+    assert files(tmp_path / "k") == files(tmp_path / "whole")
+    assert GramPlan((7,), None, 3, 1, 2).begun({"tile": 5, "held": 4}) == GramPlan((7,), None, 5, 4)
 
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:

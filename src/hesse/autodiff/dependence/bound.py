@@ -20,12 +20,12 @@ class Bound:
 
     Attributes:
         room: the memory that the call may take.
-        rest: from entries, rows and columns of the pattern to the bytes of what comes after it; None: no error has to say what
-            would do.
+        least: from entries, rows and columns of the pattern, and the bytes that are taken while it is made, to the bytes that
+            would do for all that comes after; None: no error has to say it.
     """
 
     room: Room
-    rest: Callable[[float, int, int], float] | None = None
+    least: Callable[[float, int, int, float], float] | None = None
 
 
 @contextmanager

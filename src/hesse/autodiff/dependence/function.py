@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -125,11 +126,13 @@ def _refusal(f: Function, x: Tree, asked: str, how: _How, bound: Bound, least: i
 
     What would do is estimated by following a part of the inputs; where that cannot be done, it is guessed.
     """
-    room, rest, found = bound.room, bound.rest, {}
-    if rest is None:
+    room, would_do, found = bound.room, bound.least, {}
+    if would_do is None:
         return room.refusal(least, WHAT)
+    gc.collect()  # what was followed until then is in cycles
     before, elements = room.taken(settled=True), Space.of(x).dim
-    guess = int(max(2 * least, before + SPACE * elements + rest(_GUESS * elements, elements, elements)))
+    taken = max(2 * least, before + SPACE * elements)
+    guess = int(would_do(_GUESS * elements, elements, elements, taken))
     if room.passed(SPACE * elements):
         return room.refusal(guess, WHAT)
 
@@ -143,7 +146,7 @@ def _refusal(f: Function, x: Tree, asked: str, how: _How, bound: Bound, least: i
             size, entries, rows, columns = estimated(run)
     except Exception:  # of whatever kind: the function may refuse to run again, and the budget may be passed again
         return room.refusal(guess, WHAT)
-    total = found["held"] + size + rest(entries, rows, columns)
+    total = would_do(entries, rows, columns, found["held"] + size)
     return room.refusal(int(max(total, least)), WHAT)
 
 

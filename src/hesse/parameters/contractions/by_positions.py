@@ -26,6 +26,12 @@ def pays(first: Contract, second: Contract) -> bool:
     return groups * t * others * (a + b + _ELEMENTWISE) < groups * (a * b + shared)
 
 
+def fewer_by_positions(use: Contract) -> bool:
+    """Whether products of positions are less work than products of rows that are there already."""
+    _, _, t, a, b = use.dims
+    return t * t * (a + b + _ELEMENTWISE) < a * b
+
+
 def gram_by_positions(first: Contract, second: Contract) -> Tensor | None:
     """``[n, m]``: inner products of rows; of a form with itself the lower triangle. None where positions cancel.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hesse.core.batching import slices
-from hesse.parameters.contractions.by_positions import gram_by_positions, pays
+from hesse.parameters.contractions.by_positions import fewer_by_positions, gram_by_positions, pays
 from hesse.parameters.contractions.tokens import equal_tokens
 from hesse.parameters.contractions.uses import Parts, Use, flat_rows, row_blocks, wide
 from hesse.rules.forms import Contract, Dense, Lookup
@@ -45,6 +45,15 @@ def gram(first: Use, second: Use, size: int, known: Known) -> Tensor:
     for _, rows in row_blocks(first, size):
         parts.append(torch.cat([rows @ others.mT for _, others in row_blocks(second, size)], 1))
     return torch.cat(parts)
+
+
+def forms_rows(use: Use) -> bool:
+    """Whether inner products of many such rows form them, anew every time, since they are held as factors."""
+    if isinstance(use, Contract):
+        return use.dims[2] > 1 and not fewer_by_positions(use)
+    if isinstance(use, Parts):
+        return any(forms_rows(part) for _, part in use.uses)
+    return not isinstance(use, (Lookup, Dense))
 
 
 def _products(rows: Tensor, others: Tensor, known: Known) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hesse.parameters.contractions.tokens import combine_equal_tokens
+from hesse.parameters.contractions.tokens import add_equal_tokens
 from hesse.parameters.contractions.uses import Parts, Use, flat_rows, in_cache, row_blocks, wide
 from hesse.rules.forms import Contract, Dense, Lookup
 
@@ -19,8 +19,8 @@ def squared_norms(use: Use, size: int) -> Tensor:
     if isinstance(use, Contract):
         return _contract(use)
     if isinstance(use, Lookup):
-        sums, sample, _ = combine_equal_tokens(use)
-        return sums.new_zeros(use.count).index_add(0, sample, _squares(sums))
+        sums, _ = add_equal_tokens(use)
+        return _squares(sums).reshape(use.index.shape).sum(1)
     if isinstance(use, Parts):
         return torch.stack([squared_norms(part, _size(box)) for box, part in use.uses]).sum(0)
     if isinstance(use, Dense):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from hesse.parameters.contractions.uses import Mixed, Parts, Use
 from hesse.rules.forms import Chained, Contract, Dense, Form, Lookup, Part, Rows
+from hesse.rules.layers.convolution import Patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,4 +55,6 @@ def _pick_form(form: Form, samples: Tensor) -> Form:
 
 
 def _pick_rows(rows: Rows, samples: Tensor) -> Rows:
+    if isinstance(rows, Patches):
+        return replace(rows, image=rows.image[samples])
     return rows[samples] if isinstance(rows, Tensor) else _Picked(rows, samples)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from hesse.parameters.contractions.tokens import combine_equal_tokens
+from hesse.parameters.contractions.tokens import add_equal_tokens
 from hesse.parameters.contractions.uses import Parts, Use, flat_rows, in_cache, row_blocks, wide
 from hesse.rules.forms import Contract, Dense, Lookup, inside
 
@@ -17,8 +17,8 @@ def summed_squares(use: Use, size: int) -> Tensor:
     if isinstance(use, Contract):
         return _contract(use).flatten()
     if isinstance(use, Lookup):
-        sums, _, token = combine_equal_tokens(use)
-        return sums.new_zeros(use.table, sums.shape[1]).index_add(0, token, sums.square()).flatten()
+        sums, _ = add_equal_tokens(use)
+        return sums.new_zeros(use.table, sums.shape[1]).index_add(0, use.index.flatten(), sums.square()).flatten()
     if isinstance(use, Parts):
         return _place(use, [summed_squares(part, math.prod(b - a for a, b in box)) for box, part in use.uses])
     if isinstance(use, Dense):
@@ -29,10 +29,11 @@ def summed_squares(use: Use, size: int) -> Tensor:
 def squared_distances(use: Use, center: Tensor, size: int) -> Tensor:
     """``[size]``: the squares of (row - center), summed over samples; nothing cancels as in a difference of squares."""
     if isinstance(use, Lookup):
-        sums, _, token = combine_equal_tokens(use)
-        table = center.reshape(use.table, -1)
-        occurs = torch.bincount(token, minlength=use.table).unsqueeze(1)
-        near = sums.new_zeros(table.shape).index_add(0, token, (sums - table[token]).square())
+        sums, first = add_equal_tokens(use)
+        token, table = use.index.flatten(), center.reshape(use.table, -1)
+        once = (first == torch.arange(len(first), device=first.device)).unsqueeze(1).to(sums.dtype)  # others count as nothing
+        occurs = sums.new_zeros(use.table, 1).index_add(0, token, once)
+        near = sums.new_zeros(table.shape).index_add(0, token, (sums - table[token]).square() * once)
         return (near + table.square() * (use.count - occurs)).flatten()
     return _total([(rows - center).square().sum(0) for _, rows in row_blocks(use, size)])
 

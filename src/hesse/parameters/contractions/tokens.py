@@ -6,10 +6,28 @@ import torch
 from torch import Tensor
 
 from hesse.core.batching import slices
+from hesse.core.equal import first_equal
 from hesse.parameters.contractions.uses import CACHE_ELEMENTS, wide
 from hesse.rules.forms import Lookup
 
 _GATHER = 64  # products of a matrix product that take about as long as a gathered one (85 on one core, 64 numbers a token)
+
+
+def add_equal_tokens(use: Lookup) -> tuple[Tensor, Tensor]:
+    """The cotangents of equal tokens of a sample added up; shapes do not depend on which tokens are equal.
+
+    Returns:
+        Sums ``[n t, d]``, each at the first place of its token, with zeros at the others; for each place that first one,
+        ``[n t]``.
+
+    Cost: a sort of the n t tokens and n t d additions.
+    """
+    n, t = use.index.shape
+    g = wide(use.g).flatten(0, 1)
+    if t == 1:
+        return g, torch.arange(n, device=g.device)
+    first = (first_equal(use.index) + t * torch.arange(n, device=g.device).unsqueeze(1)).flatten()
+    return torch.zeros_like(g).index_add(0, first, g), first
 
 
 def combine_equal_tokens(use: Lookup) -> tuple[Tensor, Tensor, Tensor]:
@@ -18,16 +36,11 @@ def combine_equal_tokens(use: Lookup) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Sums ``[u, d]``, the sample ``[u]`` and the token ``[u]`` of each; u is at most n t.
 
-    Cost: a sort of the n t tokens and n t d additions.
+    Cost: as `add_equal_tokens`.
     """
-    n, t = use.index.shape
-    g = wide(use.g)
-    sample = torch.arange(n, device=g.device).unsqueeze(1).expand(n, t)
-    if t == 1:
-        return g.flatten(0, 1), sample.flatten(), use.index.flatten()
-    keys, inverse = torch.unique((sample * use.table + use.index).flatten(), return_inverse=True)
-    sums = g.new_zeros(len(keys), g.shape[2]).index_add(0, inverse, g.flatten(0, 1))
-    return sums, keys // use.table, keys % use.table
+    sums, first = add_equal_tokens(use)
+    kept = (first == torch.arange(len(first), device=first.device)).nonzero().squeeze(1)
+    return sums[kept], kept // use.index.shape[1], use.index.flatten()[kept]
 
 
 def equal_tokens(first: Lookup, second: Lookup) -> Tensor:

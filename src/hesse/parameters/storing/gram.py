@@ -51,15 +51,14 @@ def gram_identity(J: JacobianBySample, other: JacobianBySample | None) -> dict[s
 
 
 def gram_facts(J: JacobianBySample, other: JacobianBySample | None, plan: GramPlan) -> dict[str, Json]:
-    """What the reader needs, and the two numbers that decide the tasks besides the batches."""
+    """What the reader needs, and the numbers that decide the tasks besides the batches."""
     second = J if other is None else other
     return {
         "columns": space_to_json(second.out_space),
         "of": "output" if J.recipe is not None and J.recipe.loss is None else "loss",
         "mass": 1.0,
         "symmetric": other is None,
-        "tile": plan.tile,
-        "held": plan.held,
+        **plan.facts,
     }
 
 
@@ -77,7 +76,7 @@ def write_gram(
     identity = gram_identity(J, other)
     facts = begun_facts(path, mode)
     if facts is not None and {"tile", "held"} <= set(facts):
-        plan = GramPlan(J.sizes, None if other is None else other.sizes, facts["tile"], facts["held"])
+        plan = GramPlan(J.sizes, None if other is None else other.sizes).begun(facts)
     else:
         plan = stored_plan(J, other, lambda plan: gram_layout(J, other, plan, chunk_bytes))
     arrays = {GRAM: gram_layout(J, other, plan, chunk_bytes)}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hesse.core.equal import first_equal
 from hesse.rules.forms import Form, Lookup
 from hesse.rules.layers.meeting import Meeting, layer_rules
 
@@ -42,5 +43,6 @@ def frequency(sample: Tensor, index: Tensor, table: int) -> Tensor:
         index: tokens below `table`.
         table: number of tokens that there are.
     """
-    _, place, count = (sample * table + index).unique(return_inverse=True, return_counts=True)
-    return count[place]
+    key = sample * table + index
+    first = first_equal(key.flatten())
+    return torch.zeros_like(first).index_add(0, first, torch.ones_like(first))[first].reshape(key.shape)

@@ -4,12 +4,13 @@ from hesse.rules.losses import binary, classes, counts, distances, divergence, g
 from hesse.rules.losses.curvature import OutputCurvature, Pointwise, Softmax
 from hesse.rules.losses.draws import Uniform
 from hesse.rules.losses.gaussian import GaussianNLL
-from hesse.rules.losses.known import LossRule, SampleLoss, known_loss, loss_rules
+from hesse.rules.losses.known import LossRule, Mass, SampleLoss, known_loss, loss_rules
 from hesse.rules.losses.pairs import Pairs
 
 __all__ = [
     "GaussianNLL",
     "LossRule",
+    "Mass",
     "OutputCurvature",
     "Pairs",
     "Pointwise",

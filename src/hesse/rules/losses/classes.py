@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hesse.core.errors import DataError
 from hesse.rules.losses.curvature import OutputCurvature, Pointwise, Softmax, computing
-from hesse.rules.losses.known import SampleLoss, is_legacy, loss_rules, mass_by_reduction
+from hesse.rules.losses.known import Mass, SampleLoss, is_legacy, loss_rules, mass_by_reduction
 
 
 def _labels_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
@@ -51,10 +51,10 @@ def cross_entropy(options: dict[str, Any]) -> SampleLoss | None:
             output, target, weight=weight, ignore_index=ignore_index, reduction="none", label_smoothing=smoothing
         )
 
-    def mass(output: Tensor, target: Tensor) -> float:
+    def mass(output: Tensor, target: Tensor) -> Mass:
         if target.dtype.is_floating_point:
             return output.numel() / output.shape[1]
-        return float(_labels_weights(target, weight, ignore_index).sum())
+        return _labels_weights(target, weight, ignore_index).sum(dtype=torch.float64).detach()
 
     def curvature(output: Tensor, target: Tensor) -> OutputCurvature:
         _require_positions(output, target)
@@ -86,8 +86,8 @@ def nll(options: dict[str, Any]) -> SampleLoss | None:
     def contributions(output: Tensor, target: Tensor) -> Tensor:
         return F.nll_loss(output, target, weight=weight, ignore_index=ignore_index, reduction="none")
 
-    def mass(output: Tensor, target: Tensor) -> float:
-        return float(_labels_weights(target, weight, ignore_index).sum())
+    def mass(output: Tensor, target: Tensor) -> Mass:
+        return _labels_weights(target, weight, ignore_index).sum(dtype=torch.float64).detach()
 
     def curvature(output: Tensor, target: Tensor) -> OutputCurvature:
         return Pointwise(torch.zeros_like(output))

@@ -14,6 +14,7 @@ from hesse.core.registry import Registry
 from hesse.rules.losses.curvature import OutputCurvature
 
 CurvatureOf = Callable[[Tensor, Tensor], OutputCurvature]
+Mass = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class SampleLoss:
 
     Attributes:
         contributions: ``(output, target) -> [n, ...]``, not reduced; class weights kept, ignored positions 0.
-        mass: ``(output, target) -> float``, the normalizer; 1 for ``reduction="sum"`` and "none".
+        mass: ``(output, target)`` to the normalizer; 1 for ``reduction="sum"`` and "none". A 0-d tensor of float64 where it is
+            computed from the values of the targets, so that nothing is read before somebody asks for the number.
         additive: whether the losses of two batches add up (reduction "sum" or "none") instead of averaging by mass.
         curvature: ``(output, target)`` to the second derivative of ``contributions.sum()`` by the output, where it is twice
             differentiable; None if the rule does not say.
@@ -33,7 +35,7 @@ class SampleLoss:
     """
 
     contributions: Callable[[Tensor, Tensor], Tensor]
-    mass: Callable[[Tensor, Tensor], float]
+    mass: Callable[[Tensor, Tensor], Mass]
     additive: bool
     curvature: CurvatureOf | None = None
     information: CurvatureOf | None = None
@@ -82,6 +84,6 @@ def is_legacy(options: dict[str, Any]) -> bool:
     return options.get("size_average") is not None or options.get("reduce") is not None
 
 
-def mass_by_reduction(reduction: str, mean_mass: Callable[[Tensor, Tensor], float]) -> Callable[[Tensor, Tensor], float]:
+def mass_by_reduction(reduction: str, mean_mass: Callable[[Tensor, Tensor], Mass]) -> Callable[[Tensor, Tensor], Mass]:
     """`mean_mass` for "mean", else 1."""
     return mean_mass if reduction == "mean" else lambda output, target: 1.0
