@@ -156,7 +156,7 @@ def draw(report: dict[str, Any]) -> None:
     counts = [2**k for k in range(11)]
     for work, numbers in CASES:
         times = [expected_seconds(work, numbers, p, **CLUSTER, before=2).total for p in counts]
-        right.plot(counts, times, label=f"{work:g} s of work, {numbers:.0e} parameters")
+        right.plot(counts, times, label=f"{work:g} s of work, {numbers:,} parameters")
     right.set(xlabel="GPUs", ylabel="seconds a product, model", xscale="log", yscale="log")
     right.legend(fontsize=7)
     figure.savefig(FIGURE, dpi=150)
