@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.memory.cases import CASES  # noqa: E402
-from benchmarks.memory.tables import others, render  # noqa: E402
+from benchmarks.memory.tables import LEAST_BUDGET, others, render  # noqa: E402
 from benchmarks.run import machine_info, names_among  # noqa: E402
 from benchmarks.tables import write_between_markers  # noqa: E402
 
@@ -61,7 +61,7 @@ def _measured(name: str, parts: Sequence[int]) -> dict[str, Any]:
         return found
     tried: set[int] = set()
     for part in parts:
-        budget = max(free["growth"] // part, 2**22)
+        budget = max(free["growth"] // part, LEAST_BUDGET)
         while budget not in tried:
             tried.add(budget)
             result = _run(name, budget)

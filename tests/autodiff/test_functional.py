@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+import hesse
 from hesse.autodiff import functional
 from hesse.autodiff.functional import buffers_preserved
 from hesse.core.errors import LeafError, StructureError
@@ -255,3 +257,43 @@ def test_a_compiled_caller_gets_the_same_values() -> None:
     x = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     found = torch.compile(f, backend="eager", fullgraph=True)(params, x)
     torch.testing.assert_close(found, torch.func.functional_call(module, params, x))
+
+
+class Mixing(nn.Module):
+    """Multiplies by a buffer of any layout, to which it may write."""
+
+    def __init__(self, mix: Tensor, *, writes: bool) -> None:
+        super().__init__()
+        self.writes = writes
+        self.register_buffer("mix", mix)
+        self.register_buffer("nowhere", torch.empty(3, device="meta"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        result = (self.mix @ x.mT).mT
+        if self.writes:
+            self.mix.mul_(2)
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:Sparse (CSR|CSC)")
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc])
+def test_sparse_buffers_and_those_without_memory(layout: torch.layout, writes: bool) -> None:
+    values = seeded(3, 3)
+    module = nn.Sequential(Mixing(values.to_sparse(layout=layout), writes=writes), nn.Linear(3, 2).double())
+    x, y = seeded(5, 3), seeded(5, 2)
+    with buffers_preserved(module):
+        module(x)
+        mix: Any = module[0].mix
+        held = mix._values() if mix.is_sparse else mix.values()
+        held.data.add_(1)  # which no version counts
+    assert torch.equal(module[0].mix.to_dense(), values)
+    batches = [(x, y)]
+    v = {"1.weight": seeded(2, 3), "1.bias": seeded(2)}
+    inputs = x @ values.mT
+    error = inputs @ v["1.weight"].mT + v["1.bias"]  # the loss is the mean of five times two squares
+    for G in (hesse.ggn(module, nn.MSELoss(), data) for data in ((x, y), batches)):
+        product = G @ v
+        torch.testing.assert_close(product["1.weight"], error.mT @ inputs / 5)
+        torch.testing.assert_close(product["1.bias"], error.sum(0) / 5)
+    assert torch.equal(module[0].mix.to_dense(), values)

@@ -34,6 +34,8 @@ class Parts(nn.Module):
             "rows": torch.eye(4).to_sparse_csr(),
             "large": torch.zeros(2**18 + 1, dtype=torch.float32),
             "seen": torch.zeros(2, 2),
+            "nowhere": torch.empty(3, device="meta"),
+            "moved": torch.empty(2, device="meta"),
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
@@ -60,6 +62,13 @@ def test_what_does_not_count() -> None:
     parts.seen.copy_(parts.seen.clone())
     parts.register_buffer("mask", parts.mask.clone())
     watch.check(*ASKED)
+
+
+def test_a_buffer_that_got_memory() -> None:
+    parts = Parts()
+    watch = Watch(parts=parts)
+    parts.moved = torch.zeros(2)
+    refuse(watch, r"buffers 'parts.moved' that appeared")
 
 
 @pytest.mark.parametrize("name", ["count", "mask", "low", "waves", "thin", "large", "seen"])
@@ -225,3 +234,21 @@ def test_numbers_that_change_before_the_first_run_ends_are_refused() -> None:
     parts.seen.add_(1)
     watch.settle()
     refuse(watch, r"numbers in the buffers 'parts\.seen'\n")
+
+
+def test_only_the_first_run_of_a_kind_shows_what_it_writes_to() -> None:
+    loss = Loss()
+    watch = Watch(loss=loss)
+    with watch.running("product"):
+        loss.total += 1
+    watch.check(*ASKED)
+    with watch.running("product"):
+        loss.last = torch.ones(1)
+    refuse(watch, "last' was written to")
+    with watch.running("mass"):  # it had changed before
+        loss.last = torch.ones(1)
+    refuse(watch, "last' was written to")
+    loss.weight.add_(1)
+    with watch.running("diagonal"):
+        pass
+    refuse(watch, "(last|weight)' was written to")

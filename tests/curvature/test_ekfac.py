@@ -124,6 +124,29 @@ def test_samples_that_are_other_the_second_time() -> None:
         ekfac(case.model, LOSS, Growing(), kind="empirical")
 
 
+@pytest.mark.parametrize("make", [kfac, ekfac])
+@pytest.mark.parametrize("read", [1, 2, 3, 5])
+def test_a_model_that_changes_while_the_data_are_read_is_refused(make: Any, read: int) -> None:
+    model: Any = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double().eval()
+    batches = [(torch.randn(3, 4, dtype=torch.float64), torch.tensor([0, 2, 1])) for _ in range(3)]
+
+    class Changing:
+        reads = 0
+
+        def __iter__(self) -> Any:
+            for batch in batches:
+                if self.reads == read:
+                    model[1].running_var.mul_(0.1)
+                self.reads += 1
+                yield batch
+
+    if make is kfac and read > 2:
+        make(model, nn.CrossEntropyLoss(), Changing())
+        return
+    with pytest.raises(DataError, match="running_var"):
+        make(model, nn.CrossEntropyLoss(), Changing())
+
+
 def test_an_exact_matrix_is_kept() -> None:
     case = zoo.make("layer norm")
     exact = _exact(case, "ggn")

@@ -294,6 +294,10 @@ CHANGES: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def average_of_ggn(model: Any, loss: Any, batches: Any) -> Any:
+    return hesse.average(lambda batch: hesse.ggn(model, loss, batch), batches)
+
+
 @pytest.mark.parametrize("kept", ["all", "the first", "none"])
 @pytest.mark.parametrize("change", CHANGES)
 def test_no_product_mixes_what_a_model_or_loss_was_with_what_it_is(
@@ -308,7 +312,7 @@ def test_no_product_mixes_what_a_model_or_loss_was_with_what_it_is(
         x, y = torch.randn(9, 4, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2, 2, 0, 1])
     loss = nn.CrossEntropyLoss(weight=torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64))
     batches = [(x[:3], y[:3]), (x[3:6], y[3:6]), (x[6:], y[6:])]
-    makes = (hesse.loss_hessian, hesse.ggn, lambda *given: hesse.fisher(*given, kind="empirical"))
+    makes = (hesse.loss_hessian, hesse.ggn, lambda *given: hesse.fisher(*given, kind="empirical"), average_of_ggn)
     made, v = list[Any](), {name: torch.ones_like(p) for name, p in model.named_parameters()}
     for make in makes:
         sizes.clear()
@@ -320,6 +324,60 @@ def test_no_product_mixes_what_a_model_or_loss_was_with_what_it_is(
     for A in made:
         with pytest.raises(DataError, match="the same model and the same loss"):
             A.mv(v)
+
+
+class Remembering:
+    """A loss that remembers its last value, and has weights."""
+
+    def __init__(self) -> None:
+        self.last, self.total, self.weight = None, torch.zeros((), dtype=torch.float64), torch.ones(3, dtype=torch.float64)
+
+    def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+        value = nn.functional.cross_entropy(output, target, weight=self.weight)
+        self.last = value.detach()
+        self.total += self.last
+        return value
+
+
+class Lazy(nn.Linear):
+    """Registers a buffer when it first runs."""
+
+    scale: Tensor
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not hasattr(self, "scale"):
+            self.register_buffer("scale", torch.full((3,), 2.0, dtype=input.dtype), persistent=False)
+        return super().forward(input) * self.scale
+
+
+@pytest.mark.parametrize("run", [False, True])
+@pytest.mark.parametrize("make", [hesse.loss_hessian, hesse.ggn, average_of_ggn])
+def test_what_model_and_loss_write_themselves_is_no_change(make: Any, run: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model, x, y = Lazy(4, 3).double(), torch.randn(9, 4, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2, 2, 0, 1])
+    for remembering in (Remembering(), Remembering().__call__):
+        loss: Any = remembering
+        if run:
+            loss(model(x), y)
+        A = make(model, loss, [(x[:3], y[:3]), (x[3:], y[3:])])
+        expected = hesse.dense(make(model, nn.CrossEntropyLoss(), [(x, y)]))
+        for _ in range(2):
+            assert oracle.difference(hesse.dense(A), expected) < 1e-10
+        getattr(loss, "__self__", loss).weight.mul_(2)
+        with pytest.raises(DataError, match=r"weight' was written to"):
+            hesse.dense(A)
+        del model.scale
+
+
+@pytest.mark.parametrize("place", ["scale", "weight"])
+def test_changes_before_the_first_product_are_not_taken_for_the_models_own(place: str) -> None:
+    model, loss = Lazy(4, 3), Remembering()
+    x, loss.weight = torch.randn(6, 4), torch.ones(3)
+    A = hesse.ggn(model, loss, [(x, torch.tensor([0, 1, 2, 0, 1, 2]))])
+    {"scale": model.scale, "weight": loss.weight}[place].mul_(3)
+    with pytest.raises(DataError, match=place):
+        _ = A @ A.in_space.zeros()
 
 
 def test_ignored_targets_stay_ignored_when_labels_are_predicted() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import hesse
-from hesse.core.errors import MemoryBudgetError
+from hesse.core.errors import DataError, MemoryBudgetError
 from hesse.curvature.gauss_newton import GaussNewton
 from hesse.curvature.kronecker_pass import How
 from hesse.curvature.slicing import Slicing
@@ -151,6 +151,9 @@ class Alone(Spread):
     def require_same(self, what: str, tensors: Any) -> None:
         pass
 
+    def _require_same_model(self, model: Any, tensors: Any) -> None:
+        pass
+
     def take_first(self, what: str, tensors: Any) -> Any:
         return dict(tensors)
 
@@ -173,6 +176,58 @@ class TestMixed:
         for make in (hesse.loss_hessian, hesse.ggn):
             with pytest.raises(MemoryBudgetError, match="influence each other"):
                 make(model, LOSSES["sum"], batch, memory=10_000)
+
+    @pytest.mark.parametrize("first", ["ignored", "alike", "all but two ignored", "repeated"])
+    def test_refused_whatever_the_first_samples_are(self, first: str, slices_of_three: None) -> None:
+        model, (x, y) = self.Centered(1.0), problem()[1]
+        x, y = x.clone(), y.fill_(0)
+        if first == "repeated":
+            x, y = x[:4].repeat(4, 1), y[:1].repeat(16)
+        elif first == "alike":
+            x[:8] = x[0]
+        else:
+            y[: 5 if first == "ignored" else 9] = 1
+        for loss in (LOSSES["sum"], LOSSES["weights and ignored targets"]):
+            for make in (hesse.loss_hessian, hesse.ggn):
+                with pytest.raises(MemoryBudgetError, match="influence each other"):
+                    make(model, loss, (x, y))
+
+    @pytest.mark.parametrize("loss", ["sum", "weights and ignored targets"])
+    @pytest.mark.parametrize("last", [9, 11])
+    def test_ignored_samples_alone_are_no_reason(self, loss: str, last: int, slices_of_three: None) -> None:
+        model, (x, y) = problem()
+        y[:last] = 1
+        found = hesse.ggn(model, LOSSES[loss], (x, y))
+        assert isinstance(found, SplitBatch)
+        v = torch.ones(found.shape[1], dtype=torch.float64)
+        if last < 11:
+            expected = references.ggn(model, LOSSES[loss], x, y) @ v
+            assert oracle.difference(found.flat @ v, expected) < 1e-10
+        elif loss == "sum":
+            assert not (found.flat @ v).any()
+        else:
+            with pytest.raises(DataError, match="a total mass of 0"):
+                _ = found.flat @ v
+
+    def test_samples_that_are_all_alike_may_be_sliced(self, slices_of_three: None) -> None:
+        model, (x, y) = problem()
+        x = x[:1].repeat(11, 1)
+        found = hesse.dense(hesse.ggn(model, LOSSES["sum"], (x, y)))
+        assert oracle.difference(found, references.ggn(model, LOSSES["sum"], x, y)) < 1e-10
+
+    @pytest.mark.parametrize("budget", [40_000, None])
+    def test_a_loss_for_the_whole_batch_alone(self, budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+        if budget is None:
+            monkeypatch.setattr(Slicing, "at_once", lambda self, batch: 3)
+        model, x = nn.Linear(6, 3), torch.randn(500, 6)
+        loss = nn.BCEWithLogitsLoss(weight=torch.rand(500, 1) + 0.5)
+        y = torch.randint(2, (500, 3)).float()
+        with pytest.raises(MemoryBudgetError, match="does not add up") as caught:
+            hesse.ggn(model, loss, (x, y), memory=budget)
+        monkeypatch.undo()
+        assert isinstance(hesse.ggn(model, loss, (x, y), memory=caught.value.least), GaussNewton)
+        with pytest.raises(RuntimeError, match="must match the size"):
+            hesse.ggn(model, loss, (x[:490], y[:490]), memory=budget or 40_000)
 
     def test_a_loss_that_does_not_add_up(self, slices_of_three: None) -> None:
         model, batch = problem()
@@ -284,7 +339,7 @@ from contextlib import suppress
 torch.set_num_threads(1)
 from torch import nn
 import hesse
-from hesse.core.errors import MemoryBudgetError
+from hesse.core.errors import DataError, MemoryBudgetError
 from hesse.core.growth import Growth, settle
 
 def problem(n):

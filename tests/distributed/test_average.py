@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 import hesse
-from hesse.core.errors import DataError, UnsupportedError
+from hesse.core.errors import DataError, MemoryBudgetError, UnsupportedError
 from hesse.distributed import SpreadData, spread
 from hesse.operators import Dense
 
@@ -92,7 +93,12 @@ def matrices(dtype: torch.dtype) -> list[tuple[Tensor, float]]:
     return [(torch.randn(3, 4, generator=source, dtype=dtype), mass) for mass in masses]
 
 
-def averaged(rank: int, ranks: int) -> list[tuple[Tensor, Tensor, Tensor, Any]]:
+def many_of_16_bits() -> Tensor:
+    """Of which a sum in their own dtype comes to stand still."""
+    return torch.rand(2400, 3, 4, generator=torch.Generator().manual_seed(2)).bfloat16()
+
+
+def averaged(rank: int, ranks: int) -> list[Any]:
     found = []
     for dtype in (torch.float64, torch.complex128, torch.float32, torch.bfloat16):
         pairs = [(m.to(dtype), mass) for m, mass in matrices(torch.float64 if dtype.is_floating_point else dtype)]
@@ -101,13 +107,16 @@ def averaged(rank: int, ranks: int) -> list[tuple[Tensor, Tensor, Tensor, Any]]:
         v, u = torch.arange(4).to(dtype), torch.arange(3).to(dtype)
         found.append((A @ v, A.T @ u, A.mm(torch.stack([v, v + 1])), A.mass))
     added = hesse.average(lambda pair: Weighted(*pair), spread(cases.part(rank, ranks, pairs), timeout=60), additive=True)
-    return [*found, (added @ v, added.T @ u, added.mm(torch.stack([v, v + 1])), added.mass)]
+    many = [(m, 2.0) for m in many_of_16_bits()]
+    B = hesse.average(lambda pair: Weighted(*pair), spread(many[rank::ranks], timeout=60))
+    return [B @ torch.ones(4).bfloat16(), *found, (added @ v, added.T @ u, added.mm(torch.stack([v, v + 1])), added.mass)]
 
 
 @pytest.mark.parametrize("ranks", RANKS)
 def test_weights_dtypes_and_transposes(ranks: int) -> None:
     dtypes = (torch.float64, torch.complex128, torch.float32, torch.bfloat16, torch.bfloat16)
-    for found in run_ranks(averaged, ranks, ranks):
+    for of_many, *found in run_ranks(averaged, ranks, ranks):
+        torch.testing.assert_close(of_many.double(), many_of_16_bits().double().mean(0).sum(1), rtol=0.02, atol=0)
         for dtype, (product, transposed, block, mass) in zip(dtypes, found, strict=True):
             kind = torch.complex128 if dtype.is_complex else torch.float64
             pairs = [(m.to(dtype).to(kind), weight) for m, weight in matrices(kind)]
@@ -181,6 +190,34 @@ def test_data_that_are_spread_are_not_taken_for_all() -> None:
         hesse.parameter_jacobian(cases.model(), cases.KNOWN, data)
     with pytest.raises(hesse.HesseError, match="one-shot"):
         spread(iter(cases.batches()))
+
+
+class Roomy(Dense):
+    """A matrix whose products do not fit while another one is alive."""
+
+    def __init__(self, matrix: Tensor) -> None:
+        super().__init__(matrix)
+        self.held_bytes = 8
+        ALIVE.add(self)
+
+    def mm(self, V: Tensor) -> Tensor:
+        if len(ALIVE) > 1:
+            raise MemoryBudgetError("A product of a block.", f"{len(ALIVE)} operators", "free some")
+        return super().mm(V)
+
+
+ALIVE: weakref.WeakSet[Roomy] = weakref.WeakSet()
+
+
+def test_kept_operators_are_given_up_where_a_product_does_not_fit() -> None:
+    pairs = [matrix for matrix, _ in matrices(torch.float64)]
+    A = hesse.average(Roomy, spread(pairs))
+    v = torch.ones(4, dtype=torch.float64)
+    expected = torch.stack(pairs).mean(0)
+    torch.testing.assert_close(A @ v, expected @ v)
+    assert "5 of 5 batches kept" in repr(A)
+    torch.testing.assert_close(A.mm(torch.stack([v, 2 * v])), torch.stack([expected @ v, 2 * expected @ v]))
+    assert "kept" not in repr(A)
 
 
 def test_one_process_without_a_group_is_enough() -> None:

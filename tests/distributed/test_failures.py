@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 import os
@@ -67,6 +68,48 @@ def other_parameters(rank: int) -> Told:
     with torch.no_grad():
         net[2].bias += 1e-12 * rank  # type: ignore[operator]
     return told_by(lambda: hesse.ggn(net, cases.KNOWN, spread(cases.part(rank, 2), timeout=60)))
+
+
+def other_modules(rank: int) -> list[Told]:
+    """Models that differ on rank 1 in what is no parameter and no buffer, under whichever question."""
+    data, net = spread(cases.part(rank, 2), timeout=60), cases.model()
+    leaky = torch.nn.Sequential(net[0], torch.nn.LeakyReLU(0.1 * (1 + rank)), net[2])  # type: ignore[index]
+    bent = torch.nn.Sequential(net[0], torch.nn.Tanh() if rank else torch.nn.Sigmoid(), net[2])  # type: ignore[index]
+    dropping = torch.nn.Sequential(*net, torch.nn.Dropout(0.5))  # type: ignore[arg-type]
+    dropping[3].train(bool(rank))
+    f, params = hesse.functional(net)
+    factor = 1.0 + rank
+    asked: list[Callable[[], Any]] = [
+        lambda: hesse.ggn(leaky, cases.KNOWN, data), lambda: hesse.kfac(bent, cases.KNOWN, data),
+        lambda: hesse.fisher(dropping, cases.KNOWN, data), lambda: hesse.loss_hessian((lambda p, x: factor * f(p, x), params),
+                                                                                      cases.KNOWN, data),
+    ]  # fmt: skip
+    return [told_by(ask) for ask in asked]
+
+
+def alike_modules(rank: int) -> list[torch.Tensor]:
+    """Models whose differences belong to one process: attributes, a model without numbers, data beside it."""
+    data, net, v = spread(cases.part(rank, 2), timeout=60), cases.model(), torch.ones(44, dtype=torch.float64)
+    net.rank, net.home = rank, f"cuda:{rank}"  # type: ignore[assignment]
+    params = {name: leaf.detach() for name, leaf in net.named_parameters()}
+    bare, mine = copy.deepcopy(net).to("meta"), torch.full((2 + rank, 3), float(rank))
+
+    def f(p: Any, x: torch.Tensor) -> torch.Tensor:
+        assert mine.shape[0] == 2 + rank
+        return torch.func.functional_call(bare, p, (x,))
+
+    return [hesse.ggn(model, cases.KNOWN, data).flat @ v for model in (net, (f, params))]
+
+
+def test_models_that_differ_in_more_than_numbers_are_told_apart() -> None:
+    places = [*(f"{name} (its class, mode or an option)" for name in "113"), "factor"]
+    for found in run_ranks(other_modules, 2):
+        for (kind, text), place in zip(found, places, strict=True):
+            assert kind == DistributedError.__name__ and f"rank 1 differs from rank 0 at '{place}'" in text, (place, text)
+    expected = cases.full_ggn(cases.model(), cases.whole()) @ torch.ones(44, dtype=torch.float64)
+    for values in run_ranks(alike_modules, 2):
+        for value in values:
+            torch.testing.assert_close(value, expected)
 
 
 def other_buffers(rank: int) -> Told:
@@ -204,13 +247,15 @@ def unlike_makers(rank: int) -> dict[str, Callable[[Any], Any]]:
     torch.nn.init.ones_(nets[1][0].weight)  # type: ignore[index]
     net, mine, chosen = nets[0], nets[rank], [nets[rank]]
     kind, factor = ("empirical", "expected")[rank], (2.0, 3.0)[rank]
-    weights = torch.ones(4, dtype=torch.float64) * (1 + rank)
+    weights = torch.nn.CrossEntropyLoss(torch.ones(4, dtype=torch.float64) * (1 + rank))
+    scale = torch.ones(4, dtype=torch.float64, requires_grad=True) * (1 + rank)
+    wide = torch.ones(2, 3 + rank)
 
     def inner(batch: Any) -> Any:
         return hesse.ggn(mine, loss, batch)
 
     def weighted(batch: Any) -> Any:
-        return hesse.ggn(net, torch.nn.CrossEntropyLoss(weights), batch)
+        return hesse.ggn(net, weights, batch)
 
     def of_kind(kind: Any, batch: Any) -> Any:
         return hesse.fisher(net, loss, batch, kind=kind)
@@ -223,21 +268,44 @@ def unlike_makers(rank: int) -> dict[str, Callable[[Any], Any]]:
         "inner.mine": lambda batch: inner(batch),
         "weighted.weights": lambda batch: weighted(batch),
         "factor": lambda batch: factor * hesse.ggn(net, loss, batch),
+        "scale": lambda batch: scale[0].detach() * hesse.ggn(net, loss, batch),
+        "wide": lambda batch: wide.shape[1] * hesse.ggn(net, loss, batch),
+        "place": lambda batch, place=rank: (1.0 + place) * hesse.ggn(net, loss, batch),  # type: ignore[misc]
+        "name": functools.partial(lambda batch, name: hesse.ggn(nets[name], loss, batch), name=rank),
         "first operator reads": lambda batch: hesse.ggn(chosen[0], loss, batch),  # the list is not compared
     }
+
+
+class Owner:
+    """Holds a model and what belongs to one process."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.rows, self.net = rank, torch.full((1 + rank, 2 + rank), float(rank)), cases.model()
+
+    def make(self, batch: Any) -> Any:
+        return hesse.ggn(self.net, cases.KNOWN, batch)
+
+    __call__ = make
 
 
 def like_makers(rank: int, mine: list[cases.Batch]) -> list[Callable[[Any], Any]]:
     """Functions that hold what belongs to one process, and make the same of every batch."""
     net, loss, device, mine_too = cases.model(), cases.KNOWN, f"cuda:{rank}", {"data": mine}
+    is_main, rows, pairs, late, count = rank == 0, torch.full((1 + rank, 3), float(rank)), tuple(mine), None, 0
 
     def at(place: Any, batch: Any) -> Any:
         assert place is not None
         return hesse.ggn(net, loss, batch)
 
+    def made_late(batch: Any) -> Any:
+        nonlocal late, count
+        late, count = cases.model() if late is None else late, count + 1
+        return hesse.ggn(late, loss, batch)
+
     return [
         lambda batch: at(device, batch), lambda batch: at(rank, batch), lambda batch: at(mine, batch),
-        lambda batch: at(mine_too["data"], batch), functools.partial(at, rank), functools.partial(at, mine),
+        lambda batch: at(mine_too["data"], batch), functools.partial(at, mine), lambda batch: at(is_main, batch),
+        lambda batch: at(rows, batch), lambda batch: at(pairs, batch), made_late, Owner(rank), Owner(rank).make,
     ]  # fmt: skip
 
 
@@ -246,7 +314,9 @@ def makers(rank: int, ranks: int) -> tuple[dict[str, Told], list[torch.Tensor]]:
     data, v = spread(mine, timeout=60), torch.ones(44, dtype=torch.float64)
     last = int(rank == ranks - 1)
     told = {name: told_by(lambda make=make: hesse.average(make, data)) for name, make in unlike_makers(last).items()}  # type: ignore[misc]
-    return told, [hesse.average(make, data).flat @ v for make in like_makers(rank, mine)]
+    values = [hesse.average(make, data).flat @ v for make in like_makers(rank, mine)]
+    everything = spread([] if last else cases.batches()[: 5 if rank == 0 else 0], timeout=60)  # a shard without batches
+    return told, [*values, *(hesse.average(make, everything).flat @ v for make in like_makers(rank, mine))]
 
 
 @pytest.mark.parametrize("ranks", [2, *([3, 4] if ALL else [])])
@@ -288,6 +358,16 @@ def out_of_step(rank: int) -> dict[str, Any]:
         except KeyboardInterrupt:
             told.append(("KeyboardInterrupt", ""))
     found["interrupt"] = told, fresh()
+    told = []
+    for place in range(3):
+        try:
+            with link.asking("a question"):
+                if rank and place == 1:
+                    raise KeyboardInterrupt
+                told.append(told_by(lambda: link.exchange("first", lambda: rank)))
+        except KeyboardInterrupt:
+            told.append(("KeyboardInterrupt", ""))
+    found["early"] = told, fresh()
     groups: tuple[Any, ...] = (None, dist.new_group([0, 1]))
     G, H = (hesse.ggn(net, cases.KNOWN, spread(mine, group=one, timeout=60)) for one in groups)
     is_open, may_end = threading.Event(), threading.Event()
@@ -317,7 +397,7 @@ def test_processes_out_of_step_and_threads_are_told_and_go_on() -> None:
     name = DistributedError.__name__
     expected = cases.full_ggn(cases.model(), cases.whole()) @ torch.ones(44, dtype=torch.float64)
     for found in (zero, one):
-        for value in (found["group"][1], found["extra"][1], found["interrupt"][1], *found["threads"][2:]):
+        for value in (found["group"][1], found["extra"][1], found["interrupt"][1], found["early"][1], *found["threads"][2:]):
             torch.testing.assert_close(value, expected)
         kind, text = found["extra"][0]
         assert kind == name and "rank 0: call 3 of 3 of spread" in text and "rank 1: call 4 of 4 of spread" in text
@@ -328,6 +408,9 @@ def test_processes_out_of_step_and_threads_are_told_and_go_on() -> None:
     assert [kind for kind, _ in one["interrupt"][0]] == ["nothing"] * 3 + ["KeyboardInterrupt"] + ["nothing"] * 2
     assert [kind for kind, _ in zero["interrupt"][0]] == ["nothing"] * 3 + [name] + ["nothing"] * 2
     assert "at different places in the order" in zero["interrupt"][0][3][1]
+    assert [kind for kind, _ in one["early"][0]] == ["nothing", "KeyboardInterrupt", "nothing"]
+    assert [kind for kind, _ in zero["early"][0]] == ["nothing", name, "nothing"]
+    assert "rank 1: KeyboardInterrupt in a question" in zero["early"][0][1][1]
 
 
 def leaves_early(rank: int, way: str, ranks: int, folder: str) -> None:

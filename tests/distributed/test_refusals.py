@@ -95,12 +95,29 @@ def operators(sick: bool, mine: list[cases.Batch]) -> Asks:
     return asks | questions(sick, hesse.ggn(cases.model(), loss, data))
 
 
+class Through(hesse.LinearOperator):
+    """An operator of the user's own that is made of another one."""
+
+    def __init__(self, A: Any) -> None:
+        self.A, self.in_space, self.out_space, self.tags = A, A.in_space, A.out_space, A.tags
+
+    def mv(self, v: Any) -> Any:
+        return self.A @ v
+
+    def transpose(self) -> hesse.LinearOperator:
+        return Through(self.A.T)
+
+
 def questions(sick: bool, A: Any) -> Asks:
     """Questions of linear algebra, an option bad on one rank."""
     one: Any = hesse.identity(A.in_space)
+    here = hesse.ggn(cases.model(), cases.KNOWN, cases.batches())
     return {
         "solve, method": lambda: hesse.solve(A + one, cases.vector(), method="none" if sick else "cg"),
         "lstsq": lambda: hesse.lstsq(A, torch.ones(3) if sick else cases.vector()),
+        "solve, preconditioner": lambda: hesse.solve(
+            here + one, {"none": torch.ones(3)} if sick else cases.vector(), method="cg", preconditioner=Through(A + one)
+        ),
         "trace": lambda: hesse.trace(A, rtol=-1.0 if sick else 0.1),
         "trace of a sum": lambda: hesse.trace(A + one, method="none" if sick else "auto"),
         "norm": lambda: hesse.norm(A, ord="none" if sick else "fro"),  # type: ignore[arg-type]

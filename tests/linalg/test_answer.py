@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hesse.linalg.answer import solve_matrix
+from hesse.linalg.answer import lstsq_matrix, solve_matrix
 
 from .counted import random_matrix, with_spectrum
 
@@ -36,3 +36,12 @@ def test_half_precision_and_empty() -> None:
     M = torch.eye(3, dtype=torch.bfloat16) * 2
     assert torch.equal(solve_matrix(M, torch.ones(1, 3)).value, torch.full((1, 3), 0.5))
     assert solve_matrix(torch.zeros(0, 0), torch.zeros(2, 0)).value.shape == (2, 0)
+
+
+@pytest.mark.parametrize(("size", "damping"), [(1e-200, 0.0), (1e160, 0.0), (1e160, 1.0), (1e-200, 1e-300)])
+def test_least_squares_whose_squared_singular_values_are_no_numbers(size: float, damping: float) -> None:
+    found = lstsq_matrix(size * torch.eye(3, dtype=torch.float64), torch.ones(1, 3, dtype=torch.float64), damping)
+    right = size / damping if damping**0.5 > size else 1 / size  # the other of the two is negligible
+    torch.testing.assert_close(found.value, torch.full((1, 3), right, dtype=torch.float64))
+    assert found.condition == pytest.approx(1)
+    assert found.norm == pytest.approx(max(size, damping**0.5))

@@ -53,6 +53,21 @@ def test_low_rank_zero_and_small() -> None:
     assert found.products == 30 and found.standard_error == 0
 
 
+@pytest.mark.parametrize("memory", [None, 600_000, 1_280_000])
+@pytest.mark.parametrize("method", ["hutch++", "xtrace"])
+@pytest.mark.parametrize("most", [1, 16, 17, 20, 40, 47, 100, 150])
+def test_never_more_products_than_allowed_and_always_a_number(most: int, method: str, memory: int | None) -> None:
+    M = with_spectrum(1 / torch.arange(1, 201, dtype=torch.float64))
+    A = Counted(M, tags=HERMITIAN)
+    with pytest.raises(NotConvergedError) as caught:
+        trace(A, method=method, rtol=1e-9, max_products=most, memory=memory, generator=seeded(1))
+    found = caught.value.partial
+    assert 0 < found.products == sum(A.blocks) <= most
+    assert 0 < found.value < 2 * float(M.trace())
+    if most > 16:  # the fewest signs that an error is taken from
+        assert abs(found.value - float(M.trace())) < 6 * found.standard_error < 6 * float(M.trace())
+
+
 def test_limits() -> None:
     M = with_spectrum(torch.linspace(-1, 1.1, 300))
     with pytest.raises(NotConvergedError) as caught:

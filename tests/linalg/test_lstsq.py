@@ -216,3 +216,19 @@ def test_gradients_that_are_rounding_are_accepted(size: float) -> None:
         assert float((found.value - right).norm() / right.norm()) < 1e-4
     with pytest.raises(NotConvergedError, match="structure"):
         lstsq(Shifted(M, 1e-3 * V[:, 0]), b)
+
+
+@pytest.mark.parametrize("method", ["auto", "lsmr"])
+@pytest.mark.parametrize("damping", [1e-2, 1e-5, 1e-14])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-6), (torch.float64, 1e-13)])
+def test_damped_gradients_that_are_rounding_are_accepted(dtype: torch.dtype, rtol: float, damping: float, method: str) -> None:
+    top = torch.ones(30, dtype=torch.float64)
+    top[0] = 1e4
+    for seed in range(5):
+        U, V = (torch.linalg.qr(random_matrix(30, 30, seed=2 * seed + k)).Q for k in range(2))
+        M, b = ((U * top) @ V.mT).to(dtype), random_matrix(30, seed=seed + 50).to(dtype)
+        right = expected(M.double(), b.double(), damping)
+        found = lstsq(Dense(M), b, method=method, damping=damping, rtol=rtol).double()
+        assert float((found - right).norm() / right.norm()) < 1e5 * rtol
+        with pytest.raises(NotConvergedError, match=r"raise damping="):  # wrong by a percent of its length
+            lstsq(Shifted(M, 0.01 * right.norm() * V[:, 0].to(dtype)), b, damping=damping)

@@ -132,6 +132,9 @@ ASKED: dict[str, Callable[[LinearOperator], Any]] = {
     "null space": hesse.null_space,
     "trace": lambda A: hesse.trace(A, method="exact").value,
     "trace hutchinson": lambda A: hesse.trace(A, method="hutchinson", rtol=0.5).value,
+    "trace hutch++": lambda A: hesse.trace(A, method="hutch++", rtol=1e-9).value,
+    "trace xtrace": lambda A: hesse.trace(A, method="xtrace", rtol=1e-9).value,
+    "woodbury": lambda A: hesse.solve(hesse.operators.Congruence(A) + 2 * hesse.identity(A.in_space), ONES, method="woodbury"),
     "diagonal": hesse.diagonal,
     "diagonal hutchinson": lambda A: hesse.diagonal(A, method="hutchinson", rtol=0.5),
 }

@@ -8,7 +8,7 @@ import torch
 
 from hesse.core.errors import NotConvergedError, SymmetryError
 from hesse.linalg import solve
-from hesse.linalg.minres import _State, minimal_residual
+from hesse.linalg.minres import _condition, _State, minimal_residual
 from hesse.operators import Diagonal, Tag
 
 from .counted import HERMITIAN, SYMMETRIC, Counted, random_matrix, tree_space, with_spectrum
@@ -132,3 +132,8 @@ def test_the_residual_of_the_recursion_is_the_true_one(is_preconditioned: bool) 
     for _ in range(30):
         state.step()
         torch.testing.assert_close(state.r, state.b - state.x @ M, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("step", [(float("inf"), 1.0), (1.0, float("nan"))])
+def test_steps_that_overflowed_have_no_condition_number(step: tuple[float, float]) -> None:
+    assert _condition([(1.0, 1.0), step]) == float("inf")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from hesse.core.errors import NotConvergedError, StructureError
+import hesse
+from hesse.core.errors import MemoryBudgetError, NotConvergedError, StructureError
 from hesse.linalg import solve
 from hesse.linalg.woodbury import congruence_rule, gram_rule, woodbury
 from hesse.operators import BlockDiagonal, Congruence, Conjugate, Dense, Diagonal, Identity, Kronecker, identity
@@ -45,6 +46,17 @@ def test_number_of_products() -> None:
     assert solve(A, random_matrix(400), full=True).method == "woodbury"
     # the Gram matrix: six products each way; the solution: one each way; a look at the residual
     assert J.blocks == [6, 6, 1, 1, 1, 1]
+
+
+def test_a_budget_that_is_too_small_names_all_that_is_needed() -> None:
+    J, B = Counted(random_matrix(6, 4000)), random_matrix(10, 4000, seed=1)
+    A = J.T @ J + 0.5 * identity(J.in_space)
+    for method in ("woodbury", "auto"):
+        with hesse.memory(1000), pytest.raises(MemoryBudgetError) as caught:
+            solve(A, B, method=method)
+        with hesse.memory(caught.value.least):
+            found = solve(A, B, method=method)
+        torch.testing.assert_close(found @ J.matrix.mT @ J.matrix + 0.5 * found, B, rtol=1e-6, atol=1e-6)
 
 
 def test_gram_rules() -> None:

@@ -236,3 +236,20 @@ def test_buffers_that_a_later_batch_registers_are_no_change(kept: Any) -> None:
     for _ in range(2):
         torch.testing.assert_close(A.flat @ v, expected)
     assert "pos" in model._buffers
+
+
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_results_are_added_up_in_32_bits(dtype: torch.dtype, additive: bool) -> None:
+    mass = 1.0 if additive else 2.0**18  # infinite in float16
+    batches = [(T(3, 5).abs().to(dtype) / 8, mass) for _ in range(600)]
+    A = average(make, batches, additive=additive)
+    v = T(5).abs().to(dtype)
+    whole = torch.stack([matrix for matrix, _ in batches]).double().sum(0) / (1 if additive else len(batches))
+    rounding = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 0.0, "check_dtype": False}
+    product = A @ v
+    assert product.dtype == dtype
+    torch.testing.assert_close(product.double(), whole @ v.double(), **rounding)
+    torch.testing.assert_close((A.T @ torch.ones(2, 3, dtype=dtype)).double(), whole.sum(0).expand(2, 5), **rounding)
+    diagonal = average(lambda batch: make((batch[0][:, :3], batch[1])), batches, additive=additive)
+    torch.testing.assert_close(hesse.diagonal(diagonal).double(), whole[:, :3].diagonal(), **rounding)

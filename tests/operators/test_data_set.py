@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -244,6 +246,49 @@ def test_changes_in_a_kept_list_are_noticed(room: int, place: int) -> None:
         change(batches)
         with pytest.raises(DataError, match=r"other content|samples where"):
             A @ T(4)
+
+
+class Bag(UserDict[str, Any]):
+    """A mapping that trees do not open."""
+
+
+@pytest.mark.parametrize("held", [100, 300], ids=["all kept", "two kept"])
+@pytest.mark.parametrize("case", ["float", "int", "text", "sign", "array", "in a mapping", "inference"])
+def test_what_counts_no_versions_is_looked_at_in_a_kept_list(case: str, held: int) -> None:
+    def made(batch: dict[str, Any]) -> LinearOperator:
+        return maker((batch["x"], batch["y"]))
+
+    kinds: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+        "float": (lambda: 1.0, lambda _: 3.0),
+        "int": (lambda: 1, lambda _: 3),
+        "text": (lambda: "mean", lambda _: "sum"),
+        "sign": (lambda: 0.0, lambda _: -0.0),
+        "array": (lambda: np.ones(3), lambda array: np.add(array, 1, out=array)),
+        "in a mapping": (lambda: Bag(scale=torch.ones(2)), lambda bag: Bag(scale=bag["scale"].add_(1))),
+        "inference": (inferred, in_inference),
+    }
+    new, change = kinds[case]
+    batches = [{"x": x.clone(), "y": y.clone(), "scale": new(), "nan": float("nan")} for x, y in LIST]
+    maker = Maker(held)
+    A = average(made, batches, memory=1200)
+    assert_is(A)
+    assert f"{'3' if held == 100 else '2'} of 3 batches kept" in repr(A)
+    before = maker.made
+    assert_is(A)
+    assert maker.made - before == (0 if held == 100 else 1) * 2  # nothing kept is made again
+    batches[0]["scale"] = change(batches[0]["scale"])
+    with pytest.raises(DataError, match="other content"):
+        A @ T(4)
+
+
+def inferred() -> Tensor:
+    with torch.inference_mode():
+        return torch.ones(2)
+
+
+def in_inference(tensor: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return tensor.add_(1)
 
 
 def test_equal_copies_in_another_order_are_no_change() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import hesse
 from hesse.core.chunk_store_layout import ArrayLayout
 from hesse.core.errors import MemoryBudgetError
+from hesse.core.growth import Growth
 from hesse.parameters import DataJacobian, GramPlan, appetite, gram_budget
 from hesse.parameters.appetite import Appetite, measured
 from hesse.parameters.storing.budget import waiting_bytes
@@ -242,3 +243,45 @@ def test_without_a_budget_nothing_is_measured(monkeypatch: pytest.MonkeyPatch) -
         J = hesse.parameter_jacobian(model, LOSS, data)
         for quantity in (J.norms, J.gram, J.gram_plan, lambda J=J: J.project(hesse.random_projection(J, 3))):
             quantity()
+
+
+class Still(Growth):
+    """A measurement that finds nothing, whatever else the machine does."""
+
+    @property
+    def bytes(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(("fixed", "each"), [(0.0, 0.02), (0.9, 0.1), (0.4, 0.6), (7.0, 0.1)])
+def test_more_memory_never_refuses(monkeypatch: pytest.MonkeyPatch, fixed: float, each: float) -> None:
+    """Captures that take so many MiB: from the first budget that is measured and does, every larger one does."""
+    simulated(monkeypatch, lambda count: fixed + each * count)
+    monkeypatch.setattr(gram_budget, "Growth", Still)
+    model, x, y = case(201)
+    J = hesse.parameter_jacobian(model, LOSS, list(zip(x.split((150, 51)), y.split((150, 51)), strict=True)))
+    monkeypatch.setattr(gram_budget, "_is_small", lambda first, second, room: room <= MIB)
+    fits, least = [], []
+    for budget in (1.2, 1.5, 2, 2.5, 2.8, 3, 3.5, 4, 6, 9, 11, 15, 20, 40):
+        J.memory = int(budget * MIB)
+        try:
+            plan = J.gram_plan()
+        except MemoryBudgetError as error:
+            least.append(error.least)
+            fits.append(False)
+        else:
+            assert len(plan.tasks) < 201
+            fits.append(True)
+    assert fits == sorted(fits) and fits[-1], "no refusal after a plan"
+    assert all(fits) == (fixed + 2 * each < 1.8)
+    if least:
+        J.memory = max(least)
+        J.gram_plan()
+
+
+def test_a_budget_of_a_few_bytes_is_given_tiles_as_large_as_the_noise() -> None:
+    model, x, y = case(201)
+    J = hesse.parameter_jacobian(model, LOSS, list(zip(x.split((150, 51)), y.split((150, 51)), strict=True)))
+    for budget in (1, 1024, MIB):
+        J.memory = budget
+        assert len(J.gram_plan().tasks) < 201

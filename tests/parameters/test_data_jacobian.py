@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -571,3 +573,27 @@ def test_repr() -> None:
     model, x, y = case("images")
     J = hesse.parameter_jacobian(model, nn.CrossEntropyLoss(), batches(x, y))
     assert repr(J) == "DataJacobian(11 x 107 of the loss by 6 parameters, over 4 batches)"
+
+
+@pytest.mark.parametrize("kind", ["data set", "kept", "streamed"])
+def test_a_deep_copy_gives_the_same_and_is_refused_where_the_model_or_the_batch_changes(kind: Any) -> None:
+    model, x, y = case("images")
+    loss = nn.CrossEntropyLoss(reduction="sum")
+    with torch.no_grad():
+        model[0].weight.add_(0.1)  # a version that copies do not have
+    if kind == "data set":
+        J = hesse.parameter_jacobian(model, loss, batches(x, y))
+    else:
+        J = hesse.parameter_jacobian(model, loss, (x, y), records=kind)
+    expected = oracle.loss_rows(model, loss, x, y)
+    pair = copy.deepcopy((J, [J]))
+    assert pair[1][0] is pair[0] is not J
+    assert oracle.difference(pair[0].gram(), expected @ expected.T) < 1e-12
+    assert oracle.difference(pair[0].norms(), expected.norm(dim=1)) < 1e-12
+    x.mul_(2)
+    if kind == "kept":  # whose forms may be copies of what the batch was
+        with contextlib.suppress(DataError):
+            assert oracle.difference(pair[0].norms(), expected.norm(dim=1)) < 1e-12
+    else:
+        with pytest.raises(DataError):
+            pair[0].norms()

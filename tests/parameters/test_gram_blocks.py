@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import hesse
-from hesse.core.errors import MemoryBudgetError, StructureError
-from hesse.parameters import DataJacobian, GramPlan
+from hesse.core.errors import DataError, MemoryBudgetError, StructureError
+from hesse.parameters import DataJacobian, GramPlan, ParameterJacobian
 from hesse.parameters.gram_plan import tiles_of
 from tests.parameters import oracle
 
@@ -188,7 +190,7 @@ def test_a_result_larger_than_the_budget_is_refused() -> None:
     assert caught.value.least == 400 * 400 * 8
 
 
-def test_batches_that_cannot_be_joined() -> None:
+def test_batches_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.AdaptiveAvgPool2d((1, 4)), nn.Flatten(), nn.Linear(4, 2)).double()
@@ -196,6 +198,43 @@ def test_batches_that_cannot_be_joined() -> None:
     rows = torch.cat([rows_of(model, x, y) for x, y in data])
     J = hesse.parameter_jacobian(model, LOSS, data)
     assert oracle.difference(J.gram(), rows @ rows.T) < 1e-12
+    pairs: list[Any] = []
+    inner = ParameterJacobian.inner
+    monkeypatch.setattr(ParameterJacobian, "inner", lambda J, other=None: (pairs.append(other), inner(J, other))[1])
+    found = J.gram()
+    assert len(pairs) == 6, "of three parts: each with itself, and each pair once"
+    for first, second in itertools.combinations([slice(0, 4), slice(4, 7), slice(7, 9)], 2):
+        assert torch.equal(found[first, second], found[second, first].T)
+    outputs = hesse.parameter_jacobian(model, None, data)
+    several = torch.cat([oracle.output_rows(model, x, len(x)) for x, _ in data])
+    assert oracle.difference(outputs.gram(), torch.einsum("ncd,mkd->ncmk", several, several)) < 1e-12
+
+
+@pytest.mark.parametrize("direct", [True, False])
+def test_data_that_go_on_after_the_last_batch_are_refused(direct: bool) -> None:
+    model, x, y = case()
+    data = list(zip(x.split(9), y.split(9), strict=True))
+    source: Any = data if direct else Passes(data)
+    J = hesse.parameter_jacobian(model, LOSS, source)
+    rows = rows_of(model, x, y)
+    tight = GramPlan(J.sizes, None, 5, 2)
+    for plan in (J.gram_plan(), tight):
+        for block in J.gram_blocks(plan=plan):
+            assert oracle.difference(block.values, rows[block.rows] @ rows[block.columns].T) < 1e-12
+    data.append(data[0])
+    for plan in (J.gram_plan(), tight):
+        with pytest.raises(DataError, match="batch 3"):
+            list(J.gram_blocks(plan=plan))
+
+
+class Passes:
+    """A data set that can only be gone through."""
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
 
 
 def test_the_budget_decides_the_plan() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -172,3 +173,27 @@ def test_a_buffer_with_its_outputs_in_another_order() -> None:
     J = hesse.parameter_jacobian(model, None, x)
     out = torch.empty(N, 3, 2, rows.shape[2], dtype=torch.float64).transpose(1, 2)
     assert oracle.difference(J.dense(out=out).flatten(1, 2), rows) < 1e-12
+
+
+@pytest.mark.parametrize("choice", [torch.tensor([0, 2, 1, 2]), torch.tensor([[0, 1], [2, 1], [1, 1], [0, 2]]), [0, 2]])
+def test_a_choice_that_is_written_to_afterwards_stays_as_it_was(choice: Any) -> None:
+    model, x, rows = _case()
+    choice = copy.deepcopy(choice)  # which pytest keeps
+    table = choice if isinstance(choice, Tensor) else torch.tensor(choice).expand(N, 2)
+    expected = rows[torch.arange(N).reshape(-1, *[1] * (table.ndim - 1)), table].clone()
+    data = [(x[:3], None), (x[3:], None)]
+    ways: list[Any] = [(given, records) for given in (x, data) for records in ("kept", "streamed")]
+    made = [hesse.parameter_jacobian(model, None, given, outputs=choice, records=records) for given, records in ways]
+    made.append(hesse.ntk(model, data, outputs=choice).left)
+    if isinstance(choice, Tensor):
+        choice.copy_((choice.clone() + 1) % 3)
+    else:
+        choice[0] = 1
+    for J in made:
+        assert oracle.difference(J.dense(), expected) < 1e-12
+        assert oracle.difference(J.gram().reshape(len(expected.flatten(0, -2)), -1), _products(expected)) < 1e-12
+
+
+def _products(rows: Tensor) -> Tensor:
+    flat = rows.flatten(0, -2)
+    return flat @ flat.T

@@ -185,5 +185,20 @@ def buffers_preserved(module: nn.Module | None) -> Iterator[None]:
             for buffer, version, value in before:
                 if buffer._version != version:
                     buffer.copy_(value)
-                elif not torch.equal(buffer, value):
-                    buffer.data.copy_(value)  # batch norm writes its statistics past the version counter, and so does this
+                    continue
+                for now, old in zip(_numbers(buffer), _numbers(value), strict=True):
+                    if not torch.equal(now, old):
+                        now.data.copy_(old)  # batch norm writes its statistics past the version counter, and so does this
+
+
+def _numbers(buffer: Tensor) -> list[Tensor]:
+    """The dense tensors with the numbers of a buffer: of a sparse one those that it holds, of one without memory none."""
+    if buffer.is_meta:
+        return []
+    if buffer.layout is torch.sparse_coo:
+        return [buffer._indices(), buffer._values()]
+    if buffer.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [buffer.crow_indices(), buffer.col_indices(), buffer.values()]
+    if buffer.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [buffer.ccol_indices(), buffer.row_indices(), buffer.values()]
+    return [buffer]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -22,6 +24,13 @@ class Guard:
     def __init__(self, tensors: Collection[Tensor], names: Sequence[str] | None = None) -> None:
         self._versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
         self._names: dict[int, str] = {} if names is None else {id(t): n for t, n in zip(tensors, names, strict=True)}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Guard:
+        """A guard of the same tensors, which functions go on reading, and of their copies."""
+        self.check("A copy is made of what has not changed.", "copy it before the change, or make it anew")
+        watched = [tensor for tensor, _ in self._versions]
+        names = [self._names[id(tensor)] for tensor in watched] * 2 if self._names else None
+        return Guard([*watched, *copy.deepcopy(watched, memo)], names)
 
     def changed(self) -> list[Tensor]:
         """Those that were written to since."""

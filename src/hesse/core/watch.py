@@ -52,7 +52,7 @@ class Watch:
     """
 
     def __init__(self, **read: Any) -> None:
-        self._read, self._state = read, _found(read)
+        self._read, self._state, self._learned = read, _found(read), set[str]()
         self._stamps = {name: _stamp(tensor) for name, tensor in self._state.tensors.items()}
         self._hashes, self._content = _hashes(self._state.buffers), _content(self._state.buffers)
 
@@ -69,13 +69,27 @@ class Watch:
         self._hashes |= _hashes({name: buffer for name, buffer in now.buffers.items() if name not in self._hashes})
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Around a run of what is watched: buffers that it registers are watched from now on, and are no change."""
-        before = self._buffer_count()
+    def running(self, kind: str = "") -> Iterator[None]:
+        """Around a run of what is watched: buffers that it registers are watched from now on, and are no change.
+
+        Args:
+            kind: of the run. Tensors that the first run of a kind writes to or replaces are watched no longer; those that had
+                changed before it are.
+        """
+        before, learns = self._buffer_count(), bool(kind) and kind not in self._learned
+        others = self._others() if learns else set[str]()
         yield
+        if learns:
+            self._learned.add(kind)
+            written = self._others() - others
+            self._stamps = {name: stamp for name, stamp in self._stamps.items() if name not in written}
         if self._buffer_count() != before:
             now = _found(self._read).buffers
             self._hashes |= _hashes({name: buffer for name, buffer in now.items() if name not in self._hashes})
+
+    def _others(self) -> set[str]:
+        now = _found(self._read).tensors
+        return {name for name in self._stamps if self._is_other(name, now.get(name))}
 
     def _buffer_count(self) -> int:
         return sum(leaf is not None for part in self._state.modules.values() for leaf in part._buffers.values())
@@ -236,7 +250,7 @@ def _hash(tensor: Tensor) -> int:
 
 
 def _hashes(buffers: Mapping[str, Tensor]) -> dict[str, int]:
-    return {name: _hash(buffer) for name, buffer in buffers.items()}
+    return {name: _hash(buffer) for name, buffer in buffers.items() if not buffer.is_meta}
 
 
 def _content(buffers: Mapping[str, Tensor]) -> tuple[Any, ...]:
@@ -244,10 +258,12 @@ def _content(buffers: Mapping[str, Tensor]) -> tuple[Any, ...]:
     buffers = {name: buffer.detach() for name, buffer in buffers.items()}
     groups: dict[Any, list[Tensor]] = {}
     for name, buffer in buffers.items():
+        if buffer.is_meta:
+            continue
         small = buffer.layout is torch.strided and buffer.nbytes <= _SMALL
         groups.setdefault((buffer.dtype, buffer.device) if small else name, []).append(buffer)
     joined = (part[0] if len(part) == 1 else torch.cat([buffer.flatten() for buffer in part]) for part in groups.values())
-    return (*((name, buffer.shape) for name, buffer in buffers.items()), *map(_hash, joined))
+    return (*((name, buffer.shape, buffer.is_meta) for name, buffer in buffers.items()), *map(_hash, joined))
 
 
 def _kind(part: nn.Module | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +17,7 @@ from hesse.core import random, tree
 from hesse.core.guard import PARAMETERS, Guard
 from hesse.core.memory import Budget
 from hesse.core.tree import Tree
+from hesse.core.watch import Watch
 from hesse.curvature.split import Making, split_if_needed
 from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import diagonal_rule
@@ -44,9 +46,11 @@ class BatchOperator(LinearOperator):
         additive: whether the losses of two batches add up instead of averaging by mass.
         reads: the parameters, which must not change while it is used.
         memory: the budget of its products; None: that in force when they are taken.
+        watch: of a data set, over what its operators read; None: there is none.
     """
 
     memory: Budget | None = None
+    watch: Watch | None = None
 
     def __init__(self, normalizer: Callable[[], tuple[float, bool]], reads: tuple[Tensor, ...], batch: Any) -> None:
         self._find, self._batch, self.reads = normalizer, batch, reads
@@ -54,7 +58,8 @@ class BatchOperator(LinearOperator):
 
     @cached_property
     def _normalizer(self) -> tuple[float, bool]:
-        return self._find()
+        with nullcontext() if self.watch is None else self.watch.running("normalizer"):
+            return self._find()
 
     @property
     def mass(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -143,10 +148,10 @@ def over_data(making: Making, data: Any, data_check: bool) -> LinearOperator:
 
 
 def require_same_question(model: Model, loss: BatchLoss, data: Any, **options: Any) -> None:
-    """Refuse data on several processes that differ in the model (a parameter or a buffer), in the loss or in an option."""
+    """Refuse data on several processes that differ in model (see `Spread._require_same_model`), loss or an option."""
     if isinstance(data, Spread):
         buffers = {} if model.module is None else dict(model.module.named_buffers())
-        data.require_same("The model", {**buffers, **model.own})
+        data._require_same_model(model.key, {**buffers, **model.own})
         texts = {name: json.dumps(describe_value(value)).encode() for name, value in {"loss": loss, **options}.items()}
         hashes = {name: torch.tensor(list(text), dtype=torch.uint8) for name, text in texts.items()}
         data.require_same("The loss, and every option,", hashes)

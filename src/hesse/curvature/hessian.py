@@ -50,8 +50,9 @@ def loss_hessian(
             full-batch Hessian.
         params: names of the parameters to differentiate by, or a predicate ``(name, tensor) -> bool``.
         output: picks the tensor out of what the model returns.
-        data_check: for data sets: refuse a pass whose samples differ from those of the first one, in whatever order they come;
-            False for losses or data that are random on purpose.
+        data_check: for data sets: refuse a pass whose samples differ from those of the first one, in whatever order they come
+            (of a list, changes are seen where PyTorch counts them, not those written to a tensor through NumPy); False for
+            losses or data that are random on purpose.
         memory: budget in bytes, as a fraction of what is free, or as text ("2GiB"). A batch that does not fit is worked on in
             slices, as a data set is; up to half may hold graphs of batches and slices, which later products use again.
 

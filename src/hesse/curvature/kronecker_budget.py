@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hesse.autodiff.model import Model, is_one_batch, split_batch
 from hesse.core.memory import Budget
+from hesse.core.watch import Watch
 from hesse.curvature.batch import BatchLoss
 from hesse.curvature.kronecker import KroneckerFactored, Place
 from hesse.curvature.kronecker_blocks import Block, EigenBlock
@@ -20,6 +21,7 @@ from hesse.operators.data_set import refuse_one_shot
 from hesse.operators.spread import Spread
 from hesse.parameters.jacobian import ParameterJacobian
 
+_CHANGED = "leave parameters, buffers, modes, modules and weights of the loss alone until it returns"
 Attempt = Callable[[How, Any], int]
 Result = TypeVar("Result")
 
@@ -56,6 +58,7 @@ class Reading:
         refuse_one_shot(batches, how.asked)
         self._sliced = SlicedBatches(batches, slicing)
         self.is_one = is_one_batch(data) and slicing.at_once(data) is None and slicing.ground is None
+        self._watch = Watch(model=model.key if model.module is None else model.module, loss=loss)
 
     def rows(self, *, keep: bool = False, hashes: list[Tensor] | None = None) -> Iterator[ParameterJacobian]:
         """The rows of each batch or slice of one pass, see `How.over`; `keep`: the records, where the data are one batch."""
@@ -65,11 +68,14 @@ class Reading:
         """The result of a pass; where an allocation fails it begins anew with slices half as large.
 
         Raises:
-            MemoryBudgetError: one sample does not fit.
+            MemoryBudgetError: one sample does not fit. DataError: model or loss changed since the first pass began.
         """
         while True:
             try:
-                return work()
+                with self._watch.running("pass"):
+                    result = work()
+                self._watch.check(f"{self.how.asked.partition('(')[0]} reads one model and one loss.", _CHANGED)
+                return result
             except (MemoryError, RuntimeError) as error:
                 failure = error.with_traceback(None)
             self._sliced.halve(failure)

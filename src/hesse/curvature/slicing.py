@@ -76,6 +76,10 @@ class Slicing:
         appetite = self._known.get(_key(batch))
         return None if appetite is None else math.ceil(appetite.of(sample_count(batch, None, self.asked)) / _WHOLE)
 
+    def unlimited(self, batch: Any) -> int:
+        """Bytes of a budget under which nothing is measured."""
+        return _SMALL * sum(leaf.nbytes for leaf in (*tensors_in(batch), *tree.leaves(self.model.params))) + 1
+
     def taken(self, batch: Any) -> int:
         """Bytes that a whole batch of a shape seen before takes; 0 if it was not measured."""
         appetite = self._known.get(_key(batch))
@@ -99,8 +103,7 @@ class Slicing:
         budget = given_budget(self.memory, self.model.device)
         if budget is None:
             return None
-        size = sum(leaf.nbytes for leaf in (*tensors_in(batch), *tree.leaves(self.model.params)))
-        if budget > _SMALL * size:
+        if budget >= self.unlimited(batch):
             return None
         key = _key(batch)
         count = sample_count(batch, None, self.asked)

@@ -9,21 +9,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hesse.autodiff.model import Model, sample_count
-from hesse.core import random
+from hesse.autodiff.model import Model, sample_count, split_batch
 from hesse.core.chunked import is_allocation_failure
-from hesse.core.errors import HesseError, MemoryBudgetError, MixedSamplesError
+from hesse.core.errors import HesseError, MemoryBudgetError
 from hesse.core.memory import Budget, given_budget, too_small
 from hesse.core.tree import Tree
 from hesse.core.watch import Watch
+from hesse.curvature.influence import TRIED, random_vector, slices_add_up
 from hesse.curvature.slicing import Slicing, rows_of, sliced, tensors_in
 from hesse.linalg.diagonal_rules import costly_diagonal_rule, diagonal_rule, exact_diagonal
-from hesse.linalg.products import work_dtype
 from hesse.operators.average import Average
 from hesse.operators.base import LinearOperator
 
 Make = Callable[[Any], LinearOperator]
-_TRIED = 2  # samples in each of the two slices that have to add up
 _PEAK = 0.4  # of the budget: what a batch in slices takes at the highest, where graphs of slices are not kept
 
 
@@ -83,6 +81,7 @@ class SplitBatch(Average):
             operator.watch = self.watch  # pyright: ignore[reportAttributeAccessIssue]
             return operator
 
+        made.watch = self.watch  # pyright: ignore[reportFunctionMemberAccess] - for `DataSet`
         while True:
             try:
                 super().__init__(made, sliced(batch, self.count, self.at_once), keep=keep, memory=making.memory)
@@ -136,7 +135,7 @@ class SplitBatch(Average):
 
     def of_few(self) -> LinearOperator:
         """The matrix of two samples, which tells what is known of those of slices."""
-        return self._making.make(rows_of(self.batch, 0, min(_TRIED, self.count)))
+        return self._making.make(rows_of(self.batch, 0, min(TRIED, self.count)))
 
 
 @diagonal_rule.register(SplitBatch)
@@ -164,73 +163,70 @@ def split_if_needed(making: Making, *, is_data_set: bool) -> Make:
 
     def work(piece: Any) -> None:
         operator = make(piece)
-        operator.mv(_random_vector(operator))
+        operator.mv(random_vector(operator))
 
     slicing = Slicing(model, work, memory, asked)
 
     def made(batch: Any) -> LinearOperator:
-        at_once = slicing.at_once(batch)
+        at_once = _at_once(slicing, making, batch)
         if at_once is None:
             try:
                 operator: Any = make(batch)
                 if watch is not None:  # passes over a data set divide the budget themselves
                     operator.watch, operator.peak_bytes = watch, slicing.taken(batch)
                 else:
-                    operator.memory = memory
+                    operator.memory, operator.new_watch = memory, making.watch
                 return operator
             except (MemoryError, RuntimeError) as error:
                 count = sample_count(batch, None, asked)
-                if not is_allocation_failure(error) or isinstance(error, HesseError) or count < 2 * _TRIED:
+                if not is_allocation_failure(error) or isinstance(error, HesseError) or count < 2 * TRIED:
                     raise
                 at_once = count // 2
         budget = given_budget(memory, model.device)
         least = slicing.needed(batch) or (budget or 0) + 1
-        _require_that_slices_add_up(make, batch, (budget or 0, least), asked)
+        try:
+            added_up = slices_add_up(make, batch, at_once, asked)
+        except (RuntimeError, ValueError, IndexError) as error:
+            _explain(error, slicing, making, batch)
+            raise
+        if not added_up:
+            raise _influenced(asked, least)
         return SplitBatch(making, batch, at_once, slicing.ground, watch=watch, keep=not is_data_set)
 
+    made.watch = watch  # pyright: ignore[reportFunctionMemberAccess] - for `DataSet`
     return made
 
 
-def _random_vector(operator: LinearOperator) -> Tree:
-    return operator.in_space.normal(generator=random.make_generator(0, operator.in_space.device))
-
-
-def _require_that_slices_add_up(make: Make, batch: Any, bytes_: tuple[int, int], asked: str) -> None:
-    """Compare a random product with the matrix of a few samples with that of their halves.
-
-    Raises:
-        MemoryBudgetError: they differ: samples influence each other. `bytes_`: the budget, and what the whole batch takes.
-
-    Cost: a product on eight samples.
-    """
-    count = min(2 * _TRIED, sample_count(batch, None, asked))
-    whole = make(rows_of(batch, 0, count))
-    halves = [make(rows_of(batch, 0, count // 2)), make(rows_of(batch, count // 2, count))]
+def _at_once(slicing: Slicing, making: Making, batch: Any) -> int | None:
+    """As `Slicing.at_once`; refuses models and losses that take the whole batch alone."""
     try:
-        added_up = _add_up(whole, halves, _random_vector(whole))
-    except MixedSamplesError:  # a loss that is neither the sum nor the mean of its samples
-        added_up = False
-    if not added_up:
-        raise MemoryBudgetError(
-            asked,
-            "samples that influence each other (or a loss that does not add up), so that there can be no slices of the batch",
-            f"pass memory={bytes_[1]} or more, for the whole batch at once",
-            bytes_[1],
-        )
+        return slicing.at_once(batch)
+    except (RuntimeError, ValueError, IndexError) as error:
+        _explain(error, slicing, making, batch)
+        raise
 
 
-def _add_up(whole: LinearOperator, halves: list[LinearOperator], v: Tree) -> bool:
-    additive = bool(getattr(whole, "additive", False))
-    masses = [1.0 if additive else operator.mass for operator in halves]
-    found = [_flat(operator, v, mass) for operator, mass in zip(halves, masses, strict=True) if mass]
-    if not found:
-        return True
-    difference = sum(found, -_flat(whole, v, 1.0 if additive else whole.mass))
-    size = sum(torch.linalg.vector_norm(part) for part in found)
-    eps = max(torch.finfo(dtype).eps for dtype in whole.in_space.dtypes)
-    return bool(torch.linalg.vector_norm(difference) <= eps**0.5 * size)
+def _explain(error: Exception, slicing: Slicing, making: Making, batch: Any) -> None:
+    """Raise `MemoryBudgetError` if the error comes from slicing: the whole batch runs without one.
+
+    Cost: a run of model and loss on the whole batch, without a graph.
+    """
+    if isinstance(error, HesseError) or is_allocation_failure(error):
+        return
+    inputs, targets = split_batch(batch, making.asked)
+    try:
+        with torch.no_grad():
+            making.loss(making.model.call(making.model.params, inputs), targets)
+    except Exception:  # the user's code, which may raise anything: the error in hand is as good
+        return
+    raise _influenced(making.asked, slicing.unlimited(batch)) from error
 
 
-def _flat(operator: LinearOperator, v: Tree, mass: float) -> Tensor:
-    product = operator.out_space.ravel(operator.mv(v)).detach()
-    return product.to(work_dtype(product.dtype)) * mass
+def _influenced(asked: str, least: int) -> MemoryBudgetError:
+    """The error for a batch that cannot be sliced; `least`: what the whole of it takes."""
+    return MemoryBudgetError(
+        asked,
+        "samples that influence each other (or a loss that does not add up), so that there can be no slices of the batch",
+        f"pass memory={least} or more, for the whole batch at once",
+        least,
+    )

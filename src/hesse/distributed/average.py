@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hesse.core import tree
-from hesse.core.errors import DataError, UnsupportedError
+from hesse.core.errors import DataError, MemoryBudgetError, UnsupportedError
 from hesse.core.fingerprint import sample_hashes
 from hesse.core.tree import Tree
 from hesse.distributed.buffers import Layout
@@ -19,6 +19,7 @@ from hesse.distributed.facts import Facts
 from hesse.distributed.link import Link, Part
 from hesse.linalg.diagonal_rules import costly_diagonal_rule, diagonal_rule, exact_diagonal
 from hesse.operators import Average, LinearOperator, Tag
+from hesse.operators.weighted_sum import WeightedSum
 
 _HASH_BITS = 52
 
@@ -132,20 +133,26 @@ class OverProcesses(LinearOperator):
         return [part.to(dtype) for part, dtype in zip(sums, layout.dtypes, strict=True)]
 
     def _own(self, quantity: Callable[[LinearOperator], Tree]) -> tuple[list[Tensor] | None, float]:
-        """The weighted sum over this process's batches, and their mass."""
+        """The weighted sum over this process's batches, and their mass; where it does not fit, without kept operators."""
+        try:
+            return self._summed(quantity)
+        except MemoryBudgetError:
+            if self.local is None or not self.local.data.forget():
+                raise
+        return self._summed(quantity)
+
+    def _summed(self, quantity: Callable[[LinearOperator], Tree]) -> tuple[list[Tensor] | None, float]:
         if self.local is None:
             return None, 0.0
-        total: list[Tensor] | None = None
-        mass = 0.0
+        sums, mass = WeightedSum(), 0.0
         try:
             for part, weight in self.local.parts(quantity):
-                parts = [leaf * weight for leaf in tree.leaves(part)]
-                total = parts if total is None else [a + b for a, b in zip(total, parts, strict=True)]
+                sums.add(tree.leaves(part), weight)
                 mass += weight
         except DataError:
-            if total is not None or any(operator.mass for operator in self.local.operators()):
+            if sums.total is not None or any(operator.mass for operator in self.local.operators()):
                 raise
-        return total, mass
+        return sums.total, mass
 
     def _rebuilt(self, parts: list[Tensor]) -> Tree:
         devices = self.out_space.devices

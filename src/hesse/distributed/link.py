@@ -134,9 +134,11 @@ class Link:
             standing.depth += 1
             try:
                 yield
-            except Exception as error:
-                if standing.depth == 1:
+            except BaseException as error:
+                if standing.depth == 1 and isinstance(error, Exception):
                     self._tell(what, error)
+                elif standing.depth == 1 and standing.fresh and standing.owed is None and self.ranks > 1:
+                    standing.owed = Earlier(f"{type(error).__name__} in {what}")  # interrupted: the others wait in it
                 raise
             finally:
                 standing.depth -= 1

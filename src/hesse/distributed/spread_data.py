@@ -8,15 +8,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from hesse.core.errors import DataError, DistributedError
 from hesse.core.memory import Budget
 from hesse.distributed.average import OverProcesses
 from hesse.distributed.buffers import Layout
+from hesse.distributed.differences import hash_text
 from hesse.distributed.facts import Facts, content_hash, device_here, require_equal_reads
 from hesse.distributed.link import Link, Part
 from hesse.distributed.makers import Maker, require_one_maker
+from hesse.distributed.modules import module_options
 from hesse.operators import Average, LinearOperator, Spread
 from hesse.operators.data_set import refuse_one_shot
 
@@ -131,12 +133,13 @@ class SpreadData(Spread):
             return operator
 
         def facts() -> tuple[Facts | None, Maker | None]:
+            maker = None if is_named else Maker.of(make, self.rank)  # before the first call, which may change what it holds
             if not self._is_empty():
                 ask = make if is_named else noting
                 local.append(Average(ask, self.batches, additive=additive, data_check=data_check, keep=keep, memory=memory))
             reads = tuple(read)
             read.clear()
-            return Facts.of(local[0], reads) if local else None, None if is_named else Maker.of(make, self.rank)
+            return Facts.of(local[0], reads) if local else None, maker
 
         answers = self.link.exchange(name, facts)
         told = [one for one, _ in answers if one is not None]
@@ -150,7 +153,8 @@ class SpreadData(Spread):
                 f"{odd} beside {first}",
                 "use the same model, loss and parameters on all processes",
             )
-        require_one_maker([maker for _, maker in answers])
+        asked = f"An average over {self.ranks} processes takes operators that one function makes on all of them."
+        require_one_maker([maker for _, maker in answers], asked)
         require_equal_reads([one for one, _ in answers])
         return OverProcesses(self.link.of_operator(), local[0] if local else first, name)
 
@@ -188,6 +192,26 @@ class SpreadData(Spread):
         Cost: one pass over their bytes, and one exchange of a few numbers.
         """
         self.link.check_same(what, lambda: {name: content_hash(tensor) for name, tensor in tensors.items()})
+
+    def _require_same_model(self, model: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a model that differs: in its tensors, in a module's class or options, or in a function and what it holds.
+
+        Raises:
+            DistributedError: names the first that differs, and the ranks.
+
+        Cost: as `require_same`; for a function, an exchange of its description besides.
+        """
+
+        def hashes() -> dict[str, int]:
+            found = {name: content_hash(tensor) for name, tensor in tensors.items()}
+            for name, text in (module_options(model) if isinstance(model, nn.Module) else {}).items():
+                found[f"{name or 'the model'} (its class, mode or an option)"] = hash_text(text)
+            return found
+
+        self.link.check_same("The model", hashes)
+        if not isinstance(model, nn.Module):
+            told = self.link.exchange("The function of the model", lambda: Maker.of(model, self.rank))
+            require_one_maker(told, f"A model (f, params) has to be the same on all {self.ranks} processes.")
 
     def take_first(self, what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the first process, on all of them: for what each has computed by itself, up to rounding.

@@ -165,6 +165,8 @@ class Search:
             if 2 * (sketch.size + wanted) > self._goal.exact_cost:
                 return None if self._goal.exact_cost < math.inf else best
             if wanted <= 0:
+                return self.better(best, self.streamed())
+            if best is None and self._goal.most < 2 * FEWEST:
                 return self.streamed()
             if not self._draw(wanted, leave=sketch.size + wanted - len(sketch.images)):
                 return best
@@ -178,16 +180,18 @@ class Search:
     def streamed(self) -> Found | None:
         """The part of a sketch that fits exactly, and of the rest the mean over fresh signs, which are not kept.
 
-        None as soon as the exact answer costs no more. Without room for any sketch signs alone.
+        None as soon as the exact answer costs no more. Without room for any sketch, or without products for one and for
+        the fewest signs, signs alone.
         """
-        goal, room = self._goal, self._capacity
-        if self._sketch is None and FEWEST + 2 * room <= min(goal.most, goal.exact_cost):
+        goal = self._goal
+        room = min(self._capacity, (goal.most - FEWEST) // 2)
+        if self._sketch is None and room > 0 and FEWEST + 2 * room <= goal.exact_cost:
             try:
                 self._keep_for_sketch(room)
             except MemoryBudgetError:  # signs alone take less
                 self._keep_for_sketch(0)
         sketch = self._sketch
-        if sketch is None:
+        if sketch is None or room < 1:
             return self.auto()
         if not sketch.size:
             self._draw(room)
@@ -230,6 +234,12 @@ class Search:
             wanted = self._next(plain, deflated)
         plain = self._plain()
         return deflated if deflated is not None and deflated.error < plain.error else plain
+
+    def better(self, found: Found | None, other: Found | None) -> Found | None:
+        """The one with the smaller error; None if the last one is, and an exact answer is wanted."""
+        if found is None or (other is None and self._goal.exact_cost < math.inf):
+            return other
+        return found if other is None or (found.error < other.error and not other.converged) else other
 
     def _draw(self, wanted: int, leave: int = 0) -> bool:
         """Multiply so many more probes, or as many as are left besides `leave`; whether there were any."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,13 +178,13 @@ def filter_factors(s: Tensor, damping: float, dim: int) -> tuple[Tensor, float, 
     if not s.numel():
         return s, 1.0, damping**0.5
     largest = float(s.max())
-    norm = (largest**2 + damping) ** 0.5
+    norm = math.hypot(largest, damping**0.5)
     kept = s > (0.0 if damping else largest * torch.finfo(s.dtype).eps * dim)
     if not bool(kept.any()):
         return torch.zeros_like(s), 1.0, norm
     safe = torch.where(kept, s, torch.ones_like(s))
     filtered = torch.where(kept, 1 / (safe + damping / safe), torch.zeros_like(s))
-    return filtered, norm / (float(s[kept].min()) ** 2 + damping) ** 0.5, norm
+    return filtered, norm / math.hypot(float(s[kept].min()), damping**0.5), norm
 
 
 def _working(matrix: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:

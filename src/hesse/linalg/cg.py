@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -71,7 +73,7 @@ class _State(Rows):
         z = self.precondition(self.r)
         self.rz = self.positive(self.r, z)
         beta = torch.where(again | (rz_before <= 0), torch.zeros_like(self.rz), self.rz / rz_before)
-        self.p.mul_(beta[:, None]).add_(z)
+        self.p = (self.p * beta[:, None]).add_(z)  # not in place: the operator may keep the p that it was given
         if len(on) and int(on[0]) == self.watched:
             self._note(float(alpha[0]), 0.0 if bool(restarted[0]) else float(beta[0]), bool(restarted[0]))
 
@@ -120,5 +122,7 @@ def _condition(state: _State) -> float | None:
     for j in range(1, len(steps)):
         diagonal[j] += steps[j - 1][1] / steps[j - 1][0]
     off = [max(beta, 0.0) ** 0.5 / alpha for alpha, beta in steps[:-1]]
+    if not all(map(math.isfinite, diagonal + off)):
+        return math.inf
     values = eigvalsh_tridiagonal(diagonal, off)
     return float(values[-1] / values[0]) if values[0] > 0 else float("inf")

@@ -16,7 +16,7 @@ from hesse.linalg.answer import Answer
 from hesse.linalg.products import beside, block_bytes, share_of_vectors, work_dtype
 from hesse.operators import LinearOperator
 
-CG, MINRES, LSMR = (3, 0), (8, 0), (5, 2)
+CG, MINRES, LSMR = (4, 0), (9, 0), (5, 2)
 """Vectors of the space that A maps from, and of that it maps to, which a row of the method holds beside those of a product."""
 DAMPED = (8, 2)
 """The same for LSMR with the rows of the damping."""
@@ -44,7 +44,7 @@ def in_groups(
     """
     if given_budget(None, B.device) is None or len(B) == 0:
         return method(B)
-    whole = kept + B.nbytes + len(B) * A.shape[1] * _itemsize(A, B)
+    whole = kept + _whole(A, B)
     count, taken = _rows_at_once(A, B, held, whole)
     answers: list[Answer] = []
     value: Tensor | None = None
@@ -63,8 +63,22 @@ def row_groups(A: LinearOperator, B: Tensor, held: tuple[int, int] = CHECK) -> l
     """Groups of rows of B, for looking at solutions of which all are held; one group without a budget."""
     if given_budget(None, B.device) is None or len(B) == 0:
         return [slice(0, len(B))]
-    whole = B.nbytes + len(B) * A.shape[1] * _itemsize(A, B)
-    return list(slices(len(B), _rows_at_once(A, B, held, whole)[0]))
+    return list(slices(len(B), _rows_at_once(A, B, held, _whole(A, B))[0]))
+
+
+def least_bytes(A: LinearOperator, B: Tensor, held: tuple[int, int], *, kept: int = 0) -> int:
+    """The smallest budget with which `in_groups` works off the rows of B, one at a time."""
+    return kept + _whole(A, B) + math.ceil(_per_row(A, B, held) / share_of_vectors(A))
+
+
+def _whole(A: LinearOperator, B: Tensor) -> int:
+    """Bytes of all rows and their solutions."""
+    return B.nbytes + len(B) * A.shape[1] * _itemsize(A, B)
+
+
+def _per_row(A: LinearOperator, B: Tensor, held: tuple[int, int]) -> int:
+    out, into = A.shape
+    return (held[0] * into + held[1] * out) * _itemsize(A, B) + block_bytes(A, 1)
 
 
 def _itemsize(A: LinearOperator, B: Tensor) -> int:
@@ -74,11 +88,10 @@ def _itemsize(A: LinearOperator, B: Tensor) -> int:
 def _rows_at_once(A: LinearOperator, B: Tensor, held: tuple[int, int], whole: int) -> tuple[int, int]:
     """Rows of a group, and the bytes that are taken beside the products."""
     given = given_budget(None, B.device) or 0
-    out, into = A.shape
-    per_row = (held[0] * into + held[1] * out) * _itemsize(A, B) + block_bytes(A, 1)
+    per_row = _per_row(A, B, held)
     least = whole + math.ceil(per_row / share_of_vectors(A))
     if least > given:
-        raise too_small(given, least, f"{len(B)} right-hand side{'' if len(B) == 1 else 's'} of dimension {out}")
+        raise too_small(given, least, f"{len(B)} right-hand side{'' if len(B) == 1 else 's'} of dimension {A.shape[0]}")
     count = min(int(share_of_vectors(A) * (given - whole) / per_row), len(B))
     return max(count, 1), whole + max(count, 1) * per_row
 

@@ -19,12 +19,12 @@ from itertools import count
 import torch
 from torch import Tensor
 
-from hesse.core.memory import Budget, current_budget
+from hesse.core.memory import Budget, current_budget, given_budget
 from hesse.core.progress import track
 from hesse.linalg.adaptive import Found, Goal, Search
 from hesse.linalg.hutchinson import FEWEST, Moments
 from hesse.linalg.products import apply, beside, block_bytes, rows_at_once, sign_vectors
-from hesse.linalg.sketch import Sketch, capacity
+from hesse.linalg.sketch import Sketch, capacity, sketch_bytes
 from hesse.linalg.xtrace import TraceOf
 from hesse.operators import LinearOperator
 
@@ -35,7 +35,12 @@ _LEAST = 8
 def hutchpp(A: LinearOperator, goal: Goal, generator: torch.Generator, memory: Budget | None) -> tuple[Found | None, int]:
     """The estimate, or None as soon as the exact trace costs no more; and the products spent."""
     room = capacity(A, memory) // 2  # two of what `capacity` counts: of the sketch, and of the other signs
-    kept = current_budget(memory, A.in_space.device) // 2
+    if goal.exact_cost < 3 * FEWEST:
+        return None, 0
+    if room < FEWEST or goal.most < 3 * FEWEST:
+        return _rest(A, goal, generator, memory, (None, 0))
+    is_given = given_budget(memory, A.in_space.device) is not None
+    kept = sketch_bytes(A, 2 * room) if is_given else current_budget(memory, A.in_space.device) // 2
     at_once = rows_at_once(A, goal.most, "Hutch++", memory=memory, kept=kept)
     taken = kept + block_bytes(A, at_once)
     trace_of, sketch, others = TraceOf(A), Sketch(A, adjoint=False), Sketch(A, adjoint=False)
@@ -43,13 +48,11 @@ def hutchpp(A: LinearOperator, goal: Goal, generator: torch.Generator, memory: B
     for _ in track(count(), "trace (Hutch++)"):
         size = len(others.probes)
         wanted = max(_LEAST, size // _GROWTH) if size else FEWEST
-        is_spent = spent + 3 * wanted > goal.most
-        if 3 * (size + wanted) > goal.exact_cost or (is_spent and best is not None):
+        if 3 * (size + wanted) > goal.exact_cost or spent + 3 * wanted > goal.most:
             return (None if goal.exact_cost < math.inf else best), spent
-        if is_spent or size + wanted > room:
+        if size + wanted > room:
             del sketch, others
-            rest = Search(A, trace_of, replace(goal, most=goal.most - spent), generator, memory, "trace (Hutch++)")
-            return rest.streamed(), spent + rest.products
+            return _rest(A, goal, generator, memory, (best, spent))
         for start in range(0, wanted, at_once):
             for part in (sketch, others):
                 probes = sign_vectors(A.in_space, min(at_once, wanted - start), generator)
@@ -67,6 +70,15 @@ def hutchpp(A: LinearOperator, goal: Goal, generator: torch.Generator, memory: B
         if best.converged:
             return best, spent
     return best, spent
+
+
+def _rest(
+    A: LinearOperator, goal: Goal, generator: torch.Generator, memory: Budget | None, so_far: tuple[Found | None, int]
+) -> tuple[Found | None, int]:
+    """With what is left of the products: the sketch that fits, and signs that are not kept."""
+    best, spent = so_far
+    rest = Search(A, TraceOf(A), replace(goal, most=goal.most - spent), generator, memory, "trace (Hutch++)")
+    return rest.better(best, rest.streamed()), spent + rest.products
 
 
 def _estimate(sketch: Sketch, probes: Tensor, products: Tensor, trace_of: TraceOf, goal: Goal, noise: float) -> Found:

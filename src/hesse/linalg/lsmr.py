@@ -77,8 +77,8 @@ class _Recursion:
         return _Recursion(*(getattr(self, field.name)[rows] for field in fields(self)))
 
     def put(self, rows: Tensor, other: _Recursion) -> None:
-        for field in fields(self):
-            getattr(self, field.name)[rows] = getattr(other, field.name)
+        for field in fields(self):  # not in place: the operator may keep the u and v that it was given
+            setattr(self, field.name, getattr(self, field.name).index_put((rows,), getattr(other, field.name)))
 
 
 class _State:

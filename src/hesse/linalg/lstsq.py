@@ -62,8 +62,8 @@ def lstsq(
         damping: of Tikhonov (ridge), not negative: x solves ``(A^H A + damping I) x = A^H b``.
         rtol: x is accepted if ``|r| <= rtol |b|``, or if ``|A^H r| <= rtol |A| |r|``, where r is the residual; with
             damping, r and A have the further rows ``sqrt(damping)`` (see `Solution.normal_residual`). By default 1e-8,
-            or the root of the rounding unit of the coarsest leaf dtype where that is larger. Without damping also if ``A^H r``
-            is nothing but rounding: at most 32 units of it times ``|A| (|A| |x| + |b|)``, for large x that nearly solve.
+            or the root of the rounding unit of the coarsest leaf dtype where that is larger. Also if ``A^H r`` is
+            nothing but rounding: at most 32 units of it times ``|A| (|A| |x| + |b|)``, for large x that nearly solve.
         max_iterations: of LSMR; by default ``10 min(out, in)``, at least 100 and at most 10000.
         on_failure: ``"raise"``, or ``"return"`` what was reached, with a warning.
         full: return a `Solution` instead of its value; a value alone has derivatives for convolutions, else it is a number.
@@ -97,7 +97,7 @@ def lstsq(
     told = (result[0], answer.iterations, answer.method or used, result[1], answer.truncated, answer.condition)
     result = Solution(value, *told, error)
     if not is_good:
-        conclude(_failure(result, rtol, answer), on_failure)
+        conclude(_failure(result, rtol, damping, answer), on_failure)
     return result if full else value
 
 
@@ -162,18 +162,18 @@ def _looked_at(
     unit = torch.where(whole > 0, whole, torch.ones_like(whole))[:, None]
     gradient = row_norms(apply(A.H, missing / unit) - damping * X / unit)
     normal = torch.where(gradient == 0, gradient, gradient / norm)
-    noise = (0.0 if damping else backward_rounding(A)) * (norm * row_norms(X) + size)
-    is_good = bool(((whole <= rtol * size) | (normal <= rtol) | (normal * missed <= noise)).all())
+    noise = backward_rounding(A) * (norm * row_norms(X) + size)
+    is_good = bool(((whole <= rtol * size) | (normal <= rtol) | (normal * whole <= noise)).all())
     return (largest_ratio(missed, size), float(normal.max())), is_good
 
 
-def _failure(partial: Solution, rtol: float, answer: Answer) -> NotConvergedError:
+def _failure(partial: Solution, rtol: float, damping: float, answer: Answer) -> NotConvergedError:
     found = f"a normal residual of {partial.normal_residual:.2g} after {partial.iterations} iterations"
     if answer.trouble:
         found += f"; {answer.trouble}"
     if isinstance(answer.condition, float):
         found += f"; condition number about {answer.condition:.1g}"
-    remedy = "add damping=, which lowers the condition number"
+    remedy = f"{'raise' if damping else 'add'} damping=, which lowers the condition number"
     if partial.method == "lsmr":
         remedy += ", allow more max_iterations, use method='dense'"
     return NotConvergedError(

@@ -107,7 +107,8 @@ class _State(Rows):
         cosine, sine = _ratio(g_bar, gamma), torch.where(gamma > 0, beta / gamma, torch.ones_like(gamma))
         is_flat = self._is_flat(gamma, torch.hypot(g_bar, d_bar))
         phi = torch.where(is_flat, torch.zeros_like(gamma), cosine * s.phi_bar)
-        w = v.addcmul_(s.epsilon[:, None], s.w_older, value=-1).addcmul_(delta[:, None], s.w_newer, value=-1)
+        # the operator may keep the v that it was given
+        w = v.addcmul(s.epsilon[:, None], s.w_older, value=-1).addcmul_(delta[:, None], s.w_newer, value=-1)
         w.mul_(_ratio(torch.ones_like(gamma), gamma)[:, None])
         s.w_older, s.w_newer = s.w_newer, w
         self.x.addcmul_(phi[:, None], w)
@@ -156,6 +157,8 @@ def _condition(steps: list[tuple[float, float]]) -> float | None:
 
     if not steps:
         return None
+    if not np.isfinite(steps).all():
+        return float("inf")
     alpha, after = (np.array(column) for column in zip(*steps, strict=True))
     before = np.concatenate([[0.0], after[:-1]])
     bands = np.zeros((3, len(steps)))

@@ -103,8 +103,8 @@ class Rows:
         return stay, claims
 
     def precondition(self, r: Tensor) -> Tensor:
-        """``M r`` for each row; r itself without a preconditioner."""
-        return r if self.preconditioner is None else apply(self.preconditioner, r)
+        """``M r`` for each row; r itself without a preconditioner, which may keep the copy that it is given."""
+        return r if self.preconditioner is None else apply(self.preconditioner, r.clone())
 
     def positive(self, r: Tensor, z: Tensor) -> Tensor:
         """``r^H z`` of each row, where ``z = M r``.

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import NonFiniteError
-from hesse.core.memory import Budget
+from hesse.core.growth import settle
+from hesse.core.memory import Budget, given_budget
 from hesse.core.progress import track
 from hesse.linalg.estimate import Estimate
 from hesse.linalg.options import rounding
@@ -255,6 +256,8 @@ class Sampling:
             if is_close or ahead > self.limits.products or self.products > self.limits.exact:
                 break
         runs.finish()
+        if given_budget(self.memory, self.A.in_space.device) is not None:
+            settle()  # what freed bases leave between small tensors is not used for the next ones
         self.parts.append(values)
         self.runs.append(runs)
         self.truncation = max(self.truncation, truncation)

@@ -162,7 +162,7 @@ def _answer(A: LinearOperator, B: Tensor, method: str, options: _Options) -> tup
         matrix = matrix_for(A, "the factors", _COPIES)
         return method, _refined(A, B, options.rtol, lambda R: solve_matrix(matrix, R))
     if method == "woodbury":
-        through_rows = woodbury(A, always=True)
+        through_rows = woodbury(A, B, always=True)
         if through_rows is None:
             raise StructureError(
                 "The method 'woodbury' solves c * identity + J^H H J.",
@@ -205,7 +205,7 @@ def _automatic(A: LinearOperator, B: Tensor, options: _Options) -> tuple[str, An
     found = _refined(A, B, options.rtol, by_structure)
     if found is not None:
         return "structure", found
-    through_rows = woodbury(A)
+    through_rows = woodbury(A, B)
     if through_rows is not None:
         found = _refined(A, B, options.rtol, through_rows)
         if not found.trouble and found.residual <= options.rtol:

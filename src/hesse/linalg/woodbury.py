@@ -12,7 +12,7 @@ from hesse.core.batching import slices
 from hesse.core.memory import given_budget, too_small
 from hesse.linalg.answer import Answer, solve_matrix
 from hesse.linalg.dense import dense
-from hesse.linalg.groups import in_groups
+from hesse.linalg.groups import CHECK, in_groups, least_bytes
 from hesse.linalg.products import apply, rows_at_once, unit_vectors, work_dtype
 from hesse.linalg.sum_rules import flatten_sum
 from hesse.operators import Congruence, Conjugate, Dense, Identity, Kronecker, LinearOperator, Scaled, Sum
@@ -20,7 +20,6 @@ from hesse.operators import Congruence, Conjugate, Dense, Identity, Kronecker, L
 _MOST_ROWS = 2048
 _MOST_PRODUCTS = 128
 _COPIES = 8  # of the Gram matrix: itself, with the curvature, the system, its factors and its inverse
-_HELD = (2, 0)  # vectors for each right-hand side, beside those of a product
 
 
 @singledispatch
@@ -80,13 +79,14 @@ def _congruence(A: Congruence) -> Congruence | None:
     return A
 
 
-def woodbury(A: LinearOperator, *, always: bool = False) -> Callable[[Tensor], Answer] | None:
+def woodbury(A: LinearOperator, B: Tensor | None = None, *, always: bool = False) -> Callable[[Tensor], Answer] | None:
     """A direct method for ``A = c I + f J^H H J`` (c, f numbers), or None if A is not of that form.
 
     ``A^-1 = (I - J^H (I + f H K / c)^-1 f H J / c) / c`` with the Gram matrix ``K = J J^H``, which needs no inverse of H.
 
     Args:
         A: the operator; numbers and sums may be nested, the terms stand behind `congruence_rule`.
+        B: right-hand sides ``[k, dim]``, for which there must be room beside the system of the rows.
         always: also where it may not pay: where J has more than 2048 rows, or a quarter as many as columns; or more than 128
             while its Gram matrix has to be formed by products.
 
@@ -114,9 +114,10 @@ def woodbury(A: LinearOperator, *, always: bool = False) -> Callable[[Tensor], A
         return None
     needed = _COPIES * rows**2 * work_dtype(found.outer.out_space.dtype).itemsize
     given = given_budget(None, A.in_space.device)
-    if given is not None and needed > given:
+    least = needed if B is None else least_bytes(A, B, CHECK, kept=needed)
+    if given is not None and least > given:
         if always:
-            raise too_small(given, needed, f"a system of the size of {rows} rows")
+            raise too_small(given, least, f"a system of the size of {rows} rows")
         return None
     gram = gram_rule(found.outer)
     if gram is None:
@@ -124,7 +125,7 @@ def woodbury(A: LinearOperator, *, always: bool = False) -> Callable[[Tensor], A
             return None
         gram = _gram_by_products(found.outer)
     through_rows = _through_rows(found, gram.detach(), factor, shift)
-    return lambda B: in_groups(A, B, through_rows, _HELD, kept=needed)
+    return lambda B: in_groups(A, B, through_rows, CHECK, kept=needed)
 
 
 def _through_rows(A: Congruence, gram: Tensor, factor: complex, shift: complex) -> Callable[[Tensor], Answer]:

@@ -6,9 +6,6 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
-from torch import Tensor
-
-from hesse.core import tree
 from hesse.core.errors import DataError, MemoryBudgetError, StructureError
 from hesse.core.memory import Budget
 from hesse.core.progress import track
@@ -16,6 +13,7 @@ from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
 from hesse.operators.data_set import DataSet, refuse_one_shot
 from hesse.operators.spread import Spread, asked_together
+from hesse.operators.weighted_sum import WeightedSum
 
 Result = TypeVar("Result")
 
@@ -121,13 +119,11 @@ class Average(LinearOperator):
         return self._combined(quantity)
 
     def _combined(self, quantity: Callable[[LinearOperator], Tree]) -> Tree:
-        total = None
+        total = WeightedSum()
         for part, weight in self.parts(quantity):
-            scaled = tree.map_tree(lambda leaf, w=weight: leaf * w, part)
-            total = scaled if total is None else tree.map_tree(_added, total, scaled)
-            del part, scaled
-        mass = self.mass
-        return total if self.additive else tree.map_tree(lambda leaf: leaf / mass, total)
+            total.add(part, weight)
+            del part
+        return total.over(1.0 if self.additive else self.mass)
 
     def parts(self, quantity: Callable[[LinearOperator], Result]) -> Iterator[tuple[Result, float]]:
         """A quantity of each operator of a pass, within the memory budget, and the operator's weight; see `weighted`."""
@@ -164,11 +160,6 @@ class Average(LinearOperator):
         return f"{name}({shape} over batches{', ' if tags else ''}{tags}{'; ' if kept else ''}{kept})"
 
 
-def _added(total: Any, part: Any) -> Any:
-    is_free = isinstance(total, Tensor) and not (total.requires_grad or part.requires_grad)
-    return total.add_(part) if is_free else total + part
-
-
 @asked_together
 def average(
     make: Callable[[Any], LinearOperator],
@@ -187,7 +178,8 @@ def average(
             `hesse.distributed.spread` of such, whose batches lie on several processes.
         additive: add instead of average; by default as the operators say (losses with ``reduction="sum"`` add up).
         data_check: refuse to go on where a pass over the data reads other samples than the first complete one; order and
-            batches may change. Pass False for losses that are random on purpose.
+            batches may change. Of a list whose operators are kept, changes are seen where PyTorch counts them, not those
+            written through NumPy (``x.numpy()[:] = ...``). Pass False for losses that are random on purpose.
         keep: use the operators of the first pass (their graphs) again instead of reading the data, as many as fit into half of
             the memory budget: of a list or tuple the first ones; of anything else all or none. The printed operator says how
             many. Without `data_check` nothing is kept.

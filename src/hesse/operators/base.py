@@ -70,8 +70,13 @@ class LinearOperator(ABC):
         """Around a question: operators over several processes, or made of such, tell each other what one of them refuses."""
         if not (dist.is_available() and dist.is_initialized()):
             return nullcontext()
-        over = next(_overriding(self, set()), None)
+        over = self._over_processes()
         return nullcontext() if over is None else over._asking(what)
+
+    @final
+    def _over_processes(self) -> LinearOperator | None:
+        """The first operator over several processes that it is, or that it is made of."""
+        return next(_overriding(self, set()), None)
 
     @property
     @final

@@ -20,6 +20,7 @@ from hesse.operators.division import Division
 
 Result = TypeVar("Result")
 
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))  # whose text is all there is to them
 _ASKED = "Every product with an operator over data has to see the same data."
 _WATCHED = (
     "Every product with an operator over data has to see the same model and the same loss.",
@@ -36,25 +37,41 @@ def refuse_one_shot(data: Any, asked: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Stamp:
+    """What tells whether a batch was changed in place.
+
+    Attributes:
+        tensors: each with its count of changes.
+        values: numbers, texts and the like, printed.
+        is_known: whether that is all: neither arrays, nor objects, nor tensors that count no changes.
+    """
+
+    tensors: list[tuple[Tensor, int]]
+    values: list[str]
+    is_known: bool
+
+    def is_same(self, other: _Stamp) -> bool:
+        if self.values != other.values or len(self.tensors) != len(other.tensors):
+            return False
+        return all(a is b and old == new for (a, old), (b, new) in zip(self.tensors, other.tensors, strict=True))
+
+
+@dataclass(frozen=True)
 class _Made:
     """A batch's operator, with the hashes of the batch's samples and what tells that the batch in hand is still that one."""
 
     operator: LinearOperator
     hashes: Tensor | None
     batch: Any
-    stamp: list[tuple[Tensor, int]]
+    stamp: _Stamp
 
     @property
     def held_bytes(self) -> int | None:
         return getattr(self.operator, "held_bytes", None)
 
     def is_of(self, batch: Any) -> bool:
-        """Whether it was made from this very batch, whose tensors were not written to since."""
-        if batch is not self.batch:
-            return False
-        now = _stamp(batch)
-        same = (a is b and old == new for (a, old), (b, new) in zip(self.stamp, now, strict=False))
-        return len(now) == len(self.stamp) and all(same)
+        """Whether it is known to be made from this very batch, in which nothing was changed since."""
+        return batch is self.batch and self.stamp.is_known and self.stamp.is_same(_stamp(batch))
 
 
 class DataSet:
@@ -64,7 +81,7 @@ class DataSet:
         make: turns a batch into an operator. Of the operator it asks optional attributes: `held_bytes`, the bytes it
             holds on to (without it, it is not kept); `peak_bytes`, what making it and a product take at the highest, if that
             is known; `reads`, the tensors it was made from other than the batch; `watch`, a `Watch` of what else it reads,
-            the same for all batches.
+            the same for all batches, or `new_watch`, which makes one. `make` itself may have `watch`, for its first run.
         batches: an iterable of batches that can be read again and again.
         data_check: refuse passes whose samples are others than those of the first complete pass, in whatever order and batches.
         keep: use the operators of the first complete pass again, as many as fit into half of the memory budget: of a list or
@@ -90,7 +107,7 @@ class DataSet:
         self._count: int | None = None  # of the batches of the first complete pass
         self._fingerprint: int | None = None
         self._versions: dict[int, tuple[Tensor, int]] = {}
-        self._watch: Watch | None = None
+        self._watch: Watch | None = getattr(make, "watch", None)
 
     def __len__(self) -> int:
         """Number of batches; raises TypeError where only a pass can tell."""
@@ -108,7 +125,7 @@ class DataSet:
         """
         for batch in self.batches:
             division = self.division
-            division.device = next((leaf.device for leaf, _ in _stamp(batch)), division.device)
+            division.device = next((leaf.device for leaf, _ in _stamp(batch).tensors), division.device)
             division.base = division.ground()
             made = self._make(batch, None)
             if self._keeps and self._fits(0, made):
@@ -173,7 +190,7 @@ class DataSet:
         """
         is_kept = any(made.operator is operator for made in self._kept)
         known = 0 if is_kept and self._count is not None else getattr(operator, "held_bytes", None) or 0
-        with self._running():
+        with self._running("product"):
             return self.division.ask(lambda: quantity(operator), ground, known)
 
     def _make(self, batch: Any, known: _Made | None) -> _Made:
@@ -182,18 +199,20 @@ class DataSet:
         hashes = sample_hashes(batch) if self.data_check else None
         if known is not None and hashes is not None and known.hashes is not None and _equal(hashes, known.hashes):
             return _Made(known.operator, hashes, batch, stamp)
-        with self._running():
-            operator = self.make(batch)
+        with self._running("operator"):
+            operator: Any = self.make(batch)
         self.division.peak = max(self.division.peak, getattr(operator, "peak_bytes", 0))
         if self._count is None:
             for leaf in getattr(operator, "reads", ()):
                 self._versions.setdefault(id(leaf), (leaf, _version(leaf)))
-            self._watch = getattr(operator, "watch", None) if self._watch is None else self._watch
+            self._watch = _watch_of(operator) if self._watch is None else self._watch
+        if self._watch is not None and hasattr(operator, "new_watch"):
+            operator.watch = self._watch
         return _Made(operator, hashes, batch, stamp)
 
-    def _running(self) -> AbstractContextManager[None]:
-        """Around a run of the model, which may register buffers."""
-        return nullcontext() if self._watch is None else self._watch.running()
+    def _running(self, kind: str) -> AbstractContextManager[None]:
+        """Around a run of model and loss, which may register buffers and write to tensors of their own."""
+        return nullcontext() if self._watch is None else self._watch.running(kind)
 
     def _fits(self, held: int, made: _Made) -> bool:
         if made.held_bytes is None:
@@ -209,7 +228,7 @@ class DataSet:
 
     def _own_bytes(self, made: _Made) -> int:
         """Bytes of the batch, if nobody but the operator keeps it."""
-        return 0 if self._in_order else sum(leaf.nbytes for leaf, _ in made.stamp)
+        return 0 if self._in_order else sum(leaf.nbytes for leaf, _ in made.stamp.tensors)
 
     def _compare(self, found: int) -> None:
         if self._fingerprint is None:
@@ -245,8 +264,19 @@ class DataSet:
         return f"{len(self._kept)} of {self._count} batches kept ({held})" if self._kept else "recomputed"
 
 
-def _stamp(batch: Any) -> list[tuple[Tensor, int]]:
-    return [(leaf, _version(leaf)) for leaf in tree.leaves(batch) if isinstance(leaf, Tensor)]
+def _stamp(batch: Any) -> _Stamp:
+    leaves, structure = tree.flatten(batch)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    others = [*(leaf for leaf in leaves if not isinstance(leaf, Tensor)), *(leaf for _, leaf in structure.static)]
+    is_known = all(type(leaf) in _PLAIN for leaf in others) and not any(leaf.is_inference() for leaf in tensors)
+    values = [repr(leaf) for leaf in others if type(leaf) in _PLAIN]
+    return _Stamp([(leaf, _version(leaf)) for leaf in tensors], values, is_known)
+
+
+def _watch_of(operator: Any) -> Watch | None:
+    """The watch that an operator has or can make."""
+    found, new = getattr(operator, "watch", None), getattr(operator, "new_watch", None)
+    return new() if found is None and new is not None else found
 
 
 def _version(leaf: Tensor) -> int:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from functools import wraps
-from typing import Any, NoReturn, ParamSpec, TypeVar
+from typing import Any, NoReturn, ParamSpec, TypeGuard, TypeVar
 
 from torch import Tensor
 
@@ -70,6 +70,15 @@ class Spread(ABC):
         """Refuse tensors that are not equal on all processes, bit by bit."""
 
     @abstractmethod
+    def _require_same_model(self, model: Any, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a model that differs: in its tensors, in a module's class or options, or in a function and what it holds.
+
+        Args:
+            model: the module, or the function of parameters and inputs.
+            tensors: parameters and buffers, by name.
+        """
+
+    @abstractmethod
     def take_first(self, what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of the first process, on all of them: for what each has computed by itself, up to rounding.
 
@@ -110,10 +119,14 @@ def asked_together(function: Callable[P, Result]) -> Callable[P, Result]:
 
     @wraps(function)
     def together(*args: P.args, **options: P.kwargs) -> Result:
-        about = next((given for given in (*args, *options.values()) if isinstance(given, (Spread, LinearOperator))), None)
+        about = next(filter(_is_over_processes, (*args, *options.values())), None)
         if about is None:
             return function(*args, **options)
         with about.asking(function.__name__) if isinstance(about, Spread) else about._asking(function.__name__):
             return function(*args, **options)
 
     return together
+
+
+def _is_over_processes(given: Any) -> TypeGuard[Spread | LinearOperator]:
+    return isinstance(given, Spread) or (isinstance(given, LinearOperator) and given._over_processes() is not None)

@@ -146,17 +146,23 @@ class Reader:
         return batch
 
     def samples(self, part: slice) -> list[tuple[Any, Any]]:
-        """The samples of a range, of which each batch has a part."""
+        """The samples of a range, of which each batch has a part.
+
+        Raises:
+            DataError: they are not what they were; after the last one the data go on.
+        """
         found, start = [], 0
         for number, size in enumerate(self._batches.sizes):
             first, last = max(part.start - start, 0), min(part.stop - start, size)
             if first < last:
                 found.append(self.batch(number, slice(first, last)))
             start += size
+        if part.stop == start:
+            self.require_end()
         return found
 
     def require_end(self) -> None:
-        """Refuse data that go on after the last batch.
+        """Refuse data that go on after the last batch, which has just been read.
 
         Raises:
             DataError: there is one more batch than in the first pass.
@@ -165,6 +171,7 @@ class Reader:
         more = data[self._next :] if self._direct else itertools.islice(self._rest, 1)
         for batch in more:
             self._batches.check(len(self._batches.sizes), batch)
+        self._rest = iter(())
 
     def _short(self, found: int) -> DataError:
         return DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -328,6 +329,10 @@ class DataJacobian(JacobianBySample):
             return chosen
 
         return tile
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> DataJacobian:
+        """A copy that reads the same model and data, and is refused as this one is where they change."""
+        return copy.copy(self)
 
     def __repr__(self) -> str:
         rows = " x ".join(str(size) for size in self.out_space.shapes[0])

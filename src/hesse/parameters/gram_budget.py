@@ -16,6 +16,7 @@ from hesse.parameters.tile import Tile, held_tile
 
 _MOST_SAMPLES = 1024  # of a tile
 _MOST_TILES = 2048  # of the rows and of the columns together, where fewer fit
+_MANY = 64  # tiles: a budget that is less than a measurement may be wrong by, and gives more, is taken for that much
 _IN_HAND = 3  # tiles' worth of memory that the capture of one may take, by estimate
 _SHARE = 0.8  # of the budget that tiles may take by estimate; the contractions need the rest
 _AIM = 0.7  # of the budget, by measurement: what freed memory can be used again for is not always the same
@@ -82,12 +83,28 @@ def _is_small(first: JacobianBySample, second: JacobianBySample, room: int) -> b
     return DOUBT * PEAK * records + block <= SURE * room or min(PEAK * records + block, room) <= NOISE
 
 
-def _estimated(first: JacobianBySample, second: JacobianBySample, taken: int, tile: int | None) -> GramPlan:
+def _estimated(
+    first: JacobianBySample, second: JacobianBySample, taken: int, tile: int | None, most: float = math.inf
+) -> GramPlan:
+    """By what the records of a sample take; many tiles are made larger where they are less than a measurement may be wrong by.
+
+    Args:
+        first, second, taken, tile: as of `plan_gram`.
+        most: bytes that tiles are given of what is left, at most.
+    """
     budget = current_budget(first.memory, first.in_space.device)
     each = max(first.bytes_per_sample, second.bytes_per_sample, 1)
-    room = _SHARE * (budget - taken)
     if each * _IN_HAND > NOISE:
         chunk_size(1, int(each * (_IN_HAND + 1) / _SHARE), taken, budget, "the Gram matrix of two samples")
+    left = min(budget - taken, most)
+    plan = _estimated_within(first, second, _SHARE * left, tile)
+    if left < NOISE and max(first.count, second.count) > _MANY * plan.tile:
+        return _estimated_within(first, second, _SHARE * NOISE, tile)
+    return plan
+
+
+def _estimated_within(first: JacobianBySample, second: JacobianBySample, room: float, tile: int | None) -> GramPlan:
+    each = max(first.bytes_per_sample, second.bytes_per_sample, 1)
     if tile is None:
         of_block = int((max(room, 0) / (4 * _block_bytes(first, second))) ** 0.5)
         tile = min(_MOST_SAMPLES, max(int(room / each) // (4 * _IN_HAND), 1), max(of_block, 1))
@@ -141,10 +158,12 @@ class _Choice:
 def _fitting(
     first: JacobianBySample, second: JacobianBySample, needs: _Needs, budget: int, taken: int, tile: int | None
 ) -> GramPlan:
-    room = _AIM * budget - taken - 2 * NOISE
+    room = max(_AIM * budget - taken - NOISE, _SHARE * NOISE)
     choices = list(_choices(first.sizes, None if second is first else second.sizes, needs, room, tile or _MOST_SAMPLES))
+    if not choices and needs.least() <= room + NOISE:
+        return _estimated(first, second, taken, tile, NOISE)
     if not choices:
-        least = int((taken + 2 * NOISE + least_for(needs.least())) / _AIM)
+        least = int((taken + least_for(needs.least())) / _AIM)
         raise too_small(budget, max(least, budget + 1), "the Gram matrix of two samples")
     best = min(choices, key=lambda choice: choice.seconds)
     return replace(_plan(first, second, best.tile, best.held), captured=best.captured)

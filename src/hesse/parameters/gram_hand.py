@@ -19,14 +19,31 @@ from hesse.parameters.jacobian import ParameterJacobian
 from hesse.parameters.tile import Tile, held_tile
 
 Failing = Literal["halve", "raise"]
+Grid = dict[tuple[int, int], Tensor]
 _LEFT = 0.05  # of the budget: growth after which memory that is free is given back
 
 
 def values_of(rows: Tile, columns: Tile) -> Tensor:
-    """``[n, m]`` (``[n, C, m, C]``): the inner products of the rows of two tiles, which may be the same one."""
+    """``[n, m]`` (``[n, C, m, C]``): the inner products of the rows of two tiles; of one with itself, halves are mirrors."""
     axis = len(rows[0].out_space.shapes[0])
-    bands = [torch.cat([J.inner(None if other is J else other) for other in columns], axis) for J in rows]
-    return torch.cat(bands) if len(bands) > 1 else bands[0]
+    if rows is columns:
+        grid = {(i, j): J.inner(None if i == j else rows[j]) for i, J in enumerate(rows) for j in range(i + 1)}
+        return _joined(_mirrored(grid, axis), axis)
+    return _joined({(i, j): J.inner(K) for i, J in enumerate(rows) for j, K in enumerate(columns)}, axis)
+
+
+def _mirrored(grid: Grid, axis: int) -> Grid:
+    """The blocks of one triangle, and of the other."""
+    order = (*range(axis, 2 * axis), *range(axis))
+    return grid | {(j, i): block.permute(order) for (i, j), block in grid.items() if i != j}
+
+
+def _joined(grid: Grid, axis: int) -> Tensor:
+    """One block put together from those by place."""
+    if len(grid) == 1:
+        return next(iter(grid.values()))
+    rows, columns = (max(places) + 1 for places in zip(*grid, strict=True))
+    return torch.cat([torch.cat([grid[i, j] for j in range(columns)], axis) for i in range(rows)])
 
 
 def in_pieces(
@@ -129,17 +146,13 @@ class Hand:
             self._ceiling = (longest + 1) // 2
         same = self.second is self.first and task.rows == task.columns
         halves = [_halves(part) for part in task]
-        grid: dict[tuple[int, int], Tensor] = {}
+        grid: Grid = {}
         for (i, rows), (j, columns) in itertools.product(*map(enumerate, halves)):
             if same and i < j:
                 continue
             grid[i, j] = self._part(Task(rows, columns))
         axis = len(self.first.out_space.shapes[0])
-        if same:
-            order = (*range(axis, 2 * axis), *range(axis))
-            grid |= {(j, i): block.permute(order) for (i, j), block in grid.items() if i != j}
-        bands = [torch.cat([grid[i, j] for j in range(len(halves[1]))], axis) for i in range(len(halves[0]))]
-        return torch.cat(bands)
+        return _joined(_mirrored(grid, axis) if same else grid, axis)
 
     def _part(self, task: Task) -> Tensor:
         other: Side = "rows" if self.second is self.first else "columns"

@@ -21,7 +21,7 @@ from hesse.operators.base import LinearOperator, Tag
 from hesse.parameters.data_jacobian import DataJacobian
 from hesse.parameters.gram_blocks import Block
 from hesse.parameters.gram_budget import plan_gram
-from hesse.parameters.recipe import Recipe
+from hesse.parameters.recipe import Recipe, own_outputs
 
 if TYPE_CHECKING:
     from hesse.parameters.storing.matrix import StoredMatrix
@@ -139,4 +139,4 @@ def _jacobian(model: Model, data: Any, outputs: Outputs, memory: Budget | None) 
         raise DataError(_ASKED, "a list of two tensors, which may be inputs and targets or two batches", remedy)
     is_batch = isinstance(data, (Tensor, dict)) or is_one_batch(data)
     batches: Iterable[Any] = [data] if is_batch else data
-    return DataJacobian(Recipe(model, None, Asked(_ASKED, outputs)), batches, memory)
+    return DataJacobian(Recipe(model, None, Asked(_ASKED, own_outputs(outputs))), batches, memory)

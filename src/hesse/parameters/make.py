@@ -17,7 +17,7 @@ from hesse.parameters.base import JacobianBySample
 from hesse.parameters.batches import cut
 from hesse.parameters.data_jacobian import DataJacobian
 from hesse.parameters.jacobian import ParameterJacobian
-from hesse.parameters.recipe import Recipe
+from hesse.parameters.recipe import Recipe, own_outputs
 
 _TEXT = "parameter_jacobian(model, loss, data) differentiates every sample by every parameter."
 
@@ -73,15 +73,15 @@ def parameter_jacobian(  # noqa: PLR0913 - what to differentiate, how, and withi
     call reads the data once and captures eight samples; every quantity is a pass with one capture of each batch.
     """
     _require_options(loss, outputs, records, create_graph)
-    recipe = Recipe(as_model(model, params=params, output=output), loss, Asked(_TEXT, outputs, records == "kept", create_graph))
+    asked = Asked(_TEXT, own_outputs(outputs), records == "kept", create_graph)
+    recipe = Recipe(as_model(model, params=params, output=output), loss, asked)
     if not isinstance(data, (Tensor, dict)) and not is_one_batch(data):
         if create_graph:
             raise StructureError(_TEXT, "create_graph=True with a data set", "make the Jacobian of one batch")
         return DataJacobian(recipe, data, memory)
     if not create_graph and _is_too_large(recipe, data, memory):
         return DataJacobian(recipe, [data], memory)
-    rows = capture_rows(recipe.model, loss, data, recipe.asked)
-    return ParameterJacobian.of(rows, recipe.model.params, memory, recipe, data)
+    return ParameterJacobian.of(capture_rows(recipe.model, loss, data, recipe.asked), recipe.model.params, memory, recipe, data)
 
 
 def _require_options(loss: Loss, outputs: Outputs, records: str, create_graph: bool) -> None:

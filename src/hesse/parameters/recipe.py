@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,11 +10,18 @@ from torch import Tensor
 
 from hesse.autodiff.linearize import linearize_again
 from hesse.autodiff.model import Model, check_inputs, sample_count, split_batch
-from hesse.autodiff.roots import Asked, Loss
+from hesse.autodiff.roots import Asked, Loss, Outputs
 from hesse.core import tree
 from hesse.core.errors import StructureError
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator
+
+
+def own_outputs(outputs: Outputs) -> Outputs:
+    """A copy of a choice of outputs, which stays as it is when the user's is written to."""
+    if isinstance(outputs, Tensor):
+        return outputs.detach().clone()
+    return list(outputs) if isinstance(outputs, Sequence) and not isinstance(outputs, (str, tuple)) else outputs
 
 
 @dataclass(frozen=True, eq=False)
