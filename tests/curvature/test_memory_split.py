@@ -44,6 +44,19 @@ def slices_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Slicing, "at_once", lambda self, batch: 3)
 
 
+def sizes_of_passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each run of a Kronecker-factored matrix works on, from now on."""
+    sizes: list[int] = []
+    plain = How.rows
+
+    def rows(self: How, model: Any, loss: Any, piece: Any, **options: Any) -> Any:
+        sizes.append(len(piece[0]))
+        return plain(self, model, loss, piece, **options)
+
+    monkeypatch.setattr(How, "rows", rows)
+    return sizes
+
+
 @pytest.mark.usefixtures("slices_of_three")
 class TestSlicesAddUp:
     @pytest.mark.parametrize("name", LOSSES)
@@ -95,14 +108,7 @@ class TestSlicesAddUp:
     @pytest.mark.parametrize("make", [hesse.kfac, hesse.ekfac])
     def test_kronecker_factors(self, make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
         model, batch = problem()
-        sizes: list[int] = []
-        plain = How.rows
-
-        def rows(self: How, model: Any, loss: Any, piece: Any, **options: Any) -> Any:
-            sizes.append(len(piece[0]))
-            return plain(self, model, loss, piece, **options)
-
-        monkeypatch.setattr(How, "rows", rows)
+        sizes = sizes_of_passes(monkeypatch)
         with hesse.memory("1GiB"):
             found = make(model, LOSSES["smoothing"], batch, kind="ggn")
         assert set(sizes) == {2, 3}
@@ -120,14 +126,7 @@ class TestSlicesAddUp:
         model, (x, y) = problem()
         batches = [(x[:4], y[:4]), (x[4:], y[4:])]
         whole = hesse.dense(make(model, LOSSES["smoothing"], (x, y), kind="ggn"))
-        sizes: list[int] = []
-        plain = How.rows
-
-        def rows(self: How, model: Any, loss: Any, piece: Any, **options: Any) -> Any:
-            sizes.append(len(piece[0]))
-            return plain(self, model, loss, piece, **options)
-
-        monkeypatch.setattr(How, "rows", rows)
+        sizes = sizes_of_passes(monkeypatch)
         found = make(model, LOSSES["smoothing"], Alone(batches), kind="ggn", memory="1GiB")
         assert set(sizes) == {2, 3}
         assert oracle.difference(hesse.dense(found), whole) < 1e-10
