@@ -169,9 +169,8 @@ def draw(runs: list[Run], counted: dict[str, float], path: Path) -> None:
         rates.plot(epochs, run.rates, "o-", markersize=3.5, color=COLORS[run.name], drawstyle="steps-mid")
     for name, value in counted.items():
         curves.axhline(value, color=GRAY, linewidth=1, linestyle="--")
-        place = {"xycoords": ("axes fraction", "data"), "va": "bottom", "ha": "right"}
-        plate = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-        curves.annotate(name, (0.99, value), color=GRAY, fontsize=8, bbox=plate, **place)
+        place = {"xycoords": ("axes fraction", "data"), "va": "top", "ha": "left"}
+        curves.annotate(name, (0.01, value), color=GRAY, fontsize=8, **place)
     style(curves, "perplexity per character", "epoch", "perplexity")
     style(rates, "learning rate", "epoch", "rate")
     for axes in (curves, rates):

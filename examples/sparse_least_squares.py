@@ -27,7 +27,7 @@ from matplotlib.ticker import NullFormatter
 from scipy.sparse.linalg import splu
 from torch import Tensor
 
-from drawing import BLUE, GRAY, GREEN, INK, ORANGE, destination, panels, save, style
+from drawing import BLUE, GRAY, GREEN, ORANGE, destination, panels, save, style
 from hesse import SparseDerivative, prepare_jacobian
 
 POSES, CITY, STRIDE = 2_000, 12, 0.5  # streets each way, a unit apart; steps of half a unit
@@ -230,10 +230,12 @@ def draw(result: Result, path: Path) -> None:
         style(axes, title, "x, blocks", "y, blocks")
         axes.set_aspect("equal")
     for (name, seconds), color in zip(result.times.items(), (ORANGE, GREEN, BLUE), strict=True):
-        right.loglog(list(seconds), list(seconds.values()), "o-", color=color, markersize=4, label=name)
+        right.loglog(list(seconds), list(seconds.values()), "o-", color=color, markersize=4)
+        last = (list(seconds)[-1], list(seconds.values())[-1])
+        right.annotate(name, last, (0, 6), textcoords="offset points", ha="center", color=color)
     style(right, "one Jacobian", "unknowns", "seconds")
     right.xaxis.set_minor_formatter(NullFormatter())
-    right.legend(frameon=False, labelcolor=INK, loc="upper right")
+    right.margins(x=0.25, y=0.1)
     save(figure, path)
 
 
