@@ -1,7 +1,8 @@
 """A Griffe extension: what hesse's docstrings say in short is spelled out for the reference pages.
 
 An entry ``rtol, atol: text`` becomes one entry for each name. The errors of a function may be written as running text,
-``LeafError: an integer leaf. Others as `jacobian`.``; they become one entry for each class.
+``LeafError: an integer leaf. Others as `jacobian`.``; they become one entry for each class. What is returned is running text,
+too, of the type that the signature says: a colon in its first line does not end a type.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import griffe
 
 ENTRY = re.compile(r"^( *)(\w+(?:, \w+)+): (.*(?:\n\1 +\S.*)*)$", re.MULTILINE)
 RAISES = re.compile(r"^( *)Raises:\n((?:\1 +\S.*(?:\n|$))+)", re.MULTILINE)
-RETURNS = re.compile(r"(Returns:\n *An? `\w+`): ")
+RETURNS = re.compile(r"^( *Returns:\n +)(?=\S)", re.MULTILINE)
+BEFORE_CODE = re.compile(r"::$", re.MULTILINE)
 NAMES = r"(?:[A-Z]\w*Error, )*[A-Z]\w*Error: "
 ERROR = re.compile(rf"({NAMES}|Others |As )(.*?)(?={NAMES}|Others |$)")
 
@@ -29,8 +31,8 @@ class ShortForms(griffe.Extension):
 
 
 def spell_out(text: str) -> str:
-    """The text with one entry for each name and for each error; what is returned reads as a sentence."""
-    text = RETURNS.sub(r"\1, ", text)
+    """The text with one entry for each name and for each error; an empty type before what is returned."""
+    text = BEFORE_CODE.sub(":", RETURNS.sub(r"\1: ", text))
     return ENTRY.sub(_entry_for_each_name, RAISES.sub(_entry_for_each_error, text))
 
 

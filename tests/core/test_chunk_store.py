@@ -549,8 +549,11 @@ def test_folders_below_a_file(tmp_path: Path) -> None:
         begin(tmp_path / "file" / "s")
 
 
-def test_checksums_need_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checksums_need_their_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert chunk_store_files.checksum(b"123456789") == (0xE3069283).to_bytes(4, "little")  # the check value of CRC-32C
     monkeypatch.setitem(__import__("sys").modules, "google_crc32c", None)
     with pytest.raises(MissingExtraError, match=r"hesse\[storage\]"):
         chunk_store_files.checksum(b"1")
+    with pytest.raises(MissingExtraError, match=r"hesse\[storage\]"):
+        begin(tmp_path / "s")
+    assert not (tmp_path / "s").exists()

@@ -49,12 +49,17 @@ def test_a_public_name_is_documented_where_it_is_defined() -> None:
 
 def test_docstrings_are_spelled_out() -> None:
     pytest.importorskip("griffe", reason="griffe comes with the extra [docs]")
-    text = """One line.
+    text = """One line, and code::
+
+    1 + 1
 
 Args:
     rtol, atol: the tolerance, over
         two lines.
     x: the point.
+
+Returns:
+    The number: a float.
 
 Raises:
     LeafError: an integer leaf. DataError, DeviceError: as the
@@ -62,7 +67,9 @@ Raises:
 
 Cost: 1 gradient.
 """
-    assert tool("docstrings").spell_out(text) == """One line.
+    assert tool("docstrings").spell_out(text) == """One line, and code:
+
+    1 + 1
 
 Args:
     rtol: the tolerance, over
@@ -70,6 +77,9 @@ Args:
     atol: the tolerance, over
         two lines.
     x: the point.
+
+Returns:
+    : The number: a float.
 
 Raises:
     LeafError: an integer leaf.

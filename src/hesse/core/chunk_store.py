@@ -101,10 +101,12 @@ class ChunkStore:
 
         Raises:
             StoreError: something is there; the disk has less room than needed. DataError: another kind, identity or layout.
+            MissingExtraError: google-crc32c, which comes with zarr, is not installed.
 
         Cost: of a complete folder, all of it is read: a chunk that is damaged is one that is left to do.
         """
         cls.require_new(path, mode)
+        checksum(b"")  # refused before a folder is begun
         folder = folder_of(path)
         if (folder / _JSON).exists():
             store = cls.open(folder)
