@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import MemoryBudgetError
-from hesse.core.growth import settle
+from hesse.core.growth import settle, taken_bytes
 from hesse.core.memory import current_budget, format_bytes, given_budget
 from hesse.core.progress import track
 from hesse.linalg.options import rounding
@@ -33,6 +33,7 @@ from hesse.operators import LinearOperator
 _WIDEST_BLOCK = 4
 _MOST = 0.65  # of the budget, for the least basis; what is left is for a product, and what a library takes for its own
 _SCATTER = 1.25  # times as much as the vectors may lie scattered over, after some restarts
+_FULL = 0.5  # of the budget: when so much is taken, what was freed is given back before the next product
 _FRESH_STEPS = 8  # blocks after which a missed eigenvalue that stands out has shown itself
 Key = Callable[[Tensor], Tensor]
 
@@ -89,7 +90,7 @@ def basis_bytes(A: LinearOperator, k: int, size: int) -> int:
     """Bytes that are taken at the highest with a basis of so many vectors: at a restart, or while a block is orthogonalized."""
     width = block_width(k)
     kept = k + max(size - width - k, 0) // 2
-    vectors = size + max(8 * width, kept + 2 * width + k)
+    vectors = size + max(8 * width + 2, kept + 2 * width + k)
     return vectors * A.in_space.dim * work_dtype(A.in_space.dtype).itemsize
 
 
@@ -109,6 +110,8 @@ class BlockLanczos:
         self.dim = A.in_space.dim
         self.width = min(block_width(k), self.dim)
         self.capacity = basis_size(A, k)
+        given = given_budget(None, A.in_space.device)
+        self._full = None if given is None else taken_bytes(A.in_space.device) + int(_FULL * given)
         dtype = work_dtype(A.in_space.dtype)
         self.basis = torch.zeros(self.capacity, self.dim, dtype=dtype, device=A.in_space.device)
         double = torch.complex128 if dtype.is_complex else torch.float64
@@ -141,6 +144,8 @@ class BlockLanczos:
 
     def _expand(self) -> None:
         """Append the next block, multiply it, and split the products along and across the basis."""
+        if self._full is not None and taken_bytes(self.basis.device) > self._full:
+            settle()
         block = self.next
         old, new = self.size, self.size + len(block)
         self.basis[old:new] = block
@@ -165,9 +170,9 @@ class BlockLanczos:
         """Coefficients ``[size, w]`` of the rows of W along the basis, and what remains; taken out twice."""
         V = self.basis[: self.size]
         along = torch.zeros(self.size, len(W), dtype=self.T.dtype)
-        for _ in range(2):
+        for is_own in (False, True):  # W may be somebody else's
             part = V.conj() @ W.mT
-            W = W - part.mT @ V
+            W = torch.addmm(W, part.mT, V, alpha=-1, out=W if is_own else None)
             along += part.cpu().to(along.dtype)
         return along, W
 
@@ -230,8 +235,6 @@ class BlockLanczos:
     def _keep(self, values: Tensor, Y: Tensor, kept: int) -> None:
         """Replace the basis by its best Ritz vectors; the relation of the module's text still holds."""
         self.basis[:kept] = self._combine(Y[:, :kept])
-        if given_budget(None, self.basis.device) is not None:
-            settle()
         self.T.zero_()
         self.T[:kept, :kept] = torch.diag(values[:kept]).to(self.T.dtype)
         self.S = self.S @ Y[:, :kept]
