@@ -252,3 +252,97 @@ def test_only_the_first_run_of_a_kind_shows_what_it_writes_to() -> None:
     with watch.running("diagonal"):
         pass
     refuse(watch, "(last|weight)' was written to")
+
+
+class Weighted:
+    """A loss with plain options, some in containers, and what it writes down as it runs."""
+
+    def __init__(self) -> None:
+        self.scale, self.name, self.parts = 2.0, "mean", {"first": 1.0, "second": [3, torch.ones(2)]}
+        self.calls, self.rows, self.seen = 0, 4, [0.0] * 101
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.rows, self.seen[0] = len(x), float(x.sum())
+        return x * self.scale
+
+    def method(self, x: Tensor) -> Tensor:
+        return self(x)
+
+
+VALUES: list[tuple[Callable[[Any], object], str]] = [
+    (lambda loss: setattr(loss, "scale", 3.0), r"scale' is 3\.0 now, and was 2\.0"),
+    (lambda loss: setattr(loss, "scale", 2), r"scale' is 2 now, and was 2\.0"),
+    (lambda loss: setattr(loss, "scale", torch.ones(())), r"scale' is None now, and was 2\.0"),
+    (lambda loss: setattr(loss, "name", "sum"), r"name' is 'sum' now, and was 'mean'"),
+    (lambda loss: loss.parts.update(first=5.0), r"parts\.first' is 5\.0 now, and was 1\.0"),
+    (lambda loss: loss.parts.pop("first"), r"parts\.first' is None now, and was 1\.0"),
+    (lambda loss: loss.parts["second"].insert(0, 1), r"parts\.second\.1' was written to or replaced"),
+    (lambda loss: loss.parts["second"].__setitem__(0, 4), r"parts\.second\.0' is 4 now, and was 3"),
+    (lambda loss: loss.parts["second"][1].add_(1), r"parts\.second\.1' was written to or replaced"),
+]
+
+
+WRAPS: list[Callable[[Any], Any]] = [
+    lambda loss: loss,
+    lambda loss: loss.method,
+    functools.partial,
+    lambda loss: lambda x: loss(x),
+]
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("case", range(len(VALUES)))
+def test_values_of_objects(case: int, wrap: Callable[[Any], Any]) -> None:
+    change, found = VALUES[case]
+    loss = Weighted()
+    read = wrap(loss)
+    watch = Watch(loss=read)
+    with watch.running("product"):
+        read(torch.ones(4, 2))
+    watch.check(*ASKED)
+    change(loss)
+    refuse(watch, found)
+
+
+def test_values_of_functions() -> None:
+    scale, other, parts = float("nan"), 1j, {"a": 1.0}
+
+    def loss(x: Tensor, power: int = 2, *, shift: float = 0.5) -> Tensor:
+        return (x**power + shift) * scale * other * parts["a"]
+
+    watch = Watch(loss=loss)
+    watch.check(*ASKED)
+    loss.__defaults__ = (3,)
+    refuse(watch, r"'loss\.power' is 3 now, and was 2")
+    loss.__defaults__ = (2,)
+    loss.__kwdefaults__["shift"] = 0.25
+    refuse(watch, r"'loss\.shift' is 0\.25 now, and was 0\.5")
+    loss.__kwdefaults__["shift"] = 0.5
+    watch.check(*ASKED)
+    scale = 1.0
+    refuse(watch, r"'loss\.scale' is 1\.0 now, and was nan")
+    scale, parts["a"] = float("nan"), 2.0
+    refuse(watch, "'loss.(scale|parts.a)' is")
+
+
+@pytest.mark.parametrize("kinds", [("product", "product"), ("", ""), ("operator", "product")])
+def test_values_that_a_run_changes_are_watched_no_longer(kinds: tuple[str, str]) -> None:
+    loss = Weighted()
+    watch = Watch(loss=loss)
+    with watch.running(kinds[0]):
+        loss(torch.ones(4, 2))  # as many rows as before
+    with watch.running(kinds[1]):
+        loss(torch.ones(3, 2))
+    watch.check(*ASKED)
+    loss.scale = 1.0
+    with watch.running(kinds[1]):  # it had changed before
+        loss(torch.ones(4, 2))
+    refuse(watch, "'loss.scale' is 1.0 now")
+
+
+def test_long_lists_are_data() -> None:
+    many = [1.0] * 101
+    watch = Watch(loss=lambda x: x * many[0])
+    many[0] = 2.0
+    watch.check(*ASKED)

@@ -339,6 +339,35 @@ class Remembering:
         return value
 
 
+WRAPPED: dict[str, Callable[[Any], Any]] = {
+    "scaled": lambda A: 2 * A,
+    "sum": lambda A: hesse.identity(A.in_space) + A,
+    "both": lambda A: 3 * (A - 0.5 * A),
+    "blocks": lambda A: hesse.restrict(A, ["0.weight", "3.bias"]),
+}
+
+
+@pytest.mark.parametrize("change", [*CHANGES, "a parameter"])
+@pytest.mark.parametrize("wrap", WRAPPED)
+def test_operators_made_of_those_of_batches_notice_changes(wrap: str, change: str) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3)).double().eval()
+        x, y = torch.randn(7, 4, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2, 2])
+    loss = nn.CrossEntropyLoss(weight=torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64))
+    batches = [(x[:3], y[:3]), (x[3:], y[3:])]
+    for make in (hesse.loss_hessian, hesse.ggn, lambda *given: hesse.fisher(*given, kind="empirical")):
+        A = hesse.average(lambda batch, make=make: WRAPPED[wrap](make(model, loss, batch)), batches)
+        v = A.in_space.zeros()
+        parts = [(WRAPPED[wrap](make(model, loss, batch)), make(model, loss, batch).mass) for batch in batches]
+        expected: Any = sum(mass * hesse.dense(part) for part, mass in parts) / sum(mass for _, mass in parts)
+        assert oracle.difference(hesse.dense(A), expected) < 1e-10
+        A.mv(v)
+    CHANGES.get(change, lambda model, loss: model[3].bias.detach().add_(1))(model, loss)
+    with pytest.raises(DataError, match=r"the same (model and the same loss|parameters)"):
+        A.mv(v)
+
+
 class Lazy(nn.Linear):
     """Registers a buffer when it first runs."""
 

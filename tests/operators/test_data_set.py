@@ -104,6 +104,18 @@ def assert_is(A: Average, M: Tensor | None = None) -> None:
     torch.testing.assert_close(A.T @ u, M.mT @ u, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("static", [False, True])
+@pytest.mark.parametrize("held", [None, 10])
+def test_a_key_that_is_renamed_is_another_batch(held: int | None, static: bool) -> None:
+    maker = Maker(held)
+    batches = [{"x": X[:5], "y": Y[:5], "first": 3 if static else X[:5]}, {"x": X[5:], "y": Y[5:], "first": 3 if static else X[5:]}]
+    A = average(lambda batch: maker((batch["x"], batch["y"])), batches)
+    assert_is(A)
+    batches[0]["second"] = batches[0].pop("first")
+    with pytest.raises(DataError, match="some with other content"):
+        A @ T(4)
+
+
 @pytest.mark.parametrize("held", [None, 10])
 def test_order_and_batches_may_change(held: int | None) -> None:
     loader = DataLoader(TensorDataset(X, Y), batch_size=5, shuffle=True, generator=torch.Generator().manual_seed(1))

@@ -22,8 +22,9 @@ from hesse.core.errors import DataError
 from hesse.core.fingerprint import sample_hashes
 from hesse.core.wrapped import is_sharded, sharded_leaves
 
-_SIMPLE = (bool, int, float, str, type(None))
+_SIMPLE = (bool, int, float, complex, str, type(None))
 _DEPTH = 4  # of functions within functions, which may refer to themselves
+_FEW = 100  # entries of a list or a dict that are looked at; a longer one holds data
 _SMALL = 2**20  # bytes of a buffer that is hashed together with others
 
 
@@ -41,9 +42,10 @@ class Watch:
     """Remembers what functions and modules read, and refuses to go on where it changed.
 
     Seen are: which module stands at each path, its mode and, of a module of torch, its options; the numbers in buffers;
-    parameters, and tensors that a function closes over, has as defaults or as arguments (`functools.partial`), or that an
-    object holds. Not seen are code, hooks, attributes of the user's own modules and new ones of torch's, global variables,
-    what is written to a parameter through ``.data``, and what torch's normalizations and dropouts do not read in eval mode.
+    parameters; tensors, numbers and texts that a function closes over, has as defaults or as arguments
+    (`functools.partial`), or that an object holds, also in tuples, and in lists and dicts of at most 100 entries. Not seen
+    are code, hooks, attributes of the user's own modules and new ones of torch's, global variables, what is written to a
+    parameter through ``.data``, and what torch's normalizations and dropouts do not read in eval mode.
 
     Args:
         **read: functions, modules and other objects, under the name by which errors call them.
@@ -53,16 +55,17 @@ class Watch:
 
     def __init__(self, **read: Any) -> None:
         self._read, self._state, self._learned = read, _found(read), set[str]()
-        self._stamps = {name: _stamp(tensor) for name, tensor in self._state.tensors.items()}
+        self._stamps, self._values = {name: _stamp(tensor) for name, tensor in self._state.tensors.items()}, _values(read)
         self._hashes, self._content = _hashes(self._state.buffers), _content(self._state.buffers)
 
     def settle(self) -> None:
         """Take what changed so far for the work of the functions themselves, which have been run once.
 
-        Tensors that have changed are watched no longer: the functions write to them. Buffers that have appeared are watched
-        from now on: the first run registers them.
+        Tensors and values that have changed are watched no longer: the functions write to them. Buffers that have appeared
+        are watched from now on: the first run registers them.
         """
         now = _found(self._read)
+        self._forget_changed(self._values)
         for name in list(self._stamps):
             if self._is_other(name, now.tensors.get(name)):
                 del self._stamps[name]
@@ -72,13 +75,16 @@ class Watch:
     def running(self, kind: str = "") -> Iterator[None]:
         """Around a run of what is watched: buffers that it registers are watched from now on, and are no change.
 
+        Plain values that it changes are watched no longer.
+
         Args:
             kind: of the run. Tensors that the first run of a kind writes to or replaces are watched no longer; those that had
                 changed before it are.
         """
         before, learns = self._buffer_count(), bool(kind) and kind not in self._learned
-        others = self._others() if learns else set[str]()
+        others, values = self._others() if learns else set[str](), _values(self._read)
         yield
+        self._forget_changed(values)
         if learns:
             self._learned.add(kind)
             written = self._others() - others
@@ -86,6 +92,11 @@ class Watch:
         if self._buffer_count() != before:
             now = _found(self._read).buffers
             self._hashes |= _hashes({name: buffer for name, buffer in now.items() if name not in self._hashes})
+
+    def _forget_changed(self, before: dict[str, Any]) -> None:
+        """Watch no value any more that is not what it was then."""
+        now = _values(self._read)
+        self._values = {name: value for name, value in self._values.items() if _is_same(before.get(name), now.get(name))}
 
     def _others(self) -> set[str]:
         now = _found(self._read).tensors
@@ -115,6 +126,10 @@ class Watch:
         for name in self._stamps:
             if self._is_other(name, now.tensors.get(name)):
                 return f"'{name}' was written to or replaced"
+        values = _values(self._read)
+        for name, value in self._values.items():
+            if not _is_same(value, values.get(name)):
+                return f"'{name}' is {values.get(name)!r} now, and was {value!r}"
         content = _content(now.buffers)
         if content == self._content:
             return ""
@@ -132,9 +147,21 @@ class Watch:
 
 def _found(read: Mapping[str, Any]) -> _State:
     state = _State()
-    for name, value in read.items():
-        _look(value, name, state, _DEPTH)
+    for path, leaf in _leaves(read):
+        if isinstance(leaf, nn.Module):
+            _look_at_module(leaf, path, state)
+        elif isinstance(leaf, Tensor):
+            state.tensors[path] = leaf
     return state
+
+
+def _values(read: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers and texts that functions and objects hold, by path; not those of modules."""
+    return {path: leaf for path, leaf in _leaves(read) if isinstance(leaf, _SIMPLE)}
+
+
+def _is_same(before: Any, now: Any) -> bool:
+    return type(before) is type(now) and [before] == [now]  # in lists: NaN is itself
 
 
 def _first_other(before: dict[str, Any], now: dict[str, Any]) -> str | None:
@@ -154,15 +181,32 @@ def _change_of_buffers(before: dict[str, int], now: dict[str, int]) -> str:
     return "; ".join(text.format(", ".join(f"'{name}'" for name in names[:3])) for text, names in happened.items() if names)
 
 
-def _look(value: Any, path: str, state: _State, depth: int) -> None:
-    """Note what an object reads, as far as it can be seen."""
-    if isinstance(value, nn.Module):
-        _look_at_module(value, path, state)
-    elif isinstance(value, Tensor):
-        state.tensors[path] = value
+def _leaves(read: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The modules, tensors and plain values that objects read, as far as they can be seen, by path."""
+    for name, value in read.items():
+        yield from _leaves_of(value, name, _DEPTH)
+
+
+def _leaves_of(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, (nn.Module, Tensor, *_SIMPLE)):
+        yield path, value
     elif depth:
-        for name, part in parts_read(value):
-            _look(part, f"{path}.{name}", state, depth - 1)
+        for name, part in (*parts_read(value), *_values_of(value)):
+            yield from _leaves_of(part, f"{path}.{name}", depth - 1)
+
+
+def _values_of(value: Any) -> Iterator[tuple[str, Any]]:
+    """The entries of a short list or dict; the plain values, and what is in tuples, lists and dicts, of a callable object."""
+    if isinstance(value, (list, Mapping)):
+        if len(value) <= _FEW:
+            yield from ((str(key), part) for key, part in (value.items() if isinstance(value, Mapping) else enumerate(value)))
+        return
+    owner = value.__self__ if isinstance(value, types.MethodType) else value
+    if not callable(value) or isinstance(owner, (types.FunctionType, functools.partial, type, nn.Module)):
+        return
+    for name, part in getattr(owner, "__dict__", {}).items():
+        if isinstance(part, (*_SIMPLE, tuple, list, Mapping)):
+            yield name, part
 
 
 def parts_read(value: Any) -> Iterator[tuple[str, Any]]:

@@ -219,18 +219,23 @@ def stack(vectors: list[Tree]) -> Tree:
     return tree.map_tree(lambda *parts: torch.stack(parts), *vectors)
 
 
+def parts_of(operator: LinearOperator) -> Iterator[LinearOperator]:
+    """The operators that an operator is directly made of: those it has as attributes, or in lists, tuples and dicts of them."""
+    for value in vars(operator).values():
+        held = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        if held and isinstance(held[0], LinearOperator):
+            yield from (part for part in held if isinstance(part, LinearOperator))
+
+
 def _overriding(operator: LinearOperator, seen: set[int]) -> Iterator[LinearOperator]:
     """The operators that an operator is made of, itself included, that have an `_asking` of their own."""
     seen.add(id(operator))
     if type(operator)._asking is not LinearOperator._asking:
         yield operator
         return
-    for value in vars(operator).values():
-        held = list(value.values()) if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-        if held and isinstance(held[0], LinearOperator):
-            for part in held:
-                if isinstance(part, LinearOperator) and id(part) not in seen:
-                    yield from _overriding(part, seen)
+    for part in parts_of(operator):
+        if id(part) not in seen:
+            yield from _overriding(part, seen)
 
 
 def _leading(parts: list[Tensor], what: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ from hesse.core.errors import DataError, OneShotDataError
 from hesse.core.fingerprint import fingerprint, sample_hashes
 from hesse.core.memory import Budget, format_bytes, parse_budget
 from hesse.core.watch import Watch
-from hesse.operators.base import LinearOperator
+from hesse.operators.base import LinearOperator, parts_of
 from hesse.operators.division import Division
 
 Result = TypeVar("Result")
@@ -44,14 +44,16 @@ class _Stamp:
         tensors: each with its count of changes.
         values: numbers, texts and the like, printed.
         is_known: whether that is all: neither arrays, nor objects, nor tensors that count no changes.
+        nesting: how the batch is nested, keys included.
     """
 
     tensors: list[tuple[Tensor, int]]
     values: list[str]
     is_known: bool
+    nesting: Any
 
     def is_same(self, other: _Stamp) -> bool:
-        if self.values != other.values or len(self.tensors) != len(other.tensors):
+        if (self.nesting, self.values, len(self.tensors)) != (other.nesting, other.values, len(other.tensors)):
             return False
         return all(a is b and old == new for (a, old), (b, new) in zip(self.tensors, other.tensors, strict=True))
 
@@ -81,7 +83,8 @@ class DataSet:
         make: turns a batch into an operator. Of the operator it asks optional attributes: `held_bytes`, the bytes it
             holds on to (without it, it is not kept); `peak_bytes`, what making it and a product take at the highest, if that
             is known; `reads`, the tensors it was made from other than the batch; `watch`, a `Watch` of what else it reads,
-            the same for all batches, or `new_watch`, which makes one. `make` itself may have `watch`, for its first run.
+            the same for all batches, or `new_watch`, which makes one (these three also of the operators it is made of).
+            `make` itself may have `watch`, for its first run.
         batches: an iterable of batches that can be read again and again.
         data_check: refuse passes whose samples are others than those of the first complete pass, in whatever order and batches.
         keep: use the operators of the first complete pass again, as many as fit into half of the memory budget: of a list or
@@ -107,7 +110,7 @@ class DataSet:
         self._count: int | None = None  # of the batches of the first complete pass
         self._fingerprint: int | None = None
         self._versions: dict[int, tuple[Tensor, int]] = {}
-        self._watch: Watch | None = getattr(make, "watch", None)
+        self._watches: list[Watch] = [make.watch] if hasattr(make, "watch") else []  # pyright: ignore[reportFunctionMemberAccess]
 
     def __len__(self) -> int:
         """Number of batches; raises TypeError where only a pass can tell."""
@@ -202,17 +205,22 @@ class DataSet:
         with self._running("operator"):
             operator: Any = self.make(batch)
         self.division.peak = max(self.division.peak, getattr(operator, "peak_bytes", 0))
+        parts = list(_constituents(operator))
         if self._count is None:
-            for leaf in getattr(operator, "reads", ()):
+            for leaf in (leaf for part in parts for leaf in getattr(part, "reads", ())):
                 self._versions.setdefault(id(leaf), (leaf, _version(leaf)))
-            self._watch = _watch_of(operator) if self._watch is None else self._watch
-        if self._watch is not None and hasattr(operator, "new_watch"):
-            operator.watch = self._watch
+            self._watches = self._watches or [found for part in parts if (found := _watch_of(part)) is not None]
+        for watch, part in zip(self._watches, filter(_is_watched, parts), strict=False):
+            if hasattr(part, "new_watch"):
+                part.watch = watch
         return _Made(operator, hashes, batch, stamp)
 
-    def _running(self, kind: str) -> AbstractContextManager[None]:
+    def _running(self, kind: str) -> ExitStack:
         """Around a run of model and loss, which may register buffers and write to tensors of their own."""
-        return nullcontext() if self._watch is None else self._watch.running(kind)
+        stack = ExitStack()
+        for watch in self._watches:
+            stack.enter_context(watch.running(kind))
+        return stack
 
     def _fits(self, held: int, made: _Made) -> bool:
         if made.held_bytes is None:
@@ -253,8 +261,8 @@ class DataSet:
                 f"{len(changed)} of {len(self._versions)} changed in place since the operator was made (of shape {shown})",
                 "make a new operator after every update",
             )
-        if self._watch is not None:
-            self._watch.check(*_WATCHED)
+        for watch in self._watches:
+            watch.check(*_WATCHED)
 
     def __repr__(self) -> str:
         """What became of the operators of the first pass; empty before it."""
@@ -270,12 +278,28 @@ def _stamp(batch: Any) -> _Stamp:
     others = [*(leaf for leaf in leaves if not isinstance(leaf, Tensor)), *(leaf for _, leaf in structure.static)]
     is_known = all(type(leaf) in _PLAIN for leaf in others) and not any(leaf.is_inference() for leaf in tensors)
     values = [repr(leaf) for leaf in others if type(leaf) in _PLAIN]
-    return _Stamp([(leaf, _version(leaf)) for leaf in tensors], values, is_known)
+    return _Stamp([(leaf, _version(leaf)) for leaf in tensors], values, is_known, structure.spec)
 
 
-def _watch_of(operator: Any) -> Watch | None:
+def _constituents(operator: Any) -> Iterator[Any]:
+    """An operator and all that it is made of, as far as these do not read anything themselves."""
+    yield operator
+    if isinstance(operator, LinearOperator) and not _reads(operator):
+        for part in parts_of(operator):
+            yield from _constituents(part)
+
+
+def _reads(operator: Any) -> bool:
+    return any(hasattr(operator, name) for name in ("reads", "watch", "new_watch"))
+
+
+def _is_watched(part: Any) -> bool:
+    return getattr(part, "watch", None) is not None or hasattr(part, "new_watch")
+
+
+def _watch_of(part: Any) -> Watch | None:
     """The watch that an operator has or can make."""
-    found, new = getattr(operator, "watch", None), getattr(operator, "new_watch", None)
+    found, new = getattr(part, "watch", None), getattr(part, "new_watch", None)
     return new() if found is None and new is not None else found
 
 
