@@ -122,6 +122,30 @@ def test_arrays_mappings_and_objects() -> None:
     assert torch.equal(sample_hashes(np.float32(2.0)), sample_hashes(np.float32(2.0)))
 
 
+def test_renamed_keys_are_seen_whatever_they_lead_to() -> None:
+    """A key of an array, a number, a text or None; nesting, and a dot in a name."""
+    batches = [
+        *({"x": X, key: Y.numpy()} for key in ("labels", "label")),
+        *({"x": X, "mask": mask, "more": {key: held}} for key in ("a", "b") for mask, held in ((None, 3), (3, None))),
+        *({"x": X, key: "text"} for key in ("language", "lang")),
+        *(UserDict({"x": X, key: Y.numpy(), "n": 1}) for key in ("labels", "label")),
+        {"a.b": X},
+        {"a": {"b": X}},
+        {"a": X, "b": 1},
+        {"a": X, "c": 1},
+    ]
+    seen = [tuple(sample_hashes(batch).tolist()) for batch in batches]
+    assert len(set(seen)) == len(seen) and all(len(hashes) == 7 for hashes in seen)
+
+
+def test_the_order_of_keys_and_of_samples_does_not_matter() -> None:
+    one, other = {"x": X, "y": Y.numpy(), "flag": True, "n": 2}, {"n": 2, "flag": True, "y": Y.numpy(), "x": X}
+    hashes = sample_hashes(one)
+    assert torch.equal(hashes, sample_hashes(other))
+    parts = [sample_hashes({"x": X[part], "y": Y[part].numpy(), "flag": True, "n": 2}) for part in (slice(4, 7), slice(0, 4))]
+    assert fingerprint(*parts) == fingerprint(hashes)
+
+
 def test_leaves_without_common_samples_are_one_sample() -> None:
     whole = sample_hashes((torch.zeros(3, 2), torch.zeros(2)))
     assert whole.shape == (1,)

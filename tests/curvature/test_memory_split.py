@@ -208,6 +208,15 @@ class TestMixed:
             with pytest.raises(DataError, match="a total mass of 0"):
                 _ = found.flat @ v
 
+    def test_derivatives_by_16_bit_vectors_are_added_up_in_32_bits(self, slices_of_three: None) -> None:
+        x = torch.rand(600, 3, generator=torch.Generator().manual_seed(0)).add_(1).bfloat16()
+        found = hesse.ggn(nn.Linear(3, 1, bias=False).bfloat16(), nn.MSELoss(reduction="sum"), (x, x[:, :1]))
+        assert isinstance(found, SplitBatch)
+        v = {"weight": torch.ones(1, 3, dtype=torch.bfloat16, requires_grad=True)}
+        (found @ v)["weight"].float().sum().backward()
+        expected = 2 * (x.double().T @ x.double()).sum(0)
+        assert float(((v["weight"].grad.double() - expected) / expected).abs().max()) < 0.03
+
     def test_samples_that_are_all_alike_may_be_sliced(self, slices_of_three: None) -> None:
         model, (x, y) = problem()
         x = x[:1].repeat(11, 1)
@@ -225,7 +234,7 @@ class TestMixed:
             hesse.ggn(model, loss, (x, y), memory=budget)
         monkeypatch.undo()
         assert isinstance(hesse.ggn(model, loss, (x, y), memory=caught.value.least), GaussNewton)
-        with pytest.raises(RuntimeError, match="must match the size"):
+        with pytest.raises(DataError, match=r"a weight of shape \(500, 1\), one for each of 500 samples, with .* \(\d+, 3\)"):
             hesse.ggn(model, loss, (x[:490], y[:490]), memory=budget or 40_000)
 
     def test_a_loss_that_does_not_add_up(self, slices_of_three: None) -> None:

@@ -312,3 +312,49 @@ def test_singular_structures_count() -> None:
     found = lstsq(pair, pair.out_space.normal(), full=True)
     assert found.truncated == 1 and found.forward_error < 1e-9
     assert lstsq(LowRank(random_matrix(6, 2)), random_matrix(6), full=True).truncated == 4
+
+
+def test_the_bound_of_conjugate_gradients_costs_about_as_much_as_they_do() -> None:
+    """Lanczos to the condition number took twelve times as much here."""
+    M = with_spectrum(torch.logspace(0, -3, 1100, dtype=torch.float64))
+    A, b = Counted(M, tags=PSD), random_matrix(1100, seed=5)
+    found = solve(A, b, method="cg", full=True)
+    spent = sum(A.blocks)
+    error = relative(found.value, torch.linalg.solve(M, b))
+    assert error <= found.forward_error <= 3 * found.residual * 1e3
+    assert sum(A.blocks) - spent <= 2 * found.iterations + 33
+
+
+def test_what_conjugate_gradients_have_not_seen_is_not_bounded() -> None:
+    """The right-hand side lies in the space of the large eigenvalues, where one step solves it."""
+    values = torch.cat([torch.logspace(-6, -1, 400, dtype=torch.float64), torch.ones(1, dtype=torch.float64)])
+    Q = torch.linalg.qr(random_matrix(401, 401)).Q
+    A = Counted((Q * values) @ Q.mT, tags=PSD)
+    A.matrix = (A.matrix + A.matrix.mT) / 2
+    found = solve(A, Q[:, -1].clone(), method="cg", full=True)
+    assert found.iterations <= 2 and found.forward_error == math.inf
+
+
+@pytest.mark.parametrize("size", [1e19, 1e30, 1e-22, 1e-30])
+@pytest.mark.parametrize("method", ["cg", "minres", "lsmr"])
+def test_systems_whose_squares_are_out_of_range(method: str, size: float) -> None:
+    """Solved as if the operator and the preconditioner were of size one."""
+    M = (with_spectrum(torch.linspace(1, 5, 40, dtype=torch.float64)) * size).float()
+    B = random_matrix(2, 40, dtype=torch.float32, seed=3)
+    right = torch.linalg.solve(M.double(), B.double().mT).mT
+    rough = Counted((torch.linalg.inv(M.double()) + 0.1 / size * torch.eye(40, dtype=torch.float64)).float(), tags=PSD)
+    for preconditioner in (None, rough):
+        found = solve(Counted(M, tags=PSD), B, method=method, preconditioner=preconditioner, full=True)
+        off = float(((found.value.double() - right).norm(dim=-1) / right.norm(dim=-1)).max())
+        assert off < 2e-3 and found.residual <= 3.5e-4
+        assert off <= found.forward_error
+
+
+@pytest.mark.parametrize("size", [1e19, 1e30, 1e-22, 1e-30])
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_least_squares_whose_squares_are_out_of_range(damping: float, size: float) -> None:
+    M, b = (random_matrix(30, 12) * size).float(), random_matrix(30, dtype=torch.float32, seed=3)
+    W = M.double() / size
+    right = torch.linalg.solve(W.mT @ W + damping * torch.eye(12, dtype=torch.float64), W.mT @ b.double()) / size
+    found = lstsq(Counted(M), b, method="lsmr", damping=damping * size**2, full=True)
+    assert relative(found.value.double(), right) <= min(found.forward_error, 3e-3)

@@ -253,3 +253,19 @@ def test_16_bit_results_are_added_up_in_32_bits(dtype: torch.dtype, additive: bo
     torch.testing.assert_close((A.T @ torch.ones(2, 3, dtype=dtype)).double(), whole.sum(0).expand(2, 5), **rounding)
     diagonal = average(lambda batch: make((batch[0][:, :3], batch[1])), batches, additive=additive)
     torch.testing.assert_close(hesse.diagonal(diagonal).double(), whole[:, :3].diagonal(), **rounding)
+
+
+@pytest.mark.parametrize("additive", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_derivatives_by_16_bit_vectors_are_added_up_in_32_bits(dtype: torch.dtype, additive: bool) -> None:
+    """Autograd adds in the dtype of the vector: in 16 bits a sum of 600 alike stands still."""
+    batches = [(T(3, 5).abs().to(dtype) / 8, 1.0) for _ in range(600)]
+    A = average(make, batches, additive=additive)
+    whole = torch.stack([matrix for matrix, _ in batches]).double().sum(0) / (1 if additive else len(batches))
+    v, V = T(5).to(dtype).requires_grad_(), T(2, 5).to(dtype).requires_grad_()
+    (A @ v).float().sum().backward()
+    (A @ V).float().sum().backward()
+    assert v.grad is not None and V.grad is not None
+    for found in (v.grad, *V.grad):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), whole.sum(0), rtol=4 * torch.finfo(dtype).eps, atol=0.0)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import hesse
 from hesse.autodiff.compiled.mode import CompileNotice
-from hesse.core.errors import NonFiniteError, StructureError
+from hesse.core.errors import DataError, NonFiniteError, StructureError
 from hesse.parameters.compile_rows import compile_rows
 from hesse.parameters.compiled_rows import CompiledRows
 from tests.parameters import oracle, varied
@@ -186,7 +186,7 @@ def test_errors_are_those_of_the_direct_way() -> None:
     x, y = batch(5)
     with pytest.raises(NonFiniteError, match="NaN in input"):
         rows((x.index_fill(1, torch.tensor(2), float("nan")), y))
-    with pytest.raises(IndexError, match="out of bounds"):
+    with pytest.raises(DataError, match=r"target\[\d\] = \d .*3 classes"):
         rows((x, y + 2))
     model.train()
     model[3] = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3)).double()

@@ -180,6 +180,20 @@ def test_dtypes_are_kept(dtype: torch.dtype) -> None:
         assert float((found.double() - expected).norm()) < 40 * torch.finfo(dtype).eps * float(expected.norm())
 
 
+def test_derivatives_by_16_bit_vectors_are_added_up_in_32_bits() -> None:
+    """In 16 bits a sum of 300 alike stands still."""
+    x = torch.rand(600, 3, generator=torch.Generator().manual_seed(0)).add_(1).bfloat16()
+    J = hesse.parameter_jacobian(nn.Linear(3, 1, bias=False).bfloat16(), None, [(part, None) for part in x.split(2)])
+    v = {"weight": torch.ones(1, 3, dtype=torch.bfloat16, requires_grad=True)}
+    V = {"weight": torch.ones(2, 1, 3, dtype=torch.bfloat16, requires_grad=True)}
+    (J @ v).float().sum().backward()
+    (J @ V).float().sum().backward()
+    expected = x.double().sum(0)
+    assert v["weight"].grad is not None and V["weight"].grad is not None
+    for found in (v["weight"].grad, *V["weight"].grad):
+        assert float(((found.double() - expected) / expected).abs().max()) < 4 * torch.finfo(torch.bfloat16).eps
+
+
 def test_blocks_skip_and_split() -> None:
     model, x, y = case("tied")
     rows = oracle.loss_rows(model, nn.CrossEntropyLoss(reduction="sum"), x, y)

@@ -25,6 +25,7 @@ from hesse.core.errors import DetachedError, HolomorphyError, UnsupportedError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator
+from hesse.operators.copies import ReadsInPlace
 
 _GRAPHS_OF_A_KEY = 64
 _checked: WeakKeyDictionary[Any, dict[Any, bool]] = WeakKeyDictionary()
@@ -42,7 +43,7 @@ class Linearization(NamedTuple):
     jacobian: LinearOperator
 
 
-class JacobianOperator(LinearOperator):
+class JacobianOperator(ReadsInPlace, LinearOperator):
     """The derivative of a function at a point, from a graph that is kept.
 
     ``J.T @ u`` is one backward pass through the kept graph. ``J @ v`` takes the tangents along the same graph, without running

@@ -12,7 +12,7 @@ from torch import Tensor
 from hesse.autodiff.model import Model, select_rows
 from hesse.autodiff.recording import nodes
 from hesse.core import tree
-from hesse.core.errors import DataError, MixedSamplesError, NonScalarError, StructureError, UnsupportedError
+from hesse.core.errors import DataError, HesseError, MixedSamplesError, NonScalarError, StructureError, UnsupportedError
 from hesse.rules.losses import Mass, SampleLoss, known_loss
 
 
@@ -44,7 +44,11 @@ def loss_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: Any,
     """
     rule = known_loss(loss)
     if rule is not None and isinstance(output, Tensor) and isinstance(target, Tensor):
-        terms = rule.contributions(output, target)
+        try:
+            terms = rule.contributions(output, target)
+        except (IndexError, RuntimeError) as error:
+            _explain(error, rule, output, target, asked)
+            raise
         if terms.ndim == 0 or terms.shape[0] % count:
             raise DataError(
                 asked,
@@ -132,13 +136,34 @@ def require_scalar(value: Any, asked: str) -> Tensor:
     return value.reshape(())
 
 
+def called(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, asked: str) -> Any:
+    """``loss(output, target)``.
+
+    Raises:
+        DataError: a known loss fails for a reason that its rule knows, such as a label that is no class.
+    """
+    try:
+        return loss(output, target)
+    except (IndexError, RuntimeError) as error:
+        _explain(error, known_loss(loss), output, target, asked)
+        raise
+
+
+def _explain(error: Exception, rule: SampleLoss | None, output: Any, target: Any, asked: str) -> None:
+    if rule is None or isinstance(error, HesseError) or not (isinstance(output, Tensor) and isinstance(target, Tensor)):
+        return
+    trouble = rule.trouble(output, target)
+    if trouble is not None:
+        raise DataError(asked, *trouble) from error
+
+
 def batch_loss(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, model: Model | None, asked: str) -> Tensor:
     """The loss of a batch as the user's callable gives it.
 
     Raises:
         NonScalarError: it is no scalar. UnsupportedError: it reads the model's parameters past the model's output.
     """
-    value = require_scalar(loss(output, target), asked)
+    value = require_scalar(called(loss, output, target, asked), asked)
     own = {} if model is None else {id(parameter): name for name, parameter in model.own.items()}
     for node in nodes([value.grad_fn]):
         name = own.get(id(getattr(node, "variable", None)))

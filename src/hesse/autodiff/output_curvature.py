@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hesse.autodiff.losses import batch_loss, require_scalar
+from hesse.autodiff.losses import batch_loss, called, require_scalar
 from hesse.autodiff.model import Model
 from hesse.autodiff.second_order import HessianOperator, hessian_operator
 from hesse.core import random
@@ -61,7 +61,7 @@ def loss_curvature(loss: Loss, output: Tensor, targets: Any, model: Model | None
         hessian = hessian_operator(lambda out: batch_loss(loss, out, targets, model, asked), output)
         return LossCurvature(CallableCurvature(hessian, output, asked), 1.0)
     with torch.no_grad():
-        require_scalar(loss(output, targets), asked)
+        require_scalar(called(loss, output, targets, asked), asked)
     if kind == "information":
         require_distribution(loss, "expected", asked)
     make = rule.information if kind == "information" else rule.curvature

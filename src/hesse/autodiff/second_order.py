@@ -19,9 +19,10 @@ from hesse.core.errors import HolomorphyError, NonScalarError
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
+from hesse.operators.copies import ReadsInPlace
 
 
-class HessianOperator(LinearOperator):
+class HessianOperator(ReadsInPlace, LinearOperator):
     """The Hessian of a scalar function at a point.
 
     Attributes:

@@ -24,6 +24,7 @@ from hesse.core.mixing import counters, mix, signed
 from hesse.core.tree import Tree
 from hesse.core.wrapped import is_sharded
 
+_DOT = "\x1f"  # stands for a dot within a key
 _WORDS_AT_ONCE, _FEW = 2**18, 2**12
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 
@@ -31,9 +32,10 @@ _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.uint8}
 def sample_hashes(*trees: Tree) -> Tensor:
     """A hash of each sample's content, over all leaves of all trees together (a batch's inputs and targets).
 
-    The leaves' names, dtypes and shapes take part; the sample's place in the batch, the other samples, the memory layout
-    and the device do not. Tensors (and arrays) without axes and everything that is no tensor count for every sample. Where the
-    leaves do not agree in their leading axis, or there is none, the whole batch is one sample.
+    The leaves' paths (keys of dicts, places in lists), dtypes and shapes take part, also the paths of what is no tensor; the
+    sample's place in the batch, the other samples, the order of keys, the memory layout and the device do not. Tensors (and
+    arrays) without axes and everything that is no tensor count for every sample. Where the leaves do not agree in their leading
+    axis, or there is none, the whole batch is one sample.
 
     Args:
         *trees: nested containers whose tensors have the samples on axis 0.
@@ -46,10 +48,10 @@ def sample_hashes(*trees: Tree) -> Tensor:
 
     Cost: one pass over the bytes, five operations for eight of them.
     """
-    named = [(f"{index}.{name}", leaf) for index, batch in enumerate(trees) for name, leaf in _leaves(batch)]
+    named = [(f"{index}.{_joined(path)}", leaf) for index, batch in enumerate(trees) for path, leaf in _leaves(batch)]
     for name, leaf in named:
         if is_sharded(leaf):
-            where = name.partition(".")[2]
+            where = name.partition(".")[2].replace(_DOT, ".")
             found = f"a DTensor{f' at {where!r}' if where else ''}: {leaf.placements}"
             remedy = "pass this rank's samples: .to_local(), or .full_tensor()"
             raise DataError("Data are tensors of this process.", found, remedy)
@@ -58,7 +60,7 @@ def sample_hashes(*trees: Tree) -> Tensor:
     whole = len(lengths) != 1
     count = 1 if whole else lengths.pop()
     device = next((leaf.device for _, leaf in tensors if leaf.ndim), torch.device("cpu"))
-    shared = _number(";".join(f"{name}={_text(leaf)}" for name, leaf in named if not isinstance(leaf, Tensor)))
+    shared = _number(";".join(sorted(f"{name}={_text(leaf)}" for name, leaf in named if not isinstance(leaf, Tensor))))
     total = torch.full((count,), shared, dtype=torch.int64, device=device)
     for name, leaf in tensors:
         rows = leaf.unsqueeze(0) if whole or not leaf.ndim else leaf
@@ -77,17 +79,19 @@ def fingerprint(*hashes: Tensor) -> int:
     return (count << 64) + sum(int(part.sum()) for part in hashes) % 2**64
 
 
-def _leaves(batch: Tree) -> Iterator[tuple[str, Any]]:
-    """Every leaf: tensors and floats by their path, static leaves by their position; arrays as tensors."""
-    for name, leaf in tree.named_leaves(batch):
-        yield name, leaf
-    for index, leaf in tree.flatten(batch)[1].static:
+def _leaves(batch: Tree) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every leaf and the keys that lead to it; arrays as tensors."""
+    for path, leaf in tree.named_parts(batch):
         if isinstance(leaf, Mapping):
-            yield from ((f"{index}.{name}", inner) for name, inner in _leaves(dict(leaf)))
+            yield from (((*path, *inner), part) for inner, part in _leaves(dict(leaf)))
         elif isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc":
-            yield str(index), torch.from_numpy(np.ascontiguousarray(leaf))
+            yield path, torch.from_numpy(np.ascontiguousarray(leaf))
         else:
-            yield str(index), leaf
+            yield path, leaf
+
+
+def _joined(path: tuple[str, ...]) -> str:
+    return ".".join(key.replace(".", _DOT) for key in path)
 
 
 def _text(leaf: Any) -> str:

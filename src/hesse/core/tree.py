@@ -190,6 +190,11 @@ def named_leaves(tree: Tree) -> list[tuple[str, Any]]:
     return [(".".join(path), leaf) for path, leaf in _walk(_lay_open(tree), ()) if is_variable(leaf)]
 
 
+def named_parts(tree: Tree) -> list[tuple[tuple[str, ...], Any]]:
+    """``(path, leaf)`` of every leaf, static ones too; a path is the keys that lead to it."""
+    return list(_walk(_lay_open(tree), ()))
+
+
 def _walk(node: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
     if pytree.tree_is_leaf(node):
         yield path, node

@@ -26,6 +26,7 @@ from hesse.linalg.woodbury import congruence_rule
 from hesse.operators.algebra import Congruence, Scaled
 from hesse.operators.average import Average
 from hesse.operators.base import LinearOperator
+from hesse.operators.copies import ReadsInPlace
 from hesse.operators.data_set import refuse_one_shot
 from hesse.operators.spread import Spread
 from hesse.parameters.storing.identity import describe_value
@@ -33,7 +34,7 @@ from hesse.parameters.storing.identity import describe_value
 BatchLoss = Callable[[Any, Any], Tensor]
 
 
-class BatchOperator(LinearOperator):
+class BatchOperator(ReadsInPlace, LinearOperator):
     """What operators of one batch share: the normalizer of its loss, found when it is asked for, and a guard of its tensors.
 
     Args:

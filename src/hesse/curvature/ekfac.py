@@ -53,6 +53,9 @@ def ekfac(  # noqa: PLR0913 - as kfac
     eigenvector, the best that any diagonal in this basis can do in the Frobenius norm. Weights that are shared over positions
     have their positions added up before the square is taken.
 
+    Samples and positions whose target is ignored count for the eigenvectors as in `kfac`, among the inputs; the eigenvalues do
+    not see them.
+
     With approximation="reduce" and fewer samples than a factor has numbers, eigenvectors of the factor's null space are
     arbitrary, rows have mass along them, and the result depends on the choice (with "expand" they have none there).
 

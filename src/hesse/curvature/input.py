@@ -21,6 +21,7 @@ from hesse.core.memory import Budget, chunk_size, current_budget
 from hesse.core.tree import Tree
 from hesse.linalg.diagonal import diagonal_rule
 from hesse.operators.base import LinearOperator
+from hesse.operators.copies import ReadsInPlace
 
 _INPUT = "input_hessian(model, loss, batch) differentiates the loss of a batch twice by the inputs."
 _ACTIVATION = "activation_hessian(model, loss, batch, at) differentiates the loss of a batch twice by what a submodule returns."
@@ -29,7 +30,7 @@ _BLOCKS = "The Hessian by inputs or activations has a block a sample where sampl
 Loss = Callable[[Any, Any], Tensor]
 
 
-class SampleHessian(LinearOperator):
+class SampleHessian(ReadsInPlace, LinearOperator):
     """The Hessian of a batch's loss by values that belong to samples; made by `input_hessian` and `activation_hessian`.
 
     It is block-diagonal over the samples wherever the model treats them independently, and `blocks` proves that before it

@@ -48,8 +48,8 @@ def kfac(  # noqa: PLR0913 - a model, a loss, data, which matrix, and how it is 
     parameters) gets its exact matrix up to 2048 numbers, beyond that the exact matrix of each output channel, else its
     diagonal. `kinds` says which.
 
-    Every sample and position counts among the inputs, also one whose target is ignored: its cotangent is zero, and the product
-    of second moments does not know that the two belong together. Leave out samples that are ignored altogether.
+    By convention every sample and position counts among the inputs, also one whose target is ignored: its cotangent is zero,
+    but the product of second moments does not know that the two belong together. Leave out what is ignored altogether.
 
     Args:
         model, loss, data, params, output: as for `loss_hessian`.

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hesse.autodiff.model import Model, sample_count, split_batch
 from hesse.core.chunked import is_allocation_failure
-from hesse.core.errors import HesseError, MemoryBudgetError
+from hesse.core.errors import DataError, HesseError, MemoryBudgetError
 from hesse.core.memory import Budget, given_budget, too_small
 from hesse.core.tree import Tree
 from hesse.core.watch import Watch
@@ -20,6 +20,7 @@ from hesse.curvature.slicing import Slicing, rows_of, sliced, tensors_in
 from hesse.linalg.diagonal_rules import costly_diagonal_rule, diagonal_rule, exact_diagonal
 from hesse.operators.average import Average
 from hesse.operators.base import LinearOperator
+from hesse.operators.weighted_sum import handed_out
 
 Make = Callable[[Any], LinearOperator]
 _PEAK = 0.4  # of the budget: what a batch in slices takes at the highest, where graphs of slices are not kept
@@ -117,10 +118,12 @@ class SplitBatch(Average):
         return SplitBatch(making, self.batch, at_once, slicing.ground, watch=self.watch, keep=False)._product(quantity)
 
     def mv(self, v: Tree) -> Tree:
-        return self._product(lambda operator: operator.mv(v))
+        vector = handed_out(v)
+        return self._product(lambda operator: operator.mv(vector()))
 
     def mm(self, V: Tree) -> Tree:
-        return self._product(lambda operator: operator.mm(V))
+        block = handed_out(V)
+        return self._product(lambda operator: operator.mm(block()))
 
     def _product(self, quantity: Callable[[LinearOperator], Tree]) -> Tree:
         """What takes no more than a product; begins anew with smaller slices where memory fails."""
@@ -211,7 +214,7 @@ def _explain(error: Exception, slicing: Slicing, making: Making, batch: Any) -> 
 
     Cost: a run of model and loss on the whole batch, without a graph.
     """
-    if isinstance(error, HesseError) or is_allocation_failure(error):
+    if is_allocation_failure(error) or (isinstance(error, HesseError) and not isinstance(error, DataError)):
         return
     inputs, targets = split_batch(batch, making.asked)
     try:

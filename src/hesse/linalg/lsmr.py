@@ -10,6 +10,7 @@ from torch import Tensor
 from hesse.core.errors import StructureError
 from hesse.core.progress import track
 from hesse.linalg.answer import Answer
+from hesse.linalg.exponents import near_one, times
 from hesse.linalg.options import rounding
 from hesse.linalg.products import apply, row_norms, work_dtype
 from hesse.linalg.symmetry import inner, tolerance
@@ -46,7 +47,7 @@ def lsmr(
         if not len(state.active):
             break
         state.step()
-    return Answer(state.solution(), state.condition, state.iterations, state.trouble, state.norm)
+    return Answer(state.solution(), state.condition, state.iterations, state.trouble, state.norm / state.power)
 
 
 @dataclass
@@ -94,12 +95,13 @@ class _State:
         self.last_miss = torch.full((len(b),), torch.inf, dtype=torch.float64, device=b.device)
         self.iterations, self.norm, self.condition, self.trouble = 0, root, 1.0, ""
         self.is_checked = False
+        self.power = 0.0  # of two: the iteration is for A times it, and its damping; not known before the first product
         self.recursion = self._start(self._right(self.active))
 
     def solution(self) -> Tensor:
         """What is found for all rows; to be asked for once."""
         self._found[self.active] = self.x
-        return self._found.mul_(self.unit)
+        return self._found.mul_(self.unit).mul_(self.power)
 
     def _right(self, rows: Tensor) -> Tensor:
         """Right-hand sides of norm one, with the rows of the damping."""
@@ -109,17 +111,23 @@ class _State:
 
     def forward(self, V: Tensor) -> Tensor:
         """``[k, out]``, with the rows of the damping."""
-        product = apply(self.A, V).to(V.dtype)
+        product = times(apply(self.A, V).to(V.dtype), self.power)
         return torch.cat([product, self.root * V], dim=-1) if self.root else product
 
     def adjoint(self, U: Tensor) -> Tensor:
         """``[k, in]``."""
-        product = apply(self.AH, U[:, : self.A.shape[0]].contiguous()).to(U.dtype)
+        rows = U[:, : self.A.shape[0]].contiguous()
+        product = apply(self.AH, rows).to(U.dtype)
+        if not self.power:
+            self.power = near_one(product, rows)
+            self.root, self.norm = self.root * self.power, self.norm * self.power
+        product = times(product, self.power)
         return product.add_(U[:, self.A.shape[0] :], alpha=self.root) if self.root else product
 
     def _start(self, r: Tensor) -> _Recursion:
         u, beta = _unit(r)
         v, alpha = _unit(self.adjoint(u) if len(u) else u.new_zeros(0, self.A.shape[1]))
+        self.power = self.power or 1.0
         if len(alpha):
             self.norm = max(self.norm, float(alpha.max()))
         zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -210,8 +218,8 @@ class _State:
         if float((seen - s.alpha).abs()[worst]) > tolerance(self.A) * float(size[worst] + s.alpha[worst]):
             raise StructureError(
                 "LSMR needs an operator and its adjoint.",
-                f"{type(self.A).__name__} of shape {self.A.shape}, for which <u, A v> = {float(seen[worst]):.6g} "
-                f"and <A.H u, v> = {float(s.alpha[worst]):.6g}",
+                f"{type(self.A).__name__} of shape {self.A.shape}, for which <u, A v> = {float(seen[worst]) / self.power:.6g} "
+                f"and <A.H u, v> = {float(s.alpha[worst]) / self.power:.6g}",
                 "mend its transpose() (hesse.assert_operator)",
             )
 

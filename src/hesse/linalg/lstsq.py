@@ -160,7 +160,7 @@ def _looked_at(
     whole = torch.hypot(missed, damping**0.5 * row_norms(X))
     # of rows of norm one, so that squares of tiny ones do not underflow
     unit = torch.where(whole > 0, whole, torch.ones_like(whole))[:, None]
-    gradient = row_norms(apply(A.H, missing / unit) - damping * X / unit)
+    gradient = row_norms(apply(A.H, missing / unit) - damping**0.5 * (damping**0.5 * X / unit))
     normal = torch.where(gradient == 0, gradient, gradient / norm)
     noise = backward_rounding(A) * (norm * row_norms(X) + size)
     is_good = bool(((whole <= rtol * size) | (normal <= rtol) | (normal * whole <= noise)).all())

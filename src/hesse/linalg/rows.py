@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import SymmetryError
+from hesse.linalg.exponents import near_one, times
 from hesse.linalg.options import rounding
 from hesse.linalg.products import apply, row_norms
 from hesse.linalg.symmetry import SymmetricProducts, inner
@@ -27,12 +28,15 @@ class Rows:
     Attributes:
         active: indices of the rows that go on.
         x, r: solutions of these, and residuals as the recursion has them, for right-hand sides of norm one.
+        power: of two, by which A is multiplied so that squares stay in range, and x in the end. 0 before the first product.
         trouble: what stopped a row early.
     """
 
     def __init__(self, A: LinearOperator, b: Tensor, rtol: float, preconditioner: LinearOperator | None, method: str) -> None:
         self.A, self.b, self.rtol, self.preconditioner, self.method = A, b, rtol, preconditioner, method
-        self.product = SymmetricProducts(A, method)
+        self._products = SymmetricProducts(A, method)
+        self.power = 0.0
+        self._power_of_preconditioner = 0.0
         self.flat = 4 * rounding(A)  # what is below this fraction of the norm cannot be told from zero
         size = row_norms(b)
         self.unit = torch.where(size > 0, size, torch.ones_like(size))[:, None]  # tiny b would underflow when squared
@@ -49,7 +53,13 @@ class Rows:
 
     def solution(self) -> Tensor:
         """The rows that are done, and of the others the x of the smallest residual so far; to be asked for once."""
-        return self._found.mul_(self.unit)
+        return self._found.mul_(self.unit).mul_(self.power or 1.0)
+
+    def product(self, V: Tensor) -> Tensor:
+        """``A v`` for each row v, times the power of two that the first of these products asks for."""
+        products = self._products(V)
+        self.power = self.power or near_one(products, V)
+        return times(products, self.power)
 
     def remember(self) -> None:
         """Keep the active rows whose residuals are the smallest so far."""
@@ -82,7 +92,7 @@ class Rows:
             return stay, claims
         rows = on[claims]
         fresh = self._right(rows)
-        fresh -= apply(self.A, self.x[claims])
+        fresh -= times(apply(self.A, self.x[claims]), self.power)
         true = torch.linalg.vector_norm(fresh, dim=-1)
         self.r[claims] = fresh
         del fresh
@@ -103,8 +113,12 @@ class Rows:
         return stay, claims
 
     def precondition(self, r: Tensor) -> Tensor:
-        """``M r`` for each row; r itself without a preconditioner, which may keep the copy that it is given."""
-        return r if self.preconditioner is None else apply(self.preconditioner, r.clone())
+        """``M r`` for each row, times a power of two; r without a preconditioner, which may keep the copy that it is given."""
+        if self.preconditioner is None:
+            return r
+        z = apply(self.preconditioner, r.clone())
+        self._power_of_preconditioner = self._power_of_preconditioner or near_one(z, r)
+        return times(z, self._power_of_preconditioner)
 
     def positive(self, r: Tensor, z: Tensor) -> Tensor:
         """``r^H z`` of each row, where ``z = M r``.

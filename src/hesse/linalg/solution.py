@@ -82,8 +82,13 @@ class Solution:
         Here ``x_true`` is the exact solution for b and A as they are (of `lstsq` that of least norm), not what b was made from.
         Infinite where nothing can be said.
 
-        Cost: a product or two where the method knows the norm of the inverse; else a condition number. For least squares with
-        a null space one more problem, with ``A.H``.
+        For conjugate gradients the norm of the inverse is bounded by Lanczos steps from a random vector (`definite_ends`). That
+        holds but for a chance of 1e-4, and is infinite where these steps do not suffice: with a preconditioner that saves many
+        of them, or a right-hand side that is solved in few. For MINRES and LSMR it is estimated by `hesse.condition`.
+
+        Cost: a product or two where the method knows the norm of the inverse; for conjugate gradients at most 2 products for
+        each of their steps and 33 more; else a condition number. For least squares with a null space one more problem, with
+        ``A.H``.
         """
         return evaluated(self.known_error)
 
@@ -125,7 +130,7 @@ def error_bound(A: LinearOperator, B: Tensor, X: Tensor, sizes: Sizes, *, dampin
     unsure = unit * (norm * x + b)
     miss, away = missed + unsure, torch.zeros_like(x)
     if sizes.away is not None:
-        gradient = row_norms(apply(A.H, R) - damping * X).double()
+        gradient = row_norms(apply(A.H, R) - damping**0.5 * (damping**0.5 * X)).double()
         miss = torch.minimum(miss, _times(inverse, gradient + norm * (unsure + unit * missed)))
         away = sizes.away.double()
     off = _times(inverse, miss) + away
@@ -146,7 +151,7 @@ def norm_from_below(A: LinearOperator, damping: float = 0.0) -> float:
             break
         image = apply(A, v / size[:, None])
         norm = row_norms(image)[0]
-        v = apply(A.H, image)
+        v = apply(A.H, image / norm) if float(norm) else image.new_zeros(1, A.shape[1])
     return float(torch.hypot(norm.double(), torch.tensor(damping**0.5, dtype=torch.float64, device=norm.device)))
 
 

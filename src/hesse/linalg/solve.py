@@ -17,6 +17,7 @@ from hesse.linalg.condition import inverse_from
 from hesse.linalg.dense import matrix_for, matrix_has_room
 from hesse.linalg.differentiable_rules import differentiable_solution
 from hesse.linalg.groups import CG, LSMR, MINRES, in_groups
+from hesse.linalg.inverse_bound import definite_ends
 from hesse.linalg.lsmr import lsmr
 from hesse.linalg.minres import minimal_residual
 from hesse.linalg.options import (
@@ -53,6 +54,7 @@ _REMEDY = "or use method='lsmr' or 'dense', which need no symmetry"
 _DENSE_DIM = 1000
 _COPIES = 5  # of a matrix, while it is factored and a solution is found
 _REFINEMENTS = 2
+_TIMES, _FURTHER = 2, 32  # of the steps of conjugate gradients, for a bound of their error
 
 
 @asked_together
@@ -129,6 +131,9 @@ def _is_rounding(A: LinearOperator, B: Tensor, answer: Answer, rtol: float) -> b
 
 def _error(A: LinearOperator, B: Tensor, answer: Answer, method: str) -> float:
     """A bound of the relative error; the condition numbers of iterative methods are too small for it."""
+    if method == "cg":
+        norm, inverse, _ = definite_ends(A, _TIMES * answer.iterations + _FURTHER)
+        return error_bound(A, B, answer.value, Sizes(norm, inverse, None))
     norm = norm_from_below(A) if answer.norm is None else answer.norm
     inverse = evaluated(answer.inverse_norm)
     if inverse is None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from hesse.core.errors import DataError, MemoryBudgetError, StructureError
 from hesse.core.memory import Budget
 from hesse.core.progress import track
 from hesse.core.tree import Tree
 from hesse.operators.base import LinearOperator, Tag
+from hesse.operators.copies import shared, unpicklable
 from hesse.operators.data_set import DataSet, refuse_one_shot
 from hesse.operators.spread import Spread, asked_together
-from hesse.operators.weighted_sum import WeightedSum
+from hesse.operators.weighted_sum import WeightedSum, handed_out
 
 Result = TypeVar("Result")
 
@@ -133,10 +135,12 @@ class Average(LinearOperator):
             del operator
 
     def mv(self, v: Tree) -> Tree:
-        return self.combine(lambda operator: operator.mv(v))
+        vector = handed_out(v)
+        return self.combine(lambda operator: operator.mv(vector()))
 
     def mm(self, V: Tree) -> Tree:
-        return self.combine(lambda operator: operator.mm(V))
+        block = handed_out(V)
+        return self.combine(lambda operator: operator.mm(block()))
 
     @property
     def gradient(self) -> Tree:
@@ -151,6 +155,20 @@ class Average(LinearOperator):
         transposed._flipped = not self._flipped
         transposed.in_space, transposed.out_space = self.out_space, self.in_space
         return transposed
+
+    def __copy__(self) -> Self:
+        return shared(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy that reads the same model and data, and is refused as this one is where they change."""
+        return shared(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        try:
+            pickle.dumps(self.data.make)
+        except (pickle.PicklingError, AttributeError, TypeError, NotImplementedError) as error:
+            raise unpicklable(type(self).__name__) from error
+        return object.__reduce_ex__(self, protocol)
 
     def __repr__(self) -> str:
         name = "Sum" if self.additive else "Average"

@@ -1,7 +1,8 @@
-"""Weighted sums of trees, in float32 for 16-bit numbers."""
+"""Weighted sums of trees, in float32 for 16-bit numbers; vectors whose derivatives are such sums."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,20 @@ from torch import Tensor
 
 from hesse.core import tree
 from hesse.core.tree import Tree
+
+_NARROW = (torch.float16, torch.bfloat16)
+
+
+def handed_out(v: Tree) -> Callable[[], Tree]:
+    """A vector for each of several products, such that its derivatives by all of them are added up in float32.
+
+    Autograd adds what comes back to a tensor in the tensor's own dtype. A vector of 16 bits that requires grad is therefore
+    made anew for every product, of a copy in float32.
+    """
+    if not any(isinstance(leaf, Tensor) and leaf.requires_grad and leaf.dtype in _NARROW for leaf in tree.leaves(v)):
+        return lambda: v
+    wide = tree.map_tree(_wide, v)
+    return lambda: tree.map_tree(lambda leaf, own: _narrow(leaf, getattr(own, "dtype", None)), wide, v)
 
 
 class WeightedSum:
@@ -38,11 +53,11 @@ class WeightedSum:
 
 
 def _wide(leaf: Any) -> Any:
-    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in (torch.float16, torch.bfloat16) else leaf
+    return leaf.float() if isinstance(leaf, Tensor) and leaf.dtype in _NARROW else leaf
 
 
 def _narrow(leaf: Any, dtype: torch.dtype | None) -> Any:
-    return leaf.to(dtype) if dtype in (torch.float16, torch.bfloat16) else leaf
+    return leaf.to(dtype) if dtype in _NARROW else leaf
 
 
 def _added(total: Any, part: Any) -> Any:

@@ -20,8 +20,8 @@ from hesse.linalg.dense import dense_rule
 from hesse.linalg.diagonal import column_squares_rule
 from hesse.linalg.woodbury import gram_rule
 from hesse.operators.base import LinearOperator
-from hesse.parameters.contractions import Moments
-from hesse.parameters.contractions.moments import Approximation
+from hesse.operators.copies import ReadsInPlace
+from hesse.parameters.contractions.moments import Approximation, Moments
 from hesse.parameters.selection import Names
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Per = Literal["parameter", "layer"] | None
 Result = TypeVar("Result")
 
 
-class JacobianBySample(LinearOperator):
+class JacobianBySample(ReadsInPlace, LinearOperator):
     """The derivative of every sample's loss (or output) by every parameter; N samples, C elements of a sample's output.
 
     Attributes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ from hesse.core.progress import track
 from hesse.core.space import Space
 from hesse.core.tree import Tree
 from hesse.core.watch import Watch
+from hesse.operators.weighted_sum import handed_out
 from hesse.parameters.appetite import DOUBT, FEW, NOISE, PAIR, PART, PEAK, WHOLE, Appetite, is_small, least_for, measured
 from hesse.parameters.base import JacobianBySample, Per
 from hesse.parameters.batches import Batches, Reader, cut, join
@@ -285,11 +285,13 @@ class DataJacobian(JacobianBySample):
 
     def mv(self, v: Tree) -> Tree:
         self.in_space.check(v, "vector")
-        return torch.cat([part for _, part in self._products(lambda J, s: J @ v)])
+        vector = handed_out(v)
+        return torch.cat([part for _, part in self._products(lambda J, s: J @ vector())])
 
     def mm(self, V: Tree) -> Tree:
         self.in_space.check(V, "block of vectors", 1)
-        return torch.cat([part for _, part in self._products(lambda J, s: J.mm(V))], 1)
+        block = handed_out(V)
+        return torch.cat([part for _, part in self._products(lambda J, s: J.mm(block()))], 1)
 
     def weighted_sum(self, weights: Tensor) -> Tree:
         """``Jᵀ u`` for weights ``u`` of the shape of the rows: a tree like the parameters."""
@@ -329,10 +331,6 @@ class DataJacobian(JacobianBySample):
             return chosen
 
         return tile
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> DataJacobian:
-        """A copy that reads the same model and data, and is refused as this one is where they change."""
-        return copy.copy(self)
 
     def __repr__(self) -> str:
         rows = " x ".join(str(size) for size in self.out_space.shapes[0])

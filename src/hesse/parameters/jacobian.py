@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -377,10 +376,6 @@ class ParameterJacobian(JacobianBySample):
             return contractions.weighted_sum(use, table[:, root], self._shapes[name].numel())
 
         return self._by_parameter(part)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ParameterJacobian:
-        """A copy that reads the same model and data, and is refused as this one is where they change."""
-        return copy.copy(self)
 
     def __repr__(self) -> str:
         rows = " x ".join(str(size) for size in self.out_space.shapes[0])

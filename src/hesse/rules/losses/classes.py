@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from hesse.core.errors import DataError
 from hesse.rules.losses.curvature import OutputCurvature, Pointwise, Softmax, computing
-from hesse.rules.losses.known import Mass, SampleLoss, is_legacy, loss_rules, mass_by_reduction
+from hesse.rules.losses.known import Mass, SampleLoss, Trouble, is_legacy, loss_rules, mass_by_reduction
 
 
 def _labels_weights(target: Tensor, weight: Tensor | None, ignore_index: int) -> Tensor:
@@ -68,7 +68,14 @@ def cross_entropy(options: dict[str, Any]) -> SampleLoss | None:
             scale = ((1 - smoothing) * hard + smoothing * mean * kept).unsqueeze(1)
         return Softmax(probabilities, scale, dtype=output.dtype, negative="class weights or soft targets below 0")
 
-    return SampleLoss(contributions, mass_by_reduction(reduction, mass), reduction != "mean", curvature, curvature)
+    return SampleLoss(
+        contributions,
+        mass_by_reduction(reduction, mass),
+        reduction != "mean",
+        curvature,
+        curvature,
+        trouble=lambda output, target: _unknown_label(output, target, ignore_index),
+    )
 
 
 @loss_rules.register(nn.NLLLoss, F.nll_loss)
@@ -99,7 +106,30 @@ def nll(options: dict[str, Any]) -> SampleLoss | None:
         return Pointwise(probabilities.mul_(scale), dtype=output.dtype, negative="class weights below 0")
 
     return SampleLoss(
-        contributions, mass_by_reduction(reduction, mass), reduction != "mean", curvature, information, linear=True
+        contributions,
+        mass_by_reduction(reduction, mass),
+        reduction != "mean",
+        curvature,
+        information,
+        linear=True,
+        trouble=lambda output, target: _unknown_label(output, target, ignore_index),
+    )
+
+
+def _unknown_label(output: Tensor, target: Tensor, ignore_index: int) -> Trouble | None:
+    """The first label that is none of the classes of the output."""
+    if target.dtype.is_floating_point or not output.ndim:
+        return None
+    classes = output.shape[min(output.ndim - 1, 1)]
+    places = torch.nonzero(((target < 0) | (target >= classes)) & (target != ignore_index))
+    if not len(places):
+        return None
+    place = tuple(places[0].tolist())
+    others = f", and {len(places) - 1} more" if len(places) > 1 else ""
+    return (
+        f"target[{', '.join(map(str, place))}] = {int(target[place])} (of a target of shape {tuple(target.shape)}{others}), "
+        f"where the output has {classes} classes",
+        f"give labels 0 to {classes - 1}, or {ignore_index} (ignore_index) for what does not count",
     )
 
 

@@ -15,6 +15,8 @@ from hesse.rules.losses.curvature import OutputCurvature
 
 CurvatureOf = Callable[[Tensor, Tensor], OutputCurvature]
 Mass = float | Tensor
+Trouble = tuple[str, str]
+"""What was found, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class SampleLoss:
             with itself under the distribution whose negative log-likelihood the loss is, multiplied by the weight of the given
             target, if targets have weights. None if the loss is no negative log-likelihood.
         linear: whether the loss is linear in the output (almost everywhere), so that its Gauss-Newton matrix is zero.
+        trouble: ``(output, target)`` to what of them PyTorch's own loss refuses, asked after it has; None: nothing is known.
     """
 
     contributions: Callable[[Tensor, Tensor], Tensor]
@@ -40,6 +43,7 @@ class SampleLoss:
     curvature: CurvatureOf | None = None
     information: CurvatureOf | None = None
     linear: bool = False
+    trouble: Callable[[Tensor, Tensor], Trouble | None] = lambda output, target: None
 
 
 LossRule = Callable[[dict[str, Any]], SampleLoss | None]

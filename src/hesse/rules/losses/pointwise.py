@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hesse.core.errors import DataError
 from hesse.rules.losses.curvature import Pointwise, computing
-from hesse.rules.losses.known import CurvatureOf, LossRule, SampleLoss, is_legacy, mass_by_reduction
+from hesse.rules.losses.known import CurvatureOf, LossRule, SampleLoss, Trouble, is_legacy, mass_by_reduction
 
 Weights = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
 """``(output, target, options)`` to numbers that broadcast to the contributions."""
@@ -67,6 +67,7 @@ def pointwise(function: Callable[..., Tensor], second: Second, *allowed: str) ->
             _diagonal(second.curvature, given, second.negative),
             None if second.information is None else _diagonal(second.information, given, second.negative),
             second.linear,
+            lambda output, target: _weight_of_others(output, target, given),
         )
 
     return rule
@@ -81,6 +82,19 @@ def _diagonal(weights: Weights, options: dict[str, Any], negative: str) -> Curva
         return Pointwise(found.expand(terms).sum_to_size(output.shape), dtype=output.dtype, negative=negative)
 
     return of
+
+
+def _weight_of_others(output: Tensor, target: Tensor, options: dict[str, Any]) -> Trouble | None:
+    """A weight that has another number of samples than the output."""
+    weight, shape = options.get("weight"), output.shape
+    if not isinstance(weight, Tensor) or weight.ndim != len(shape) or weight.shape[0] in (1, shape[0]):
+        return None
+    return (
+        f"a weight of shape {tuple(weight.shape)}, one for each of {weight.shape[0]} samples, with an output of shape "
+        f"{tuple(shape)}: other samples, or a part of them",
+        "use such a loss with its own batch as a whole (no slices of it: without memory=, or a larger one), or pass a function "
+        "that finds the weights in the targets: lambda output, both: loss(output, both[0], weight=both[1], reduction='sum')",
+    )
 
 
 def _refuse_broadcast(output: Tensor, target: Tensor) -> None:
