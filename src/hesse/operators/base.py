@@ -40,6 +40,7 @@ class LinearOperator(ABC):
 
     Use: ``A @ v`` takes a tree of `in_space` (batch axes in front allowed) or another operator; ``A.T`` is the
     transpose, ``A.H`` the adjoint; ``A.flat`` works on flat tensors; ``A + B``, ``2 * A`` and ``A - B`` are operators.
+    A product may share memory with its vector (identities, Jacobians of views): clone it before writing to it.
 
     Attributes:
         in_space, out_space: the spaces.
