@@ -140,25 +140,28 @@ def expectations() -> list[str]:
 
 def draw(report: dict[str, Any]) -> None:
     """Measured and modelled products on the left, the model of a cluster on the right."""
-    from matplotlib.figure import Figure
+    from examples.drawing import BLUE, GREEN, ORANGE, panels, style
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for index, color in enumerate(("tab:blue", "tab:orange")):
-        ranks = [run["ranks"] for run in report["runs"]]
+    figure, (left, right) = panels()
+    style(left, "measured (points) and modelled (lines)", "processes (gloo, two cores)", "milliseconds a product")
+    ranks = [run["ranks"] for run in report["runs"]]
+    for index, color in enumerate((BLUE, ORANGE)):
         chosen = [run["products"][index] for run in report["runs"]]
-        name = f"{chosen[0]['numbers']:,} parameters"
-        left.plot(ranks, [1e3 * one["seconds"] for one in chosen], "o", color=color, label=f"{name}, measured")
+        left.plot(ranks, [1e3 * one["seconds"] for one in chosen], "o", color=color)
         model = [1e3 * modelled(report, run, one) for run, one in zip(report["runs"], chosen, strict=True)]
-        left.plot(ranks, model, "-", color=color, label=f"{name}, model")
-    left.set(xlabel="processes (gloo, two cores)", ylabel="milliseconds a product", yscale="log", xticks=ranks)
-    left.legend(fontsize=7)
+        left.plot(ranks, model, "-", color=color)
+        left.text(1, 1.6e3 * chosen[0]["seconds"], f"{chosen[0]['numbers']:,} parameters", color=color)
+    left.set(yscale="log", xticks=ranks)
+    left.margins(y=0.16)
+    style(right, "expected of GPUs, by the model", "GPUs", "seconds a product")
     counts = [2**k for k in range(11)]
-    for work, numbers in CASES:
+    places = (1, 0.014), (11, 0.19), (7, 12)
+    for (work, numbers), color, place in zip(CASES, (BLUE, ORANGE, GREEN), places, strict=True):
         times = [expected_seconds(work, numbers, p, **CLUSTER, before=2).total for p in counts]
-        right.plot(counts, times, label=f"{work:g} s of work, {numbers:,} parameters")
-    right.set(xlabel="GPUs", ylabel="seconds a product, model", xscale="log", yscale="log")
-    right.legend(fontsize=7)
+        right.plot(counts, times, color=color)
+        right.text(*place, f"{work:g} s of work, {numbers:.0e} parameters".replace("e+0", "e"), color=color)
+    right.set(xscale="log", yscale="log", xticks=(1, 8, 64, 1024), xticklabels=("1", "8", "64", "1,024"))
+    right.minorticks_off()
     figure.savefig(FIGURE, dpi=150)
 
 
