@@ -49,6 +49,17 @@ def known_machine(monkeypatch: pytest.MonkeyPatch) -> None:
         (" 2 GiB ", 2**31),
         ("3G", 3 * 2**30),
         (".5T", 2**39),
+        ("5.M", 5 * 2**20),
+        ("1PiB", 2**50),
+        ("2 p", 2**51),
+        ("1", 1),
+        ("2e9", 2_000_000_000),
+        ("2E+09", 2_000_000_000),
+        ("1.5e3", 1500),
+        (".25e1 B", 2),
+        ("1.0e0", 1),
+        ("1e3 KiB", 1_024_000),
+        ("1.1GiB", 11 * 2**30 // 10),
     ],
 )
 def test_meanings(budget: int | float | str, expected: int) -> None:
@@ -57,8 +68,8 @@ def test_meanings(budget: int | float | str, expected: int) -> None:
 
 @pytest.mark.parametrize(
     "budget",
-    [0, -1, 0.0, -0.5, 1.5, float("nan"), float("inf"), True, None, "", "two", "-2GiB", "2 PiB", "2GiBs",
-     "1.5", "1.2.3GiB", ".", "..", "0", "0GiB", "0.1B", "1e9", "50%", "GiB"],
+    [0, -1, 0.0, -0.5, 1.5, float("nan"), float("inf"), True, None, "", "two", "-2GiB", "2 EiB", "2GiBs",
+     "1.5", "1.2.3GiB", ".", "..", "0", "0GiB", "0.1B", "1e-3", "e9", "1e999", "2e", "50%", "GiB"],
 )  # fmt: skip
 def test_what_means_nothing_is_refused(budget: object) -> None:
     with pytest.raises(StructureError, match="'2GiB'"):
@@ -81,8 +92,13 @@ class TestOrder:
         monkeypatch.setenv("HESSE_MEMORY", "")
         assert current_budget(None) == FREE // 2
         monkeypatch.setenv("HESSE_MEMORY", "much")
-        with pytest.raises(StructureError, match="much"):
+        with pytest.raises(StructureError, match=r"'much' in the .* HESSE_MEMORY\n.*set HESSE_MEMORY to 2GiB"):
             current_budget(None)
+        with memory("4KiB"):
+            assert current_budget(None) == 4096
+        for text, expected in (("1", 1), ("1.0", FREE), ("2e3", 2000)):
+            monkeypatch.setenv("HESSE_MEMORY", text)
+            assert current_budget(None) == expected
 
     def test_context_and_argument(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HESSE_MEMORY", "3KiB")

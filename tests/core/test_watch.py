@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import functools
+import types
+from collections import UserDict
 from collections.abc import Callable
+from enum import Enum
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from hesse.core.errors import DataError
+from hesse.core.held import values
 from hesse.core.watch import Watch
 
 ASKED = ("It stays.", "make a new one")
@@ -264,7 +269,10 @@ class Weighted:
     def __call__(self, x: Tensor) -> Tensor:
         self.calls += 1
         self.rows, self.seen[0] = len(x), float(x.sum())
-        return x * self.scale
+        return self.combined(x * self.scale)
+
+    def combined(self, x: Tensor) -> Tensor:
+        return x * self.parts["first"] if self.name == "mean" else x
 
     def method(self, x: Tensor) -> Tensor:
         return self(x)
@@ -346,3 +354,108 @@ def test_long_lists_are_data() -> None:
     watch = Watch(loss=lambda x: x * many[0])
     many[0] = 2.0
     watch.check(*ASKED)
+
+
+class Trainer:
+    """Holds more than its loss reads."""
+
+    def __init__(self) -> None:
+        self.epoch, self.scale, self.config, self.step = 0, 2.0, types.SimpleNamespace(shift=1.0, name="a"), 0
+
+    @property
+    def factor(self) -> float:
+        return self.scale
+
+    def loss(self, x: Tensor) -> Tensor:
+        self.step += 1
+        return self.shifted(x) * self.factor
+
+    def shifted(self, x: Tensor) -> Tensor:
+        return x + self.config.shift
+
+
+METHODS: list[Callable[[Any], Any]] = [
+    lambda one: one.loss,
+    lambda one: lambda x: one.loss(x),
+    lambda one: lambda x: one.shifted(x),
+]
+
+
+@pytest.mark.parametrize("wrap", METHODS)
+def test_of_objects_those_attributes_count_that_the_code_names(wrap: Callable[[Any], Any]) -> None:
+    one = Trainer()
+    read = wrap(one)
+    watch = Watch(loss=read)
+    with watch.running("product"):
+        read(torch.ones(2))
+    one.epoch, one.config.name = 1, "b"
+    watch.check(*ASKED)
+    one.config.shift = 2.0
+    refuse(watch, r"config\.shift' is 2\.0 now, and was 1\.0")
+
+
+def test_attributes_that_properties_and_methods_name() -> None:
+    one = Trainer()
+    watch = Watch(loss=lambda x: one.loss(x))
+    one.scale = 3.0
+    refuse(watch, r"'loss\.one\.scale' is 3\.0 now")
+
+
+class Kind(Enum):
+    """Two."""
+
+    FIRST, SECOND = 1, 2
+
+
+def test_other_plain_values() -> None:
+    held: dict[Any, Any] = {"array": np.ones(3), "kind": Kind.FIRST, "number": np.float32(1), "raw": b"x", 1: 2.0, "1": 3.0}
+    others = {"array": np.zeros(3), "kind": Kind.SECOND, "number": np.float32(2), "raw": b"y", 1: 3.0, "1": 2.0}
+
+    def loss(x: Tensor) -> Tensor:
+        return x * len(held)
+
+    watch = Watch(loss=loss)
+    for name, other in others.items():
+        before, held[name] = held[name], other
+        refuse(watch, rf"'loss\.held\.{name if isinstance(name, str) else '.1.'}' is .* now")
+        held[name] = before
+    held["array"][1] = 7
+    refuse(watch, r"'loss\.held\.array'")
+
+
+def test_lists_that_grow_too_long_are_data_from_then_on() -> None:
+    log = [0.0] * 100
+    watch = Watch(loss=lambda x: x * log[0])
+    log.append(1.0)
+    watch.check(*ASKED)
+
+
+def test_nested_lists_are_looked_at_within_limits() -> None:
+    deep = [[[1.0] * 100 for _ in range(100)] for _ in range(100)]
+    watch = Watch(loss=lambda x: x * deep[0][0][0])
+    assert len(values({"loss": lambda x: x * deep[0][0][0]})) <= 1000
+    watch.check(*ASKED)
+
+
+def test_mappings_that_read_when_asked_are_let_alone() -> None:
+    class Lazy(UserDict[str, Tensor]):
+        def __getitem__(self, key: str) -> Tensor:
+            raise AssertionError("read")
+
+    lazy = Lazy({"a": torch.ones(2)})
+    watch = Watch(loss=lambda x: x * lazy["a"])
+    watch.check(*ASKED)
+
+
+def test_functions_that_read_alike() -> None:
+    weight = torch.ones(2)
+
+    def made(weight: Tensor, power: int) -> Any:
+        return lambda x, shift=0.5: weight * x**power + shift
+
+    assert Watch(loss=made(weight, 2)).is_over({"loss": made(weight, 2)})
+    assert not Watch(loss=made(weight, 2)).is_over({"loss": made(weight, 3)})
+    assert not Watch(loss=made(weight, 2)).is_over({"loss": made(weight.clone(), 2)})
+    assert not Watch(loss=made(weight, 2)).is_over({"loss": lambda x: x})
+    one, other = Trainer(), Trainer()
+    assert Watch(loss=one.loss).is_over({"loss": one.loss}) and not Watch(loss=one.loss).is_over({"loss": other.loss})

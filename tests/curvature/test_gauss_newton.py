@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 import hesse
 from hesse.core.errors import (
@@ -283,6 +286,34 @@ def test_changed_data_and_frozen_parameters_are_noticed(change: str) -> None:
             hesse.diagonal(A)
 
 
+UNCOUNTED: dict[str, Callable[[nn.Module, nn.Parameter], Any]] = {
+    "data in place": lambda model, p: p.data.add_(0.1),
+    "data replaced": lambda model, p: setattr(p, "data", p.data + 0.1),
+    "NumPy": lambda model, p: np.add(p.detach().numpy(), 0.1, out=p.detach().numpy()),
+    "one vector": lambda model, p: vector_to_parameters(parameters_to_vector(model.parameters()) + 0.1, model.parameters()),
+}
+
+
+@pytest.mark.parametrize("change", UNCOUNTED)
+@pytest.mark.parametrize("make", [hesse.loss_hessian, hesse.ggn, functools.partial(hesse.fisher, kind="sampled")])
+def test_changes_that_pytorch_does_not_count_are_noticed(make: Any, change: str) -> None:
+    """A kept graph has the old numbers in its forward pass and the new ones in what it reads: neither matrix."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = nn.Sequential(L(5, 6), nn.Tanh(), L(6, 60), nn.Tanh(), L(60, 3)).double()
+        batches = [(torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 2, 1, 1])) for _ in range(3)]
+    for data in (batches[0], batches):
+        A = make(model, nn.CrossEntropyLoss(), data)
+        v = A.in_space.normal()
+        compiled = hesse.compile_products(A, compile="replay") if data is batches[0] else A
+        for _ in range(4):
+            _ = A @ v, compiled @ v
+        UNCOUNTED[change](model, dict(model.named_parameters())["2.weight"])
+        for B in (A, A.T, compiled):
+            with pytest.raises(DataError, match=r"in place|written to"):
+                _ = B @ v
+
+
 CHANGES: dict[str, Callable[[Any, Any], Any]] = {
     "buffer": lambda model, loss: model[1].running_mean.add_(3.0),
     "buffer replaced": lambda model, loss: setattr(model[1], "running_mean", torch.full((5,), 3.0, dtype=torch.float64)),
@@ -366,6 +397,50 @@ def test_operators_made_of_those_of_batches_notice_changes(wrap: str, change: st
     CHANGES.get(change, lambda model, loss: model[3].bias.detach().add_(1))(model, loss)
     with pytest.raises(DataError, match=r"the same (model and the same loss|parameters)"):
         A.mv(v)
+
+
+@pytest.mark.parametrize("change", ["module", "loss", "maker"])
+@pytest.mark.parametrize("keep", [True, False])
+def test_batches_with_models_and_losses_of_their_own_notice_changes(change: str, keep: bool) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        models = [nn.Sequential(nn.Linear(4, 3), nn.Tanh()).double() for _ in range(2)]
+        x, y = torch.randn(6, 4, dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2])
+    losses, weights = [nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)], {"w": 2.0}
+    batches = [(0, x[:3], y[:3]), (1, x[3:], y[3:])]
+
+    def make(batch: Any) -> Any:
+        k, inputs, targets = batch
+        return weights["w"] * hesse.ggn(models[k], losses[k], (inputs, targets))
+
+    A = hesse.average(make, batches, keep=keep)
+    expected = (hesse.dense(make(batches[0])) + hesse.dense(make(batches[1]))) / 2
+    assert oracle.difference(hesse.dense(A), expected) < 1e-10
+    if change == "module":
+        models[1][1] = nn.Sigmoid()
+    elif change == "loss":
+        losses[1].label_smoothing = 0.5
+    else:
+        weights["w"] = 3.0
+    with pytest.raises(DataError, match="the same model and the same loss"):
+        A @ A.in_space.normal()
+
+
+def test_losses_made_anew_for_each_batch_are_watched_once() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model, x = nn.Linear(4, 3).double(), torch.randn(6, 4, dtype=torch.float64)
+    weight, y = torch.tensor([0.3, 1.7, 0.9], dtype=torch.float64), torch.tensor([0, 2, 1, 1, 0, 2])
+    A = hesse.average(
+        lambda batch: hesse.ggn(model, lambda o, t: (weight * (o - F.one_hot(t, 3)) ** 2).mean(), batch),
+        [(x[:2], y[:2]), (x[2:4], y[2:4]), (x[4:], y[4:])],
+    )
+    v = A.in_space.normal()
+    torch.testing.assert_close(A @ v, A @ v)
+    assert len(A.data._watches) == 1
+    weight.mul_(2)
+    with pytest.raises(DataError, match=r"weight' was written to"):
+        A @ v
 
 
 class Lazy(nn.Linear):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from collections.abc import Callable
@@ -78,6 +79,20 @@ def test_kronecker_factors_and_averages_of_importable_functions_are_pickled() ->
     for A in (K, mean):
         B, v = pickle.loads(pickle.dumps(A)), A.in_space.normal()
         torch.testing.assert_close(B.out_space.ravel(B @ v), A.out_space.ravel(A @ v))
+
+
+@pytest.mark.parametrize("options", [{}, {"keep": False}, {"data_check": False}])
+def test_a_pickled_average_reads_its_own_model_and_data(options: dict[str, bool]) -> None:
+    A = Average(functools.partial(hesse.ggn, MODEL, LOSS), [batch(), batch(3)], **options)
+    v = A.in_space.normal()
+    product = A.in_space.ravel(A @ v)
+    B = pickle.loads(pickle.dumps(A))
+    for _ in range(2):
+        torch.testing.assert_close(B.in_space.ravel(B @ v), product)
+    B.data.make.args[0][0].weight.detach().add_(1)
+    with pytest.raises(DataError, match="make a new operator"):
+        B @ v
+    torch.testing.assert_close(A.in_space.ravel(A @ v), product)
 
 
 def test_a_kernel_is_copied_with_its_rows() -> None:

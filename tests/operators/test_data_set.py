@@ -108,7 +108,8 @@ def assert_is(A: Average, M: Tensor | None = None) -> None:
 @pytest.mark.parametrize("held", [None, 10])
 def test_a_key_that_is_renamed_is_another_batch(held: int | None, static: bool) -> None:
     maker = Maker(held)
-    batches = [{"x": X[:5], "y": Y[:5], "first": 3 if static else X[:5]}, {"x": X[5:], "y": Y[5:], "first": 3 if static else X[5:]}]
+    halves = [(X[:5], Y[:5]), (X[5:], Y[5:])]
+    batches: list[Any] = [{"x": x, "y": y, "first": 3 if static else x} for x, y in halves]
     A = average(lambda batch: maker((batch["x"], batch["y"])), batches)
     assert_is(A)
     batches[0]["second"] = batches[0].pop("first")
@@ -319,7 +320,7 @@ def test_parameters_that_changed_are_refused(held: int | None, batches: Any) -> 
     assert_is(A)
     with torch.no_grad():
         weight.mul_(1.0)
-    with pytest.raises(DataError, match=r"1 of 2 changed in place since the operator was made \(of shape \[2, 3\]\)"):
+    with pytest.raises(DataError, match=r"1 of 2 changed in place since \(of shape \[2, 3\]\)"):
         A @ T(4)
     with pytest.raises(DataError, match="make a new operator"):
         A.T.combine(lambda operator: pytest.fail("used before the parameters were looked at"))

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable
+from fractions import Fraction
 from functools import wraps
 from numbers import Integral
 from typing import Any, Self, TypeVar
@@ -19,10 +20,12 @@ from hesse.core.errors import MemoryBudgetError, StructureError
 Budget = int | float | str
 Function = TypeVar("Function", bound=Callable[..., Any])
 _state = threading.local()
+_ASKED = "A memory budget is a number of bytes, a fraction of the free memory, or a text such as '2GiB'."
 _DEFAULT_FRACTION = 0.5
 _COMPILED = 2**33  # bytes, where what is free cannot be asked for
-_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-_SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)\s*(?:([KMGT])i?B?|(B))?\s*", re.IGNORECASE)
+_VARIABLE = "HESSE_MEMORY"
+_UNITS = {unit: 2 ** (10 * power) for power, unit in enumerate(("", "K", "M", "G", "T", "P"))}
+_SIZE = re.compile(r"\s*(\d+\.?\d*|\.\d+)(e\+?\d{1,2})?\s*(?:([KMGTP])i?B?|(B))?\s*", re.IGNORECASE)
 
 
 def free_bytes(device: torch.device | str = "cpu") -> int:
@@ -45,17 +48,29 @@ def _system_available() -> int:
 
 
 def parse_budget(budget: Budget, device: torch.device | str = "cpu") -> int:
-    """Bytes meant by a budget: an int (bytes), a float in (0, 1] (fraction of what is free), or ``"2GiB"``."""
+    """Bytes meant by a budget.
+
+    Args:
+        budget: a whole number (``2_000_000_000``, ``1``) of bytes; a number with a point (``0.5``, ``1.0``), at most 1: that
+            fraction of what is free; or a text. A text may be either of these, a number with an exponent (``"2e9"``), which
+            is of bytes, or one with a unit: B, or K, M, G, T and P, with or without ``iB`` or ``B``, for powers of 1024.
+        device: whose free memory a fraction is of.
+
+    Raises:
+        StructureError: anything else.
+    """
+    found = _budget_bytes(budget, device)
+    if found is None:
+        raise StructureError(_ASKED, repr(budget), "pass memory=2_000_000_000, memory=0.5 or memory='2GiB'")
+    return found
+
+
+def _budget_bytes(budget: Any, device: torch.device | str) -> int | None:
+    """The bytes; None for what is no budget."""
     meant = _meant(budget)
     if isinstance(meant, float) and 0 < meant <= 1:
         return int(meant * free_bytes(device))
-    if _is_count(meant):
-        return int(meant)
-    raise StructureError(
-        "A memory budget is a number of bytes, a fraction of the free memory, or a text such as '2GiB'.",
-        repr(budget),
-        "pass memory=2_000_000_000, memory=0.5 or memory='2GiB'",
-    )
+    return int(meant) if _is_count(meant) else None
 
 
 def parse_bytes(size: int | str, name: str) -> int:
@@ -77,9 +92,11 @@ def _meant(size: Any) -> Any:
     found = _SIZE.fullmatch(size) if isinstance(size, str) else None
     if found is None:
         return size
-    text, unit, plain = found.groups()
-    number = float(text) if "." in text else int(text)
-    return int(number * _UNITS[(unit or "").upper()]) if unit or plain else number
+    digits, exponent, unit, plain = found.groups()
+    number = float(digits) if "." in digits else int(digits)
+    if not (exponent or unit or plain):
+        return number
+    return int(Fraction(digits) * 10 ** int((exponent or "e0")[1:]) * _UNITS[(unit or "").upper()])
 
 
 def _is_count(number: Any) -> bool:
@@ -140,7 +157,7 @@ def memory(budget: Budget) -> BudgetContext:
     """A context within which every call of hesse in this thread keeps to the budget; also a decorator of functions.
 
     Args:
-        budget: bytes, a fraction of what is free, or a text such as ``"2GiB"``.
+        budget: bytes (an int), a fraction of what is free (a float of at most 1), or a text such as ``"2GiB"`` or ``"2e9"``.
 
     Returns:
         The context, which may be used as often as wanted: ``with hesse.memory("2GiB"): ...``.
@@ -154,10 +171,17 @@ def memory(budget: Budget) -> BudgetContext:
 def given_budget(budget: Budget | None, device: torch.device | str = "cpu") -> int | None:
     """Bytes: the argument, else the context, else ``HESSE_MEMORY``; None where nobody set a budget."""
     within = _entered()
-    for candidate in (budget, within[-1].budget if within else None, os.environ.get("HESSE_MEMORY") or None):
-        if candidate is not None:
-            return parse_budget(candidate, device)
-    return None
+    given = within[-1].budget if budget is None and within else budget
+    if given is not None:
+        return parse_budget(given, device)
+    variable = os.environ.get(_VARIABLE)
+    if not variable:
+        return None
+    found = _budget_bytes(variable, device)
+    if found is None:
+        remedy = f"set {_VARIABLE} to 2GiB, 2e9 (bytes) or 0.5 (half of what is free), or unset it"
+        raise StructureError(_ASKED, f"{variable!r} in the environment variable {_VARIABLE}", remedy)
+    return found
 
 
 def current_budget(budget: Budget | None, device: torch.device | str = "cpu") -> int:

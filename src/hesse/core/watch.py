@@ -1,13 +1,11 @@
 """What functions read besides their arguments: modules, their options and buffers, tensors; and whether it changed.
 
 Buffers are compared by their content, since batch normalization writes its statistics past the version counters of tensors;
-parameters, and tensors that a function holds, by identity, place in memory and version, which take no pass over their bytes.
+parameters, and tensors that a function holds, by identity and by what a `Stamp` sees, which takes no pass over their bytes.
 """
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,11 +18,10 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from hesse.core.errors import DataError
 from hesse.core.fingerprint import sample_hashes
+from hesse.core.held import LONG, SIMPLE, leaves, reads_alike, values
+from hesse.core.stamp import Stamp, changed, stamps_of
 from hesse.core.wrapped import is_sharded, sharded_leaves
 
-_SIMPLE = (bool, int, float, complex, str, type(None))
-_DEPTH = 4  # of functions within functions, which may refer to themselves
-_FEW = 100  # entries of a list or a dict that are looked at; a longer one holds data
 _SMALL = 2**20  # bytes of a buffer that is hashed together with others
 
 
@@ -42,10 +39,11 @@ class Watch:
     """Remembers what functions and modules read, and refuses to go on where it changed.
 
     Seen are: which module stands at each path, its mode and, of a module of torch, its options; the numbers in buffers;
-    parameters; tensors, numbers and texts that a function closes over, has as defaults or as arguments
-    (`functools.partial`), or that an object holds, also in tuples, and in lists and dicts of at most 100 entries. Not seen
-    are code, hooks, attributes of the user's own modules and new ones of torch's, global variables, what is written to a
-    parameter through ``.data``, and what torch's normalizations and dropouts do not read in eval mode.
+    parameters; tensors, numbers, texts and small arrays that a function closes over, has as defaults or as arguments
+    (`functools.partial`), or that an object holds as attributes which its code names, also in tuples, and in lists and dicts
+    of at most 100 entries. Not seen are code, hooks, attributes of the user's own modules and new ones of torch's, global
+    variables, what a `Stamp` does not see of parameters and tensors, what torch's normalizations and dropouts do not read in
+    eval mode, and what the functions themselves change as they run.
 
     Args:
         **read: functions, modules and other objects, under the name by which errors call them.
@@ -55,7 +53,7 @@ class Watch:
 
     def __init__(self, **read: Any) -> None:
         self._read, self._state, self._learned = read, _found(read), set[str]()
-        self._stamps, self._values = {name: _stamp(tensor) for name, tensor in self._state.tensors.items()}, _values(read)
+        self._stamps, self._values = _stamps(self._state.tensors), Values(**read)
         self._hashes, self._content = _hashes(self._state.buffers), _content(self._state.buffers)
 
     def settle(self) -> None:
@@ -65,7 +63,7 @@ class Watch:
         are watched from now on: the first run registers them.
         """
         now = _found(self._read)
-        self._forget_changed(self._values)
+        self._values.settle()
         for name in list(self._stamps):
             if self._is_other(name, now.tensors.get(name)):
                 del self._stamps[name]
@@ -82,9 +80,9 @@ class Watch:
                 changed before it are.
         """
         before, learns = self._buffer_count(), bool(kind) and kind not in self._learned
-        others, values = self._others() if learns else set[str](), _values(self._read)
-        yield
-        self._forget_changed(values)
+        others = self._others() if learns else set[str]()
+        with self._values.running():
+            yield
         if learns:
             self._learned.add(kind)
             written = self._others() - others
@@ -93,17 +91,16 @@ class Watch:
             now = _found(self._read).buffers
             self._hashes |= _hashes({name: buffer for name, buffer in now.items() if name not in self._hashes})
 
-    def _forget_changed(self, before: dict[str, Any]) -> None:
-        """Watch no value any more that is not what it was then."""
-        now = _values(self._read)
-        self._values = {name: value for name, value in self._values.items() if _is_same(before.get(name), now.get(name))}
-
     def _others(self) -> set[str]:
         now = _found(self._read).tensors
         return {name for name in self._stamps if self._is_other(name, now.get(name))}
 
     def _buffer_count(self) -> int:
         return sum(leaf is not None for part in self._state.modules.values() for leaf in part._buffers.values())
+
+    def is_over(self, read: Mapping[str, Any]) -> bool:
+        """Whether it watches these objects, or functions of the same code that hold the same."""
+        return self._read.keys() == read.keys() and all(reads_alike(self._read[name], value) for name, value in read.items())
 
     def check(self, asked: str, remedy: str) -> None:
         """Refuse to go on after a change.
@@ -126,10 +123,8 @@ class Watch:
         for name in self._stamps:
             if self._is_other(name, now.tensors.get(name)):
                 return f"'{name}' was written to or replaced"
-        values = _values(self._read)
-        for name, value in self._values.items():
-            if not _is_same(value, values.get(name)):
-                return f"'{name}' is {values.get(name)!r} now, and was {value!r}"
+        if change := self._values.change():
+            return change
         content = _content(now.buffers)
         if content == self._content:
             return ""
@@ -142,22 +137,60 @@ class Watch:
         before = self._state.tensors[name]
         if isinstance(before, nn.Parameter) and isinstance(now, Tensor) and not isinstance(now, nn.Parameter):
             return False  # a functional call in another thread has put its own in that place for the moment
-        return now is not before or _stamp(before) != self._stamps[name]
+        return now is not before or bool(changed([self._stamps[name]]))
+
+
+class Values:
+    """Remembers the plain values that functions and objects hold: numbers, texts, small arrays.
+
+    Args:
+        **read: as for `Watch`.
+    """
+
+    def __init__(self, **read: Any) -> None:
+        self._read, self._before = read, {name: value for name, value in values(read).items() if value is not LONG}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around a run of the functions: values that it changes are watched no longer."""
+        before = values(self._read)
+        yield
+        self._keep_only(before)
+
+    def settle(self) -> None:
+        """Watch no value any more that has changed so far."""
+        self._keep_only(self._before)
+
+    def change(self) -> str:
+        """The first value that is not what it was, in words; empty where there is none."""
+        now = values(self._read)
+        for name, value in self._before.items():
+            if not _is_same(value, now.get(name)) and not (name not in now and _is_too_long(name, now)):
+                return f"'{name}' is {now.get(name)!r} now, and was {value!r}"
+        return ""
+
+    def _keep_only(self, before: dict[str, Any]) -> None:
+        now = values(self._read)
+        self._before = {name: value for name, value in self._before.items() if _is_same(before.get(name), now.get(name))}
+
+
+def _is_too_long(name: str, now: dict[str, Any]) -> bool:
+    """Whether a list or dict on the way to it holds too much to be looked at."""
+    while name:
+        name = name.rpartition(".")[0]
+        if now.get(name) is LONG:
+            return True
+    return False
 
 
 def _found(read: Mapping[str, Any]) -> _State:
     state = _State()
-    for path, leaf in _leaves(read):
+    for path, leaf in leaves(read):
         if isinstance(leaf, nn.Module):
             _look_at_module(leaf, path, state)
         elif isinstance(leaf, Tensor):
             state.tensors[path] = leaf
     return state
-
-
-def _values(read: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers and texts that functions and objects hold, by path; not those of modules."""
-    return {path: leaf for path, leaf in _leaves(read) if isinstance(leaf, _SIMPLE)}
 
 
 def _is_same(before: Any, now: Any) -> bool:
@@ -179,65 +212,6 @@ def _change_of_buffers(before: dict[str, int], now: dict[str, int]) -> str:
         "buffers {} that appeared": [name for name in now if name not in before],
     }
     return "; ".join(text.format(", ".join(f"'{name}'" for name in names[:3])) for text, names in happened.items() if names)
-
-
-def _leaves(read: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The modules, tensors and plain values that objects read, as far as they can be seen, by path."""
-    for name, value in read.items():
-        yield from _leaves_of(value, name, _DEPTH)
-
-
-def _leaves_of(value: Any, path: str, depth: int) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, (nn.Module, Tensor, *_SIMPLE)):
-        yield path, value
-    elif depth:
-        for name, part in (*parts_read(value), *_values_of(value)):
-            yield from _leaves_of(part, f"{path}.{name}", depth - 1)
-
-
-def _values_of(value: Any) -> Iterator[tuple[str, Any]]:
-    """The entries of a short list or dict; the plain values, and what is in tuples, lists and dicts, of a callable object."""
-    if isinstance(value, (list, Mapping)):
-        if len(value) <= _FEW:
-            yield from ((str(key), part) for key, part in (value.items() if isinstance(value, Mapping) else enumerate(value)))
-        return
-    owner = value.__self__ if isinstance(value, types.MethodType) else value
-    if not callable(value) or isinstance(owner, (types.FunctionType, functools.partial, type, nn.Module)):
-        return
-    for name, part in getattr(owner, "__dict__", {}).items():
-        if isinstance(part, (*_SIMPLE, tuple, list, Mapping)):
-            yield name, part
-
-
-def parts_read(value: Any) -> Iterator[tuple[str, Any]]:
-    """What a function, a partial function, a bound method, a tuple or a callable object holds."""
-    if isinstance(value, functools.partial):
-        yield "func", value.func
-        yield from ((str(place), part) for place, part in enumerate(value.args))
-        yield from value.keywords.items()
-    elif isinstance(value, types.MethodType):
-        yield value.__name__, value.__func__
-        yield from _held(value.__self__)
-    elif isinstance(value, types.FunctionType):
-        defaults, names = value.__defaults__ or (), value.__code__.co_varnames[: value.__code__.co_argcount]
-        yield from zip(names[len(names) - len(defaults) :], defaults, strict=True)
-        yield from (value.__kwdefaults__ or {}).items()
-        for name, cell in zip(value.__code__.co_freevars, value.__closure__ or (), strict=True):
-            try:
-                yield name, cell.cell_contents
-            except ValueError:  # not bound yet
-                continue
-    elif isinstance(value, tuple):
-        yield from ((str(place), part) for place, part in enumerate(value))
-    elif callable(value) and not isinstance(value, type):
-        yield from _held(value)
-
-
-def _held(value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, nn.Module):
-        yield "self", value
-        return
-    yield from ((name, part) for name, part in getattr(value, "__dict__", {}).items() if isinstance(part, (Tensor, nn.Module)))
 
 
 def _look_at_module(module: nn.Module, path: str, state: _State) -> None:
@@ -276,16 +250,11 @@ def _unread(module: nn.Module) -> tuple[str, ...]:
 def _is_option(name: str, value: Any) -> bool:
     if name.startswith("_"):
         return False
-    return isinstance(value, _SIMPLE) or (isinstance(value, tuple) and all(isinstance(part, _SIMPLE) for part in value))
+    return isinstance(value, SIMPLE) or (isinstance(value, tuple) and all(isinstance(part, SIMPLE) for part in value))
 
 
-def _stamp(tensor: Tensor) -> tuple[int, int]:
-    """Where a tensor lies, and how often it was written to, as far as it says so."""
-    try:
-        place = tensor.data_ptr()
-    except RuntimeError:  # sparse, or without memory of its own
-        place = 0
-    return place, 0 if tensor.is_inference() else tensor._version
+def _stamps(tensors: dict[str, Tensor]) -> dict[str, Stamp]:
+    return dict(zip(tensors, stamps_of(tensors.values()), strict=True))
 
 
 def _hash(tensor: Tensor) -> int:

@@ -46,8 +46,13 @@ class Making:
 
     def watch(self) -> Watch:
         """Remembers what the matrices of all batches have to read alike."""
+        return Watch(**self.read)
+
+    @property
+    def read(self) -> dict[str, Any]:
+        """What the matrices read besides their batch."""
         module = self.model.module
-        return Watch(model=self.model.key if module is None else module, loss=self.loss)
+        return {"model": self.model.key if module is None else module, "loss": self.loss}
 
 
 class SplitBatch(Average):
@@ -178,7 +183,7 @@ def split_if_needed(making: Making, *, is_data_set: bool) -> Make:
                 if watch is not None:  # passes over a data set divide the budget themselves
                     operator.watch, operator.peak_bytes = watch, slicing.taken(batch)
                 else:
-                    operator.memory, operator.new_watch = memory, making.watch
+                    operator.memory, operator.watched = memory, making.read
                 return operator
             except (MemoryError, RuntimeError) as error:
                 count = sample_count(batch, None, asked)

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hesse.core.errors import DistributedError
-from hesse.core.watch import parts_read
+from hesse.core.held import parts_read
 from hesse.core.wrapped import is_sharded, sharded_leaves
 from hesse.distributed.modules import module_text
 from hesse.parameters.storing.identity import describe_value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ from torch import Tensor
 from hesse.core import tree
 from hesse.core.errors import DataError, OneShotDataError
 from hesse.core.fingerprint import fingerprint, sample_hashes
+from hesse.core.guard import Guard
 from hesse.core.memory import Budget, format_bytes, parse_budget
-from hesse.core.watch import Watch
+from hesse.core.watch import Values, Watch
 from hesse.operators.base import LinearOperator, parts_of
 from hesse.operators.division import Division
 
@@ -22,10 +24,16 @@ Result = TypeVar("Result")
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))  # whose text is all there is to them
 _ASKED = "Every product with an operator over data has to see the same data."
+_GUARDED = (
+    "Every product with an operator over data has to see the same parameters.",
+    "make a new operator after every update",
+)
 _WATCHED = (
     "Every product with an operator over data has to see the same model and the same loss.",
-    "make a new operator after every change of parameters, buffers, modes, modules, or weights of the loss",
+    "make a new operator after every change of parameters, buffers, modes, modules, weights of the loss, or what the function "
+    "that makes the operators reads",
 )
+_MOST_WATCHES = 100  # over models and losses of which each batch has its own
 
 
 def refuse_one_shot(data: Any, asked: str) -> None:
@@ -83,8 +91,8 @@ class DataSet:
         make: turns a batch into an operator. Of the operator it asks optional attributes: `held_bytes`, the bytes it
             holds on to (without it, it is not kept); `peak_bytes`, what making it and a product take at the highest, if that
             is known; `reads`, the tensors it was made from other than the batch; `watch`, a `Watch` of what else it reads,
-            the same for all batches, or `new_watch`, which makes one (these three also of the operators it is made of).
-            `make` itself may have `watch`, for its first run.
+            or `watched`, the objects for one (these three also of the operators it is made of). `make` itself may have `watch`,
+            for its first run.
         batches: an iterable of batches that can be read again and again.
         data_check: refuse passes whose samples are others than those of the first complete pass, in whatever order and batches.
         keep: use the operators of the first complete pass again, as many as fit into half of the memory budget: of a list or
@@ -109,8 +117,14 @@ class DataSet:
         self._kept: list[_Made] = []
         self._count: int | None = None  # of the batches of the first complete pass
         self._fingerprint: int | None = None
-        self._versions: dict[int, tuple[Tensor, int]] = {}
+        self._guard = Guard(())
+        self._values = Values(make=make)
         self._watches: list[Watch] = [make.watch] if hasattr(make, "watch") else []  # pyright: ignore[reportFunctionMemberAccess]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy in another process knows nothing of the passes here."""
+        made = functools.partial(DataSet, data_check=self.data_check, keep=self._keeps, memory=self.memory)
+        return made, (self.make, self.batches)
 
     def __len__(self) -> int:
         """Number of batches; raises TypeError where only a pass can tell."""
@@ -207,17 +221,26 @@ class DataSet:
         self.division.peak = max(self.division.peak, getattr(operator, "peak_bytes", 0))
         parts = list(_constituents(operator))
         if self._count is None:
-            for leaf in (leaf for part in parts for leaf in getattr(part, "reads", ())):
-                self._versions.setdefault(id(leaf), (leaf, _version(leaf)))
-            self._watches = self._watches or [found for part in parts if (found := _watch_of(part)) is not None]
-        for watch, part in zip(self._watches, filter(_is_watched, parts), strict=False):
-            if hasattr(part, "new_watch"):
-                part.watch = watch
+            self._guard.add(leaf for part in parts for leaf in getattr(part, "reads", ()))
+        for part in parts:
+            self._see(part)
         return _Made(operator, hashes, batch, stamp)
+
+    def _see(self, part: Any) -> None:
+        """Watch from now on what an operator of the first pass reads, if that is not watched yet."""
+        read, is_new = getattr(part, "watched", None), self._count is None and len(self._watches) < _MOST_WATCHES
+        if read is not None:
+            part.watch = next((watch for watch in self._watches if watch.is_over(read)), None)
+            if part.watch is None and is_new:
+                part.watch = Watch(**read)
+        found = getattr(part, "watch", None)
+        if is_new and found is not None and not any(found is watch for watch in self._watches):
+            self._watches.append(found)
 
     def _running(self, kind: str) -> ExitStack:
         """Around a run of model and loss, which may register buffers and write to tensors of their own."""
         stack = ExitStack()
+        stack.enter_context(self._values.running())
         for watch in self._watches:
             stack.enter_context(watch.running(kind))
         return stack
@@ -253,14 +276,9 @@ class DataSet:
         )
 
     def _require_unchanged(self) -> None:
-        changed = [leaf for leaf, version in self._versions.values() if _version(leaf) != version]
-        if changed:
-            shown = ", ".join(str(list(leaf.shape)) for leaf in changed[:3])
-            raise DataError(
-                "Every product with an operator over data has to see the same parameters.",
-                f"{len(changed)} of {len(self._versions)} changed in place since the operator was made (of shape {shown})",
-                "make a new operator after every update",
-            )
+        self._guard.check(*_GUARDED)
+        if change := self._values.change():
+            raise DataError(_WATCHED[0], change, _WATCHED[1])
         for watch in self._watches:
             watch.check(*_WATCHED)
 
@@ -290,17 +308,7 @@ def _constituents(operator: Any) -> Iterator[Any]:
 
 
 def _reads(operator: Any) -> bool:
-    return any(hasattr(operator, name) for name in ("reads", "watch", "new_watch"))
-
-
-def _is_watched(part: Any) -> bool:
-    return getattr(part, "watch", None) is not None or hasattr(part, "new_watch")
-
-
-def _watch_of(part: Any) -> Watch | None:
-    """The watch that an operator has or can make."""
-    found, new = getattr(part, "watch", None), getattr(part, "new_watch", None)
-    return new() if found is None and new is not None else found
+    return any(hasattr(operator, name) for name in ("reads", "watch", "watched"))
 
 
 def _version(leaf: Tensor) -> int:

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 import hesse
 from hesse.core.chunk_store import ChunkStore
 from hesse.core.chunk_store_seal import with_hash
-from hesse.core.errors import MemoryBudgetError, StoreError, StructureError
+from hesse.core.errors import DeviceError, LeafError, MemoryBudgetError, StoreError, StructureError
+from hesse.operators.base import LinearOperator
 from hesse.operators.projections import random_projection
 from hesse.parameters.storing.matrix import StoredMatrix, open_zarr
 from hesse.testing import operator_laws, parametrize_laws
@@ -79,16 +80,73 @@ def test_rows_and_columns(outputs: bool, chunk_bytes: int, tmp_path: Path, sweep
     for several in ([4], np.array([4]), torch.tensor([4]), range(4, 5)):
         assert torch.equal(R[several], R[4:5])
     assert torch.equal(R[...], R[:])
-    wrongs: list[Any] = [15, -16, [3, 99], slice(15, 20), torch.ones(3, dtype=torch.bool), (2, 3), (slice(2, 4), 1), True, None]
-    wrongs += [[], torch.tensor([]), torch.tensor([[1]]), [[1]], np.ones((2, 3), int), slice(None, None, -1), [1.5], 1.0, "a"]
-    wrongs += [["a"], [None], torch.tensor(True), np.bool_(True), torch.zeros(15, dtype=torch.bool), [1, [2]], [10**30], 10**30]
-    wrongs += [slice("a"), slice(1.5), slice(None, None, 0)]
+    wrongs: list[Any] = [15, -16, [3, 99], torch.ones(3, dtype=torch.bool), (2, 3), (slice(2, 4), 1), True, None]
+    wrongs += [torch.tensor([[1]]), [[1]], np.ones((2, 3), int), slice(None, None, -1), [1.5], 1.0, "a"]
+    wrongs += [["a"], [None], torch.tensor(True), np.bool_(True), [1, [2]], [10**30], 10**30]
+    wrongs += [torch.zeros((0, 3), dtype=torch.bool), slice("a"), slice(1.5), slice(None, None, 0)]
     for wrong in wrongs:
         with pytest.raises(StructureError) as caught:
             R[wrong]
         assert not re.search("tensors used as|step must|index 99|dimension", str(caught.value))
+    none: list[Any] = [slice(0, 0), slice(15, 20), slice(4, 2), [], torch.tensor([]), np.array([]), range(0)]
+    none += [torch.tensor([], dtype=torch.int32), torch.zeros(15, dtype=torch.bool), np.zeros(15, bool)]
+    for empty in none:
+        assert R[empty].shape == (0, *rows.shape[1:]) and R[empty].dtype == rows.dtype
+        assert R.leaf("0.bias", empty).shape == (0, *rows.shape[1:-1], 7)
     with pytest.raises(StructureError, match="no parameter 'bias'"):
         R.leaf("bias")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_iterating_reads_every_chunk_once(kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    R = open_zarr(folder / kind)
+    rows = R[:]
+    seen: list[Any] = []
+    read = ChunkStore.read
+    monkeypatch.setattr(ChunkStore, "read", lambda self, name, index: (seen.append((name, index)), read(self, name, index))[1])
+    found = list(R)
+    assert len(found) == len(R) and all(torch.equal(row, whole) for row, whole in zip(found, rows, strict=True))
+    assert len(seen) == len(set(seen)) == sum(layout.count for layout in R.bands.store.arrays.values())
+    found[0].zero_()
+    assert torch.equal(found[1], rows[1]) and found[0].untyped_storage().nbytes() == rows[0].nbytes
+    assert all(torch.equal(a, b) for a, b in zip(reversed(R), rows.flip(0), strict=True))
+
+
+def test_iterating_within_a_budget(tmp_path: Path) -> None:
+    R = stored(tmp_path / "r", chunk_bytes=10**6)
+    rows = R[:]
+    with hesse.memory(2 * 63 * 8 * 4):
+        assert torch.equal(torch.stack(list(R)), rows)
+    with hesse.memory(63 * 8), pytest.raises(MemoryBudgetError):
+        next(iter(R))
+    with pytest.raises(StructureError, match=r"torch\.equal"):
+        assert rows[0] in R
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_as_an_array(kind: str, folder: Path) -> None:
+    R = open_zarr(folder / kind)
+    assert np.array_equal(np.asarray(R), R[:].numpy()) and np.asarray(R).dtype == np.float64
+    assert np.array_equal(np.array(R, dtype=np.float32), R[:].float().numpy())
+    twice: Any = np.float64(2) * R  # pyright: ignore[reportOperatorIssue]
+    assert isinstance(twice, LinearOperator) and torch.equal(hesse.dense(twice), 2 * hesse.dense(R))
+    with hesse.memory(R.nbytes - 1), pytest.raises(MemoryBudgetError):
+        np.asarray(R)
+    with pytest.raises(ValueError, match="copy"):
+        R.__array__(copy=False)
+
+
+def test_as_an_array_of_a_dtype_that_numpy_has_not(tmp_path: Path) -> None:
+    R = stored(tmp_path / "r", dtype=torch.bfloat16)
+    with pytest.raises(LeafError, match="bfloat16"):
+        np.asarray(R)
+    assert np.array_equal(np.asarray(R, dtype=np.float32), R[:].float().numpy())
+
+
+@pytest.mark.parametrize("device", ["nonsense", "", "meta", 1.5, "cuda:99"])
+def test_devices_that_are_none(device: Any, folder: Path) -> None:
+    with pytest.raises(DeviceError, match="remedy"):
+        open_zarr(folder / "rows", device=device)
 
 
 def test_only_the_wanted_chunks_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

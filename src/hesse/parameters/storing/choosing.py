@@ -16,28 +16,26 @@ def chosen_rows(samples: Any, count: int) -> tuple[Tensor, bool]:
 
     Args:
         samples: an int (also of NumPy, or a tensor of no axis), a slice or ``...``, a list, range, array or tensor of numbers,
-            or a mask ``[count]``.
+            or a mask ``[count]``; they may choose none.
         count: of the rows.
 
     Raises:
-        StructureError: something else, no such row, or none at all.
+        StructureError: something else, or no such row.
     """
     if samples is Ellipsis:
         samples = slice(None)
     if isinstance(samples, slice):
-        return _nonempty(_of_slice(samples, count), samples), False
+        return _of_slice(samples, count), False
     values = _tensor(samples)
-    whole = not (values.is_floating_point() or values.is_complex())
     if values.dtype == torch.bool:
         if values.shape != (count,):
             raise _refused(f"a mask {list(values.shape)}", f"a mask [{count}], or numbers")
         values = values.nonzero()[:, 0]
     if values.ndim > 1:
         raise _refused(f"numbers of shape {list(values.shape)}", "numbers along one axis")
-    index = _nonempty(values.reshape(-1), samples)
-    if not whole:
+    if values.numel() and (values.is_floating_point() or values.is_complex()):  # an empty list has no type
         raise _refused(f"numbers of {values.dtype}", "integers, or a mask of booleans")
-    index = index.long()
+    index = values.reshape(-1).long()
     outside = index[(index < -count) | (index >= count)]
     if outside.numel():
         raise _refused(f"row {int(outside[0])} of {count}", f"numbers of {-count} to {count - 1}")
@@ -63,13 +61,6 @@ def _tensor(samples: Any) -> Tensor:
         shown = repr(samples)
         shown = shown if len(shown) < 60 else f"{shown[:57]}..."
         raise _refused(shown, "a number, a slice, or a list of numbers") from error
-
-
-def _nonempty(index: Tensor, samples: Any) -> Tensor:
-    if not index.numel():
-        found = repr(samples) if isinstance(samples, slice) else "none"
-        raise _refused(found, "the numbers of at least one row")
-    return index
 
 
 def _refused(found: str, wanted: str) -> StructureError:

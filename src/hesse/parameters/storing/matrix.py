@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hesse.core.batching import slices
 from hesse.core.chunk_store import ChunkStore
-from hesse.core.errors import StoreError, StructureError
+from hesse.core.errors import DeviceError, LeafError, StoreError, StructureError
 from hesse.core.memory import Budget, chunk_size, current_budget
 from hesse.core.names import layer_of
 from hesse.core.progress import track
@@ -32,12 +33,14 @@ from hesse.parameters.storing.spaces import space_from_json
 _FACTS = {kind: {"columns", "mass"} for kind in ("rows", "projected rows")} | {"gram": {"columns", "mass", "symmetric"}}
 """What the header of each kind says besides."""
 
+_DEVICE = "Rows and products go to a device of this machine."
+
 
 class StoredMatrix(LinearOperator):
     """A Jacobian, projected Jacobian or Gram matrix on disk; made by `open_zarr`.
 
     An operator over the file: ``R @ v`` and ``R.T @ u`` read it once, chunk by chunk. ``R[10:20]`` reads rows. Every chunk that
-    is read is checked against its checksum.
+    is read is checked against its checksum. ``for row in R`` reads a row of chunks at a time; ``np.asarray(R)`` reads all rows.
 
     Attributes:
         kind: "rows", "projected rows" or "gram".
@@ -45,6 +48,8 @@ class StoredMatrix(LinearOperator):
         mass: of the Jacobian that was stored.
         path: of the folder.
     """
+
+    __array_ufunc__ = None  # np.float64(2) * R is an operator
 
     def __init__(self, bands: Bands) -> None:
         store, layout = bands.store, bands.layout
@@ -80,6 +85,8 @@ class StoredMatrix(LinearOperator):
     def __getitem__(self, samples: Any) -> Tensor:
         """Rows ``[n, ..., D]`` (an int: one row without the first axis), read now; each chunk they touch is read once.
 
+        A choice of no rows, such as a mask without a hit, gives ``[0, ..., D]``.
+
         Args:
             samples: an int (also of NumPy, or a tensor of no axis), a slice or ``...``, a list of numbers, an integer tensor
                 ``[n]``, or a boolean one ``[N]``.
@@ -91,6 +98,48 @@ class StoredMatrix(LinearOperator):
         self._require_room(len(index), math.prod(self.bands.layout.shape[1:]))
         found = self.bands.rows(index)
         return found[0] if one else found
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The rows ``[..., D]``, one after the other, each a tensor of its own.
+
+        Raises:
+            StoreError: a damaged chunk. MemoryBudgetError: two rows are larger than the budget.
+
+        Cost: each chunk is read once; where a row of chunks is larger than half of the budget, as often as it has to be taken
+            in parts.
+        """
+        each = math.prod(self.bands.layout.shape[1:]) * self.dtype.itemsize
+        for band in self.bands.bands:
+            count = band.rows.stop - band.rows.start
+            at_once = chunk_size(count, 2 * each, 0, current_budget(None, self.bands.device), "a row of a stored matrix")
+            for part in slices(count, at_once):
+                for row in self.bands.rows(torch.arange(band.rows.start + part.start, band.rows.start + part.stop)):
+                    yield row.clone()
+
+    def __contains__(self, value: object) -> bool:
+        raise StructureError(
+            "A stored matrix says by no 'in' what it contains.",
+            type(value).__name__,
+            "write any(torch.equal(row, wanted) for row in R), or look at R.samples",
+        )
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """All rows as an array of NumPy, for ``np.asarray(R)``.
+
+        Args:
+            dtype: of the array; by default that of the stored numbers.
+            copy: False asks for an array of memory that there is, which a file is not.
+
+        Raises:
+            MemoryBudgetError: they are larger than the budget. LeafError: bfloat16 without `dtype`, which NumPy has not.
+            ValueError: ``copy=False``, as NumPy wants it.
+        """
+        if copy is False:
+            raise ValueError("a stored matrix is read into new memory: np.asarray(R), without copy=False")
+        if self.dtype == torch.bfloat16 and dtype is None:
+            raise LeafError("np.asarray(R) is an array of NumPy.", "bfloat16, which NumPy has not", "pass dtype=np.float32")
+        values = self[:].cpu()
+        return (values.float() if self.dtype == torch.bfloat16 else values).numpy().astype(dtype, copy=False)
 
     def leaf(self, name: str, samples: Any = None) -> Tensor:
         """The rows by one parameter: ``[n, *shape]`` (``[n, C, *shape]``); only the chunks with its columns are read.
@@ -265,7 +314,7 @@ def open_zarr(
 
     Raises:
         StoreError: no folder; written by another program, or of a newer format; not complete, without `partial`; no complete
-        row; later, in a read, a damaged chunk.
+        row; later, in a read, a damaged chunk. DeviceError: no such device here.
 
     Cost: the sizes of all files are looked up; no number is read.
     """
@@ -273,7 +322,19 @@ def open_zarr(
     if store.kind not in _FACTS or not _FACTS[store.kind] <= set(store.facts):
         found = f"'{store.path}' holds {store.kind!r}, with {sorted(store.facts)}"
         raise StoreError(f"open_zarr opens {', '.join(_FACTS)}.", found, "write it by to_zarr or gram_to_zarr")
-    return StoredMatrix(Bands(store, partial, torch.device(device)))
+    return StoredMatrix(Bands(store, partial, _usable(device)))
+
+
+def _usable(device: torch.device | str) -> torch.device:
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:  # NotImplementedError is a RuntimeError
+        first = str(error).splitlines()[0]
+        raise DeviceError(_DEVICE, f"{device!r} ({first})", "pass device='cpu', or a device that torch can use here") from error
+    if found.type == "meta":
+        raise DeviceError(_DEVICE, "'meta', which holds no numbers", "pass device='cpu'")
+    return found
 
 
 def _work_dtype(dtype: torch.dtype) -> torch.dtype:
