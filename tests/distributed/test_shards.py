@@ -148,6 +148,8 @@ def test_rows_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     run_ranks(rows_written, 2, path, "create")
     (alone,) = try_ranks(fewer, 1, path)
     assert isinstance(alone.error, DataError) and "rank 0 of 2" in str(alone.error)
+    with pytest.raises(DataError, match=r"passes None to hesse.distributed.write_rows"):
+        hesse.parameter_jacobian(model_of(), F.cross_entropy, [])
 
 
 @pytest.mark.parametrize("sizes", [(4, 4, 4, 4, 2), (3, 1, 5, 2, 6)])

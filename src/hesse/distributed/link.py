@@ -74,6 +74,8 @@ class Link:
     Args:
         group: of `torch.distributed`; None: the default group, or this process alone where nothing was started.
         timeout: seconds to wait for the others at each exchange.
+        counted: whether its place among all links tells its questions from those of others, as data do that are spread. Then
+            every process makes it.
 
     Attributes:
         rank, ranks: this process's place, and how many there are.
@@ -84,23 +86,28 @@ class Link:
         `group` is no group: to those of the default group).
     """
 
-    def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 300.0) -> None:
+    def __init__(self, group: dist.ProcessGroup | None = None, timeout: float = 300.0, *, counted: bool = True) -> None:
         try:
-            self._join(group)
+            self._join(group, counted)
         except StructureError as error:
             with suppress(Exception):
-                self._join(None)
+                self._join(None, counted)
                 self._note(error)
             raise
         with self.noting():
             self._wire.timeout = checked_timeout(timeout)
 
-    def _join(self, group: dist.ProcessGroup | None) -> None:
+    def _join(self, group: dist.ProcessGroup | None, counted: bool) -> None:
         self._wire = Wire(group, 300.0)
         self._standing = self._wire.standing
         self.rank, self.ranks = self._standing.rank, self._standing.ranks
-        self._standing.links += 1
-        self._place, self._operator = self._standing.links, ""
+        self._standing.links += counted
+        self._place, self._operator = self._standing.links if counted else 0, ""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds to wait for the others at each exchange."""
+        return self._wire.timeout
 
     def of_operator(self) -> Link:
         """The link for the operator that all processes have just made: its questions are not those of another operator.

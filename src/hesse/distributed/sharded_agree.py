@@ -4,31 +4,89 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor
+from torch import Tensor
+from torch.distributed.tensor import DTensor, Shard
 
 from hesse.core.errors import HesseError
 from hesse.distributed.differences import hash_text
 from hesse.distributed.link import Link
 from hesse.distributed.traffic import count
+from hesse.distributed.wire import Wire
 
 TIMEOUT = 300.0
 
 
-def full(leaf: Any, what: str) -> Any:
-    """A leaf of a tree; a `DTensor` gathered from all ranks, detached.
+def full(leaf: Any, what: str, timeout: float = TIMEOUT) -> Any:
+    """A leaf of a tree; a `DTensor` gathered from all ranks, detached and contiguous.
 
     Args:
-        leaf: anything.
+        leaf: anything; the ranks have compared that they mean the same one.
         what: under which name its bytes are counted.
+        timeout: seconds to wait for the others. Of partial sums, and of an axis that is cut along two axes of a mesh, PyTorch
+            makes the full value, within the process group's own timeout.
+
+    Raises:
+        DistributedError: a rank is silent or gone.
     """
     if not isinstance(leaf, DTensor):
         return leaf
+    leaf = leaf.detach()
+    mesh = leaf.device_mesh
+    cut = [(axis, placed) for axis, placed in enumerate(leaf.placements) if not placed.is_replicate() and mesh.size(axis) > 1]
+    wires = {axis: Wire(mesh.get_group(axis), timeout) for axis, _ in cut}
+    if all(type(placed) is Shard for _, placed in cut) and len({placed.dim for _, placed in cut}) == len(cut):
+        value = leaf.to_local()
+        for axis, placed in cut:
+            value = _uncut(value, placed.dim, leaf.shape[placed.dim], wires[axis], what)
+        value = value.contiguous()
+    else:
+        with ExitStack() as stack:
+            for wire in wires.values():
+                stack.enter_context(wire.breaking(what))
+            value = leaf.full_tensor()
     parts = math.prod(n for n, placed in zip(leaf.device_mesh.shape, leaf.placements, strict=True) if placed.is_shard())
     count(what, leaf.numel() * leaf.element_size() * (parts - 1) / parts)
-    return leaf.full_tensor().detach()
+    return value.detach()
+
+
+def _uncut(part: Tensor, dim: int, length: int, wire: Wire, what: str) -> Tensor:
+    """A tensor whose axis `dim` is cut over ranks as `torch.chunk` cuts it: whole, of this length there."""
+    rows = part.movedim(dim, 0)
+    most = -(-length // wire.standing.ranks)
+    mine = torch.zeros((most, *rows.shape[1:]), dtype=part.dtype, device=part.device)
+    mine[: len(rows)].copy_(rows)
+    return wire.gather_rows(mine, what)[:length].movedim(0, dim)
+
+
+def layout_hashes(named: Iterable[tuple[str, Any]]) -> dict[str, int]:
+    """Of every leaf its place in the order, and how it lies on ranks; of a leaf of this process alone nothing more."""
+    return {name: hash_text(f"{number} {_described(leaf)}") for number, (name, leaf) in enumerate(named)}
+
+
+def _described(leaf: Any) -> str:
+    if not isinstance(leaf, DTensor):
+        return ""
+    return f"{tuple(leaf.shape)} {leaf.dtype} {leaf.placements} {leaf.device_mesh.shape}"
+
+
+@contextmanager
+def asking(sharded: Mapping[str, Any], what: str, timeout: float = TIMEOUT) -> Iterator[None]:
+    """A question over the ranks of these tensors: what one of them raises in it is raised on the others, too.
+
+    Args:
+        sharded: name -> DTensor; the ranks of their meshes ask this together.
+        what: how errors name the question.
+        timeout: seconds to wait for the others.
+    """
+    with ExitStack() as stack:
+        for link in reversed(list(_links(sharded, timeout))):  # told in the order in which the others listen
+            stack.enter_context(link.asking(what))
+        yield
 
 
 def agree(sharded: Mapping[str, Any], verdict: Callable[[], HesseError | None], what: str, timeout: float = TIMEOUT) -> None:
@@ -109,4 +167,4 @@ def _links(sharded: Mapping[str, Any], timeout: float) -> Iterator[Link]:
             groups.setdefault(tuple(dist.get_process_group_ranks(group)), group)
     for members, group in groups.items():
         if len(members) > 1:
-            yield Link(group, timeout)
+            yield Link(group, timeout, counted=False)

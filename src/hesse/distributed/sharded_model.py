@@ -65,7 +65,7 @@ def gathered(
         example: inputs of a batch (a tensor, a tuple, a dict); the model runs on it as it is, and with full parameters, and the
             outputs have to agree. Needed where hooks of tensor parallelism stand in the model, since what they do beside
             redistribution cannot be seen.
-        timeout: seconds to wait for the other ranks before the parameters are gathered.
+        timeout: seconds to wait for the other ranks, before the parameters are gathered and at each of them.
 
     Returns:
         ``(f, params)`` as of `hesse.functional`: full parameters by name on every rank, detached.
@@ -85,17 +85,17 @@ def gathered(
     sharded = dict(sharded_leaves(module))
     registered = dict(module.named_parameters())
     agree(sharded, lambda: _verdict(module, sharded, registered, memory, example), "gathered(model)", timeout)
-    values = {name: _own_value(leaf) if name in sharded else leaf.detach() for name, leaf in registered.items()}
+    values = {name: _own_value(leaf, timeout) if name in sharded else leaf.detach() for name, leaf in registered.items()}
     f = GatheredModule(module, {name: leaf for name, leaf in values.items() if not registered[name].requires_grad})
     params = {name: leaf for name, leaf in values.items() if registered[name].requires_grad}
     if example is not None:
-        agree(sharded, lambda: _difference(model, module, (f, params), example), "gathered(model, example=)", timeout)
+        agree(sharded, lambda: _difference(model, module, (f, params), example, timeout), "gathered(model, example=)", timeout)
     return f, params
 
 
-def _own_value(leaf: Tensor) -> Tensor:
+def _own_value(leaf: Tensor, timeout: float) -> Tensor:
     """The full value in memory of its own: what `fully_shard` holds from a run it frees later."""
-    value = full(leaf, "gathered").detach()
+    value = full(leaf, "gathered", timeout).detach()
     theirs = leaf.to_local() if isinstance(leaf, DTensor) else leaf
     return value.clone() if value.untyped_storage().data_ptr() == theirs.untyped_storage().data_ptr() else value
 
@@ -146,7 +146,7 @@ def _is_stale(registered: Tensor, leaf: Any) -> bool:
 
 
 def _difference(
-    model: nn.Module, module: nn.Module, gathered_model: tuple[Callable[..., Any], Any], example: Any
+    model: nn.Module, module: nn.Module, gathered_model: tuple[Callable[..., Any], Any], example: Any, timeout: float
 ) -> HesseError | None:
     """Run the model as its user would and with full parameters, and compare."""
     f, params = gathered_model
@@ -160,7 +160,7 @@ def _difference(
         ours = tree.leaves(f(params, *inputs, **named))
     for a, b in zip(theirs, ours, strict=True):
         if isinstance(a, Tensor):
-            a = full(a, "gathered")
+            a = full(a, "gathered", timeout)
             scale = b.abs().max().item() if b.numel() else 0.0
             rounding = 1e4 * torch.finfo(b.dtype).eps if b.is_floating_point() else 0.0
             if a.shape != b.shape or not torch.allclose(a, b, rtol=rounding, atol=rounding * scale):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,27 +16,36 @@ from hesse.core.fingerprint import sample_hashes
 from hesse.core.space import Space, require_full
 from hesse.core.tree import Tree
 from hesse.core.wrapped import inside, sharded_leaves
-from hesse.distributed.sharded_agree import full, require_equal
+from hesse.distributed.average import OverProcesses
+from hesse.distributed.sharded_agree import TIMEOUT, asking, full, layout_hashes, require_equal
+from hesse.distributed.wire import checked_timeout
 from hesse.operators.base import LinearOperator
 
 
-def gather(vector: Tree) -> Tree:
+def gather(vector: Tree, *, timeout: float = TIMEOUT) -> Tree:
     """A tree with every leaf full: `DTensor` s are gathered, other leaves are the same tensors.
 
     To be called on all ranks of the leaves' meshes together.
 
     Args:
         vector: a tree; partial sums are added up.
+        timeout: seconds to wait for the other ranks at each exchange.
 
     Returns:
         The tree with plain tensors, detached.
 
-    Cost: (p - 1) / p of the vector's bytes received by each of p ranks.
+    Raises:
+        DistributedError: a leaf that another rank has not, or has in another place, shape, dtype or placement; a rank
+            failed, is gone or asks something else.
+
+    Cost: (p - 1) / p of the vector's bytes received by each of p ranks; 8 KiB are exchanged before, to compare the leaves.
     """
-    return tree.map_tree(lambda leaf: full(leaf, "gather"), vector)
+    named = tree.named_leaves(vector)
+    require_equal(_on_ranks(named), lambda: layout_hashes(named), "The layout of a vector that is gathered", timeout)
+    return _full(vector, timeout)
 
 
-def shard(vector: Tree, like: nn.Module | Tree) -> Tree:
+def shard(vector: Tree, like: nn.Module | Tree, *, timeout: float = TIMEOUT) -> Tree:
     """A tree with every leaf sharded over ranks as it is in `like`; undone by `gather`.
 
     Nothing is sent: each rank keeps its part of the full tensors that it has. That they are the same on all ranks is checked.
@@ -44,13 +54,23 @@ def shard(vector: Tree, like: nn.Module | Tree) -> Tree:
         vector: a tree of full tensors (batch axes in front allowed), the same on every rank, such as a result that was
             averaged over ranks.
         like: a model, or a tree of `DTensor` s with the paths of `vector`; leaves that are plain there stay plain.
+        timeout: seconds to wait for the other ranks.
 
     Raises:
-        StructureError: a path or a shape that `like` does not have. DistributedError: other values on another rank.
+        StructureError: a path or a shape that `like` does not have. DistributedError: other values on another rank; a rank
+            failed, is gone or asks something else.
 
-    Cost: a pass over the vector; 8 bytes a leaf are exchanged.
+    Cost: a pass over the vector; 8 KiB are exchanged.
     """
-    return _Layout(like).shard(vector)
+    return _Layout(like, timeout).shard(vector)
+
+
+def _full(vector: Tree, timeout: float) -> Tree:
+    return tree.map_tree(lambda leaf: full(leaf, "gather", timeout), vector)
+
+
+def _on_ranks(named: list[tuple[str, Any]]) -> dict[str, Any]:
+    return {name: leaf for name, leaf in named if isinstance(leaf, DTensor)}
 
 
 class ShardedOperator(LinearOperator):
@@ -62,7 +82,7 @@ class ShardedOperator(LinearOperator):
 
     def __init__(self, operator: LinearOperator, layout: _Layout) -> None:
         self.operator, self._layout = operator, layout
-        self.in_space, self.out_space = _ShardedSpace.like(operator.in_space), _ShardedSpace.like(operator.out_space)
+        self.in_space, self.out_space = (_ShardedSpace.like(space, layout) for space in (operator.in_space, operator.out_space))
         self.tags, self.mass = operator.tags, operator.mass
 
     def mv(self, v: Tree) -> Tree:
@@ -75,21 +95,41 @@ class ShardedOperator(LinearOperator):
 
     def _apply(self, v: Tree, product: Callable[[Tree], Tree]) -> Tree:
         is_sharded = any(isinstance(leaf, DTensor) for leaf in tree.leaves(v))
-        result = product(gather(v))
-        return self._layout.shard(result) if is_sharded else result
+        if not is_sharded:
+            return product(v)
+        layout = self._layout
+        with asking(layout.placed, f"A product of {type(self.operator).__name__} with a sharded vector", layout.timeout):
+            return layout.shard(product(_full(v, layout.timeout)))
 
     def transpose(self) -> LinearOperator:
         """The transpose, which takes and returns sharded vectors, too."""
         return ShardedOperator(self.operator.transpose(), self._layout)
 
 
+@dataclass(frozen=True, eq=False)
 class _ShardedSpace(Space):
-    """A space whose vectors may be sharded; flat vectors are full."""
+    """A space whose vectors may be sharded, which the ranks then check together; flat vectors are full."""
+
+    layout: _Layout | None = None
 
     @classmethod
-    def like(cls, space: Space) -> Space:
+    def like(cls, space: Space, layout: _Layout) -> Space:
         """The same space otherwise."""
-        return cls(space.names, space.shapes, space.dtypes, space.devices, space.structure, True)
+        return cls(space.names, space.shapes, space.dtypes, space.devices, space.structure, True, layout)
+
+    def check(self, vector: Tree, what: str, batch_ndim: int | None = 0) -> list[Tensor]:
+        named = tree.named_leaves(vector)
+        placed = _on_ranks(named)
+        if not placed or self.layout is None:
+            return super().check(vector, what, batch_ndim)
+        parts: list[Tensor] = []
+
+        def hashes() -> dict[str, int]:
+            parts.extend(super(_ShardedSpace, self).check(vector, what, batch_ndim))
+            return layout_hashes(named)
+
+        require_equal({**self.layout.placed, **placed}, hashes, f"The layout of {what}", self.layout.timeout)
+        return parts
 
     def ravel(self, vector: Tree, batch_ndim: int = 0) -> Tensor:
         for name, leaf in tree.named_leaves(vector):
@@ -101,7 +141,7 @@ class _ShardedSpace(Space):
         return super().unravel(flat)
 
 
-def sharded(operator: LinearOperator, like: nn.Module | Tree) -> ShardedOperator:
+def sharded(operator: LinearOperator, like: nn.Module | Tree, *, timeout: float | None = None) -> ShardedOperator:
     """An operator whose vectors are sharded over ranks like a model's parameters.
 
     The operator inside works on full vectors: the memory is that of the unsharded model and a few vectors of its size.
@@ -110,12 +150,16 @@ def sharded(operator: LinearOperator, like: nn.Module | Tree) -> ShardedOperator
         operator: a square operator by the parameters, the same on all ranks: one over the data of all ranks (`spread`), made
             from `gathered(model)`. One of this rank's data alone is found out at its first product.
         like: the model, or its parameters by name; `params=` of the operator may have chosen some of them.
+        timeout: seconds to wait for the other ranks at each exchange of a product; None: those of the operator's data
+            (`spread`), or 300 where it has none.
 
     Raises:
         UnsupportedError: an operator that is not square. StructureError: a parameter that `like` does not have, or has in
-            another shape. At a product: DistributedError if the ranks have different results.
+            another shape; no number of seconds. At a product: DistributedError if the ranks have different results, or vectors
+            that lie differently on the ranks; if a rank failed, is gone or asks something else.
 
-    Cost: a product gathers the vector: (p - 1) / p of its bytes received by each of p ranks.
+    Cost: a product gathers the vector: (p - 1) / p of its bytes received by each of p ranks; 8 KiB are exchanged before, and
+    after.
     """
     if operator.in_space != operator.out_space:
         raise UnsupportedError(
@@ -123,16 +167,18 @@ def sharded(operator: LinearOperator, like: nn.Module | Tree) -> ShardedOperator
             f"{operator}",
             "for products with a parameter Jacobian call gather(v), and shard(J.T @ u, model) once it is summed over ranks",
         )
-    layout = _Layout(like)
+    over = operator._over_processes()
+    known = over.link.timeout if isinstance(over, OverProcesses) else TIMEOUT
+    layout = _Layout(like, known if timeout is None else timeout)
     for name, shape in zip(operator.in_space.names, operator.in_space.shapes, strict=True):
         layout.require(name, shape)
     return ShardedOperator(operator, layout)
 
 
 class _Layout:
-    """How each leaf of a tree lies on the ranks."""
+    """How each leaf of a tree lies on the ranks, which wait so many seconds for each other."""
 
-    def __init__(self, like: nn.Module | Tree) -> None:
+    def __init__(self, like: nn.Module | Tree, timeout: float) -> None:
         asked = "Vectors are sharded like a model or a tree of DTensors."
         if isinstance(like, nn.Module):
             module = inside(like, asked)
@@ -145,6 +191,8 @@ class _Layout:
         for name, leaf in self.placed.items():
             if any(placement.is_partial() for placement in leaf.placements):
                 raise UnsupportedError(asked, f"a partial sum at '{name}'", "redistribute it to Shard or Replicate placements")
+        with asking(self.placed, asked, timeout):  # where a timeout is refused that is none, and noted for the others
+            self.timeout = checked_timeout(timeout)
 
     def require(self, name: str, shape: torch.Size) -> None:
         """Refuse a leaf of another path or shape."""
@@ -158,7 +206,7 @@ class _Layout:
 
     def shard(self, vector: Tree) -> Tree:
         """The tree, its leaves (batch axes in front allowed) sharded."""
-        named = tree.named_leaves(gather(vector))
+        named = tree.named_leaves(gather(vector, timeout=self.timeout))
         axes = 0
 
         def hashes() -> dict[str, int]:
@@ -172,7 +220,7 @@ class _Layout:
                 self.require(name, leaf.shape[axes:])
             return {name: int(sample_hashes(leaf.unsqueeze(0))) for name, leaf in named}
 
-        require_equal(self.placed, hashes, "A vector that is sharded (average over the data of all ranks first)")
+        require_equal(self.placed, hashes, "A vector that is sharded (average over the data of all ranks first)", self.timeout)
         return tree.flatten(vector)[1].unflatten(self._place(name, leaf, axes) for name, leaf in named)
 
     def _place(self, name: str, leaf: Tensor, axes: int) -> Tensor:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import numbers
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -90,6 +91,26 @@ class Wire:
         count(name, (ranks - 1) * longest)
         return [part.cpu().numpy().tobytes()[:size] for part, size in zip(parts, sizes, strict=True)]
 
+    def gather_rows(self, mine: Tensor, name: str) -> Tensor:
+        """Equally many rows of every process, in the order of the ranks; of any dtype, not counted as traffic.
+
+        Args:
+            mine: ``[rows, ...]`` of this process, contiguous.
+            name: what is asked.
+
+        Returns:
+            ``[ranks * rows, ...]`` on the same device.
+
+        Raises:
+            DistributedError: a process is silent or gone.
+        """
+        there = mine if self.takes(mine.device.type) else mine.to(self.home)
+        rows = there.new_empty((self.standing.ranks * len(mine), *mine.shape[1:]))
+        if rows.numel():
+            sent, got = (part.view(-1).view(torch.uint8) for part in (there, rows))
+            self._wait(lambda: dist.all_gather_single(got, sent, group=self.group, async_op=True), name)
+        return rows.to(mine.device)
+
     @property
     def home(self) -> torch.device:
         """Where the group's headers live."""
@@ -101,9 +122,22 @@ class Wire:
 
     def _wait(self, start: Callable[[], Any], what: str) -> None:
         """Start an operation and wait until it has ended, or raise `DistributedError`."""
+        with self.breaking(what):
+            start().wait(timedelta(seconds=self.timeout))
+
+    @contextmanager
+    def breaking(self, what: str) -> Iterator[None]:
+        """Around operations of PyTorch: where they fail, the group is broken from here on.
+
+        Raises:
+            DistributedError: instead of what PyTorch raises.
+        """
         standing = self.standing
         try:
-            start().wait(timedelta(seconds=self.timeout))
+            yield
+        except DistributedError as error:  # of another group, which the same operations go over
+            standing.broken = error.found
+            raise
         except RuntimeError as error:
             silent = silent_ranks(f"{standing.name}/{standing.exchanges}", standing.rank, self.group)
             names = f"no sign of life of rank {', '.join(map(str, silent))}" if silent else "every process is there"

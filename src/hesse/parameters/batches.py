@@ -46,7 +46,8 @@ class Batches:
                 self.sizes.append(recipe.count(batch))
                 self.hashes.append(sample_hashes(*recipe.read(batch)).cpu())
         if not self.sizes:
-            raise DataError(recipe.asked.text, "a data set without a batch", "pass at least one batch")
+            remedy = "pass at least one batch; a process without data passes None to hesse.distributed.write_rows"
+            raise DataError(recipe.asked.text, "a data set without a batch", remedy)
 
     def take_example(self) -> tuple[Any, Any]:
         """``(inputs, targets)`` of the first batch as it was first read; it is not held any longer."""
