@@ -52,6 +52,28 @@ def test_its_position_is_named_too() -> None:
         hesse.ggn(model, nn.CrossEntropyLoss(ignore_index=7), (torch.randn(2, 2, 3, 3), target))
 
 
+def test_labels_of_eight_bits_are_named_too() -> None:
+    """PyTorch's own message for them may be no text."""
+    target = torch.tensor([0, 2, 200, 1], dtype=torch.uint8)
+    for ask in QUESTIONS.values():
+        with pytest.raises(DataError, match=r"target\[2\] = 200 .*3 classes"):
+            ask(network(3), nn.CrossEntropyLoss(), (torch.randn(4, 4), target))
+
+
+@pytest.mark.parametrize("loss", [nn.BCEWithLogitsLoss(), nn.BCELoss(), nn.SoftMarginLoss(), nn.PoissonNLLLoss()])
+def test_targets_of_another_shape_are_named(loss: nn.Module) -> None:
+    model = nn.Sequential(network(3), nn.Sigmoid())
+    for ask in (hesse.loss_hessian, hesse.ggn, QUESTIONS["rows"]):
+        with pytest.raises(DataError, match=r"output of shape \(5, 3\) and a target of shape \(5,\)"):
+            ask(model, loss, (torch.randn(5, 4), torch.rand(5)))
+
+
+def test_targets_whose_values_tell_nothing_keep_the_message_of_torch() -> None:
+    for target, message in ((torch.zeros(2, dtype=torch.long, device="meta"), "meta"), (torch.rand(2, 3) + 0j, "Complex")):
+        with pytest.raises(RuntimeError, match=message):
+            hesse.ggn(network(3), nn.CrossEntropyLoss(), (torch.randn(2, 4), target))
+
+
 def test_other_failures_of_a_loss_stay_what_they_are() -> None:
     with pytest.raises(IndexError, match="out of bounds"):  # a function of the user's own
         hesse.loss_hessian(network(3), lambda o, t: F.cross_entropy(o, t), (torch.randn(2, 4), torch.tensor([0, 3])))

@@ -23,6 +23,21 @@ def test_the_axis_that_changes_holds_the_samples() -> None:
     assert sample_axis((6, 4), (3, 4, 1), 6, 3) is False
 
 
+def test_what_leads_to_no_parameter_is_no_part_of_a_walk() -> None:
+    w, x = torch.randn(3, 4, requires_grad=True), torch.randn(5, 3)
+
+    def walk(given: Tensor) -> Walk:
+        return Walk.of(((given @ w).tanh() * given.sum()).cos(), {"w": w})
+
+    plain, leaf = walk(x), walk(x.clone().requires_grad_())
+    taken = walk(x.clone().requires_grad_()[torch.arange(2)] * 2)
+    for other in (leaf, taken):
+        assert same_program(plain, other) and [node.name() for node in other.nodes] == [node.name() for node in plain.nodes]
+    assert not same_program(plain, Walk.of((x @ w).tanh().cos(), {"w": w}))
+    unused = Walk.of(x.clone().requires_grad_().sum(), {"w": w})
+    assert [node.name() for node in unused.nodes] == ["SumBackward0"] and unused.edges == ((None,),)
+
+
 def _cotangents(owner: list[int], count: int) -> list[Tensor]:
     return [torch.tensor([[float(place == sample)] for place in owner]) for sample in range(count)]
 

@@ -16,7 +16,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 import hesse
+from hesse.autodiff.compiled.function import CompiledFunction
 from hesse.autodiff.compiled.mode import CompileNotice
+from hesse.autodiff.functional import undisturbed
 from hesse.core.errors import DataError, NonFiniteError, StructureError
 from hesse.parameters.compile_rows import compile_rows
 from hesse.parameters.compiled_rows import CompiledRows
@@ -325,6 +327,67 @@ def test_threads_share_a_record() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+def test_no_other_thread_runs_the_model_while_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, threads, waited = network(), list[threading.Thread](), list[bool]()
+    f, params = hesse.functional(model)
+    recorded = CompiledFunction._recorded  # pyright: ignore[reportPrivateUsage]
+
+    def beside(*args: Any) -> Any:
+        threads.append(threading.Thread(target=lambda: f(params, batch()[0])))
+        threads[-1].start()
+        threads[-1].join(0.2)
+        waited.append(threads[-1].is_alive())
+        return recorded(*args)
+
+    monkeypatch.setattr(CompiledFunction, "_recorded", beside)
+    rows = compile_rows((f, params), nn.CrossEntropyLoss(), four)
+    rows(batch())
+    for thread in threads:
+        thread.join()
+    assert waited == [True]
+
+
+def test_a_model_that_another_thread_runs_is_waited_for() -> None:
+    model, loss, standing, done = network(), nn.CrossEntropyLoss(), threading.Event(), threading.Event()
+    rows = compile_rows(model, loss, four)
+    for seed in range(3):
+        rows(batch(seed))
+    before, own = rows.replays, model[0]._parameters
+
+    def disturb() -> None:
+        with undisturbed(model):
+            weight, own["weight"] = own["weight"], torch.ones(4, 5, dtype=torch.float64)  # pyright: ignore[reportArgumentType]
+            standing.set()
+            done.wait(60)
+            own["weight"] = weight
+
+    threads = [threading.Thread(target=disturb), threading.Timer(0.2, done.set)]
+    threads[0].start()
+    assert standing.wait(60)
+    threads[1].start()
+    found = rows(batch(3))
+    for thread in threads:
+        thread.join()
+    assert_same(found, four(hesse.parameter_jacobian(model, loss, batch(3))))
+    assert rows.replays == before + 1 and not rows.direct
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_inputs_that_require_gradients_change_nothing(own: bool) -> None:
+    model, loss = network(), nn.CrossEntropyLoss()
+    rows = compile_rows(model, loss, lambda J: J.norms())
+    for seed in range(6):
+        x, y = batch(seed)
+        given = x.requires_grad_() if own else x.clone().requires_grad_() * 1
+        J = hesse.parameter_jacobian(model, loss, (given, y))
+        assert set(J.paths.values()) == {"rule"}
+        expected = oracle.loss_rows(model, loss, x.detach(), y).norm(dim=1)
+        assert_same(rows((given, y)), expected)
+        assert_same(J.norms(), expected)
+        assert x.grad is None
+    assert rows.replays >= 3 and not rows.direct
 
 
 def test_results_are_new_tensors_and_nothing_is_left_behind(untouched: None) -> None:

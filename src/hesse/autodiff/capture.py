@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge
 from hesse.autodiff.compiled.unrecorded import note_irregular
 from hesse.autodiff.deliver import Captured, Collector, deliver
 from hesse.autodiff.forward import Forward, run_samples
-from hesse.autodiff.layout import Walk, rounded
+from hesse.autodiff.layout import HIDES_PARAMETERS, Walk, rounded
 from hesse.autodiff.plan import Plan, PlannedMeeting, keeps_samples_apart, make_plan, moves_samples
 from hesse.autodiff.refusals import typed_errors
 from hesse.autodiff.uses import form_of
@@ -37,10 +37,10 @@ def plan_of(forward: Forward, walk: Walk, asked: str) -> tuple[Plan, bool]:
         UnsupportedError: reentrant checkpointing, which hides its parameters from the graph. MixedSamplesError: samples
         influence each other.
     """
-    if any(node.name() == "CheckpointFunctionBackward" for node in walk.nodes):
+    if any(node.name() == HIDES_PARAMETERS for node in walk.nodes):
         raise UnsupportedError(
             asked,
-            "reentrant checkpointing (CheckpointFunctionBackward), which hides its parameters from the graph",
+            f"reentrant checkpointing ({HIDES_PARAMETERS}), which hides its parameters from the graph",
             "call torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
         )
     try:

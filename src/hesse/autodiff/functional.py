@@ -108,6 +108,21 @@ class FunctionalModule:
         return f"functional({type(self.module).__name__})"
 
 
+@contextmanager
+def undisturbed(module: nn.Module | None) -> Iterator[None]:
+    """Within this context no other thread runs a module with parameters of its own, which stand in the module meanwhile."""
+    if module is None:
+        yield
+        return
+    with _lock_of(unwrapped(module, "Derivatives of a model are taken of the module itself, by its own parameters.")):
+        yield
+
+
+def _lock_of(module: nn.Module) -> threading.RLock:
+    with _guard:
+        return _locks.setdefault(module, threading.RLock())
+
+
 def _parts(module: nn.Module, prefix: str = "", found: dict[int, _Part] | None = None) -> Iterable[_Part]:
     """Every module once, with the path in front of its tensors' names: `named_modules`, several times as fast."""
     found = {} if found is None else found
@@ -148,15 +163,12 @@ def functional(module: nn.Module) -> tuple[Callable[..., Any], dict[str, Tensor]
         remedy = "pass the plain module (of a scripted one: the original)"
         raise StructureError("functional(module) takes an nn.Module that runs in Python.", type(module).__name__, remedy)
     module = unwrapped(module, "functional(module) runs the module itself, by its own parameters.")
-    with _guard:
-        lock = _locks.setdefault(module, threading.RLock())
-    with lock:  # another thread may be running the module with parameters of its own
+    with (lock := _lock_of(module)):  # another thread may be running the module with parameters of its own
         return _functional(module, lock)
 
 
 def _remade(module: nn.Module) -> FunctionalModule:
-    with _guard:
-        return FunctionalModule(module, _locks.setdefault(module, threading.RLock()))
+    return FunctionalModule(module, _lock_of(module))
 
 
 def _functional(module: nn.Module, lock: threading.RLock) -> tuple[Callable[..., Any], dict[str, Tensor]]:

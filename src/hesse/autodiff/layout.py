@@ -6,7 +6,7 @@ merged with other axes, a probe with the cotangent of one sample alone tells sam
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,15 +18,19 @@ from hesse.autodiff.recording import node_outputs
 from hesse.autodiff.rounding import machine_epsilon
 from hesse.rules.layers import SampleAxis
 
+HIDES_PARAMETERS = "CheckpointFunctionBackward"  # of reentrant checkpointing
+
 
 @dataclass(frozen=True)
 class Walk:
-    """The nodes of a graph in a fixed order, depth first from its root.
+    """The nodes of a graph in a fixed order, depth first from its root: the root, and those that lead to parameters.
+
+    So the walk is the same whether the inputs of the model require gradients or not.
 
     Attributes:
         nodes: the nodes.
-        edges: for each node, position and output of what each of its inputs comes from; None for constants, and empty for a
-            parameter, past which the walk does not go.
+        edges: for each node, position and output of what each of its inputs comes from; None for what no parameter leads to,
+            and empty for a parameter, past which the walk does not go.
         leaves: the nodes that stand for parameters -> their names.
         slot: which output of the first node the graph is of.
     """
@@ -48,9 +52,11 @@ class Walk:
                 continue
             found[node] = parents = () if node in leaves else node.next_functions
             pending.extend(parent for parent, _ in reversed(parents))
+        if any(not parents and node not in leaves for node, parents in found.items()):
+            found = _leading(found, leaves)
         position = {node: i for i, node in enumerate(found)}
         edges = tuple(
-            tuple(None if parent is None else (position[parent], slot) for parent, slot in parents)
+            tuple((position[parent], slot) if parent in position else None for parent, slot in parents)
             for parents in found.values()
         )
         return cls(tuple(found), edges, leaves, root.output_nr)
@@ -76,6 +82,22 @@ class Walk:
         for node in self.nodes:
             rows.append((node.name(), tuple(tuple(map(size, meta.shape)) for meta in node_outputs(node)), _options(node, size)))
         return tuple(rows)
+
+
+def _leading(found: dict[Any, tuple[Any, ...]], leaves: Collection[Any]) -> dict[Any, tuple[Any, ...]]:
+    """The root, and the nodes from which a leaf can be reached, or that hide what can be reached."""
+    users: dict[Any, list[Any]] = {}
+    for node, parents in found.items():
+        for parent, _ in parents:
+            users.setdefault(parent, []).append(node)
+    leading, pending = set[Any](), [node for node in found if node in leaves or node.name() == HIDES_PARAMETERS]
+    while pending:
+        node = pending.pop()
+        if node not in leading:
+            leading.add(node)
+            pending.extend(users.get(node, ()))
+    root = next(iter(found))
+    return {node: parents for node, parents in found.items() if node in leading or node is root}
 
 
 def rounded(length: int) -> int:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor
+from torch import Tensor, nn
 
 from hesse.autodiff.compiled.function import CompiledFunction
 from hesse.autodiff.compiled.mode import CompileNotice, Mode
 from hesse.autodiff.compiled.profile import Profile
 from hesse.autodiff.compiled.unrecorded import note_irregular
+from hesse.autodiff.functional import undisturbed
 from hesse.autodiff.model import Selection, is_one_batch
 from hesse.autodiff.roots import Loss, Outputs
 from hesse.autodiff.source_lines import warn_user
@@ -62,7 +64,7 @@ class CompiledRows:
         self._compiled: CompiledFunction | None = None
         if compile != "off":
             made = CompiledFunction(rows, rows, mode=compile, variables=(), signature=_signature, profile=self._profile)
-            made.looks, made.notice = True, self._notice
+            made.looks, made.notice, made.undisturbed = True, self._notice, self._undisturbed
             self._compiled = made
 
     @property
@@ -90,6 +92,11 @@ class CompiledRows:
 
     def _notice(self, text: str) -> None:
         warn_user(f"{self!r} {text}", CompileNotice)
+
+    def _undisturbed(self) -> AbstractContextManager[None]:
+        model = self._rows.model[0] if isinstance(self._rows.model, tuple) else self._rows.model
+        module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
+        return undisturbed(module if isinstance(module, nn.Module) else None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy records anew: what was recorded belongs to this model's tensors."""

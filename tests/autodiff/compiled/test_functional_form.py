@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -140,3 +142,21 @@ def test_written_inputs_that_share_memory_are_refused() -> None:
     optimize(trace)
     with pytest.raises(NativeUnavailable, match="shares its memory"):
         functional_form(trace)
+
+
+_POOLED = """
+import torch
+from hesse.autodiff.compiled.functional_form import functional_form
+from hesse.autodiff.compiled.optimize import optimize
+from hesse.autodiff.compiled.trace import record
+x = torch.arange(32.0).reshape(1, 2, 4, 4).sin()
+trace, _ = record(lambda: torch.nn.functional.max_pool2d(x, 2), [x])
+optimize(trace)
+form = functional_form(trace)
+print("same:", torch.equal(form.module(x, *form.constants)[0], torch.nn.functional.max_pool2d(x, 2)))
+"""
+
+
+def test_max_pooling_in_a_new_process() -> None:
+    done = subprocess.run([sys.executable, "-c", _POOLED], capture_output=True, text=True, timeout=300, check=False)
+    assert "same: True" in done.stdout, done.stderr

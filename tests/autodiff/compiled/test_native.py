@@ -14,7 +14,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hesse.autodiff.compiled import native as native_module
 from hesse.autodiff.compiled.functional_form import _split
+from hesse.autodiff.compiled.inductor import read_after_handed_on
 from hesse.autodiff.compiled.native import Native, NativeUnavailable, compile_native
 from hesse.autodiff.compiled.optimize import optimize
 from hesse.autodiff.compiled.replay import Deviation
@@ -286,12 +288,65 @@ def test_number_of_threads_changes() -> None:
         torch.set_num_threads(before)
 
 
+def test_other_threads_get_no_wrong_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    def f(x: Tensor) -> tuple[Tensor, ...]:
+        return x.cos(), x.sum(0) * 3
+
+    def wrong(*_: Any) -> Any:
+        return lambda tensors: [part + 1 for part in f(tensors[0])], "def call"
+
+    runner = native(f, numbers(6, 5))
+    monkeypatch.setattr(native_module, "_compile", wrong)
+    before = torch.get_num_threads()
+    try:
+        for more in (0, 1, 1):
+            torch.set_num_threads(before + more)
+            agree(results(runner, numbers(6, 5, seed=more)), f(numbers(6, 5, seed=more)))
+    finally:
+        torch.set_num_threads(before)
+
+
+def adds_into_zeros(t: Tensor, h: Tensor, i: Tensor, a: Tensor, b: Tensor, c: Tensor, d: Tensor, w: Tensor) -> Outputs:
+    """A flat pointwise result of what was added into zeros, beside one whose loops it is fitted to."""
+    h = h[:, None, None]
+    s = (t * h + a * b).tanh() * c + d * t * torch.sin(d * c) * (a.exp() + b)
+    picked = torch.gather((s * c).view(6, 20), 1, i) @ w
+    out = torch.zeros(6, 20, dtype=t.dtype).scatter_add(1, i, picked).view(2, 3, 4, 5) * d * b + s * a * c + t
+    return out.sum((0, 2, 3)), (out * c).sum((0, 2, 3)), (out * h + b * h).contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_reads_a_sum_waits_for_it(dtype: torch.dtype) -> None:
+    def data(seed: int) -> tuple[Tensor, ...]:
+        t, a, b, c, d = (numbers(2, 3, 4, 5, seed=seed + k, dtype=dtype) for k in range(5))
+        places = torch.randint(20, (6, 4), generator=torch.Generator().manual_seed(seed))
+        return t, numbers(3, seed=seed + 5, dtype=dtype), places, a, b, c, d, numbers(4, 4, seed=seed + 6, dtype=dtype)
+
+    runner = native(adds_into_zeros, *data(0))
+    for seed in (0, 10):
+        exact = adds_into_zeros(*(t.double() if t.is_floating_point() else t for t in data(seed)))
+        agree([t.double() for t in results(runner, *data(seed))], exact, 1e-4 if dtype == torch.float32 else 1e-10)
+
+
+def test_memory_that_was_handed_on_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    call = "auto buf1 = make(); f(buf1); auto buf10 = std::move(buf1);  // reuse\n"
+    assert read_after_handed_on(f"{call} f(buf10.data_ptr()); g(xbuf1, buf12); buf1.reset();") == ""
+    assert read_after_handed_on(f"{call} auto buf3 = std::move(buf10); f(buf3); g(buf1.data_ptr());") == "buf1"
+    assert read_after_handed_on(f"{call} auto buf3 = std::move(buf10); f(buf3, buf10);") == "buf10"
+    monkeypatch.setattr(native_module, "read_after_handed_on", lambda source: "buf1")
+    with pytest.raises(NativeUnavailable, match="buf1 is read after its memory was handed on"):
+        native(lambda x: (x * 7).tanh(), numbers(4, 3))
+
+
 def test_settings_of_inductor_stay() -> None:
     from torch._inductor import config
+    from torch._inductor.scheduler import SchedulerNode
 
-    before = config.get_config_copy()
+    before, fit, tag = config.get_config_copy(), SchedulerNode.recompute_size_and_body, torch.compiler.config.cache_key_tag
     native(lambda x: (x * 2).tanh(), numbers(4, 3))
     assert config.get_config_copy() == before
+    assert SchedulerNode.recompute_size_and_body is fit
+    assert torch.compiler.config.cache_key_tag == tag
 
 
 def test_what_cannot_be_compiled_is_refused() -> None:

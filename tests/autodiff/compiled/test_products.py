@@ -292,6 +292,22 @@ def test_native() -> None:
     assert C.replays == 2
 
 
+def test_native_pooled_and_normalized_convolution() -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.BatchNorm2d(3), nn.GELU(), nn.MaxPool2d(2), nn.Flatten())
+    model = model.append(nn.Linear(48, 4)).eval()
+    x, y = torch.randn(6, 1, 8, 8), torch.arange(6) % 4
+    C = compile_products(hesse.loss_hessian(model, nn.CrossEntropyLoss(), (x, y)), compile="native")
+    with warnings.catch_warnings(record=True) as notices:
+        warnings.simplefilter("always")
+        warm(C)
+    refused = [str(notice.message) for notice in notices if issubclass(notice.category, CompileNotice)]
+    assert all("C++ compiler" in text for text in refused), refused
+    v, exact = vectors(C), copy.deepcopy(model).double()
+    wanted = by_loops(exact, x.double(), y, {name: part.double() for name, part in v.items()})
+    assert_same({name: part.double() for name, part in C.mv(v).items()}, wanted, 1e-4)
+
+
 def test_off_is_the_operator_itself_and_unknown_ways_are_refused() -> None:
     A = hesse.identity(hesse.Space.of(torch.ones(2)))
     assert compile_products(A, compile="off") is A

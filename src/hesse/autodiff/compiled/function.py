@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -72,6 +73,8 @@ class CompiledFunction:
         looks: whether `run` itself, not only the function, asks tensors whether they are the same and whether they require grad
             (set it before the first call).
         moved: told dtypes and shapes where other values are found in such tensors; what is recorded next takes its course.
+        undisturbed: makes the context in which runs are recorded: in it no other thread changes what `run` reads, not even for
+            a while. None: no thread does.
         notice: told once why something does not run as it was asked to; by default a `CompileNotice` says it.
     """
 
@@ -86,6 +89,7 @@ class CompiledFunction:
         self.watches: Callable[[Tensor], bool] | None = None
         self.looks = False
         self.moved: Callable[[list[str]], None] | None = None
+        self.undisturbed: Callable[[], AbstractContextManager[None]] | None = None
         self.notice: Callable[[str], None] = self._warn
         self._kinds: list[_Kind] = []
         self._lock = threading.RLock()
@@ -106,8 +110,8 @@ class CompiledFunction:
         kind, found = self._found(key, args, kwargs)
         if found is not _MISSED:
             return found
-        with self._lock:
-            if made != self._made:  # another thread recorded something meanwhile
+        with nullcontext() if self.undisturbed is None else self.undisturbed(), self._lock:
+            if made != self._made or self.undisturbed is not None:  # another thread recorded something, or was disturbing
                 kind, found = self._found(key, args, kwargs)
             return self._recorded(key, args, kwargs, kind) if found is _MISSED else found
 

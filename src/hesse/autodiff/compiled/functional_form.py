@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -126,6 +127,7 @@ def _decompositions() -> dict[Any, Callable[..., Any]]:
     from torch._inductor import config
     from torch._inductor.decomposition import select_decomp_table
 
+    importlib.import_module("torch._inductor.lowering")  # which the one of max-pooling takes to be there
     with config.patch(fallback_random=True):
         table = select_decomp_table()
     kept = {op: how for op, how in table.items() if torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ())}

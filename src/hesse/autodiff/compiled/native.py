@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 import logging
 import threading
 import warnings
@@ -21,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from hesse.autodiff.compiled.agreement import agree, largest
 from hesse.autodiff.compiled.functional_form import Functional, NativeUnavailable, functional_form
 from hesse.autodiff.compiled.indices import INDEXING, indices_are_fixed
+from hesse.autodiff.compiled.inductor import Misordered, helped_inductor, read_after_handed_on
 from hesse.autodiff.compiled.replay import Deviation, Runner, without_casts
 from hesse.autodiff.compiled.trace import Read, Trace
 from hesse.autodiff.compiled.undo import random_states, restore_random
@@ -83,7 +84,7 @@ class Native:
         self._calls = {torch.get_num_threads(): call}
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor] | Deviation:
-        call = self._calls.get(torch.get_num_threads()) or self._with_other_threads()
+        call = self._calls.get(torch.get_num_threads()) or self._with_other_threads(inputs)
         before = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)
         try:
@@ -104,11 +105,31 @@ class Native:
         finally:
             torch._C._set_grad_enabled(before)
 
-    def _with_other_threads(self) -> _Call:
-        """The code for as many threads as there are now."""
-        call, _ = _compile(self._form, self._in_cpp)
+    def _with_other_threads(self, inputs: Sequence[Tensor]) -> _Call:
+        """The code for as many threads as there are now; the functional form itself where that gives other numbers."""
+        plain = _plainly(self._form.module)
+        try:
+            call, _ = _compile(self._form, self._in_cpp)
+            if not _same_results(call, plain, [*inputs, *self._constants]):
+                call = plain
+        except NativeUnavailable:
+            call = plain
         self._calls[torch.get_num_threads()] = call
         return call
+
+
+def _same_results(call: _Call, plain: _Call, tensors: list[Tensor]) -> bool:
+    """Whether code gives what the functional form gives; both draw the random numbers that are drawn next."""
+    before = random_states()
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), without_casts():
+        try:
+            wanted = plain([*tensors])
+            restore_random(before)
+            found = call([*tensors])
+        finally:
+            restore_random(before)
+    scale = max(map(largest, (*tensors, *wanted)), default=0.0)
+    return all(agree(mine, its, scale) for mine, its in zip(found, wanted, strict=True))
 
 
 def _deviation(reads: Sequence[tuple[int, Read]], outputs: Sequence[Tensor]) -> Deviation | None:
@@ -129,6 +150,8 @@ def _compile_in_some_wrapper(form: Functional, inputs: Sequence[Tensor]) -> tupl
             with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
                 call(tensors)
             return call, source, True
+        except Misordered:  # which would be wrong without C++ as well
+            raise
         except Exception:  # some operations that C++ has to call through Python fail only then
             pass
         finally:
@@ -178,29 +201,15 @@ def _with_options(form: Functional, options: dict[str, Any]) -> tuple[_Call, str
 
     module = copy.deepcopy(form.module)  # which inductor rewrites
     try:
-        with config.patch(options), tracing(TracingContext(form.mode)), _fallbacks_allowed():
+        with config.patch(options), tracing(TracingContext(form.mode)), helped_inductor():
             compiled = compile_fx_inner(module, form.fakes, is_inference=True, cpp_wrapper=options["cpp_wrapper"])
     except Exception as error:
         raise NativeUnavailable(_reason(error)) from error
     if not isinstance(compiled, CompiledFxGraph) or compiled.current_callable is None:
         raise NativeUnavailable(f"inductor gave a {type(compiled).__name__}")
+    if name := read_after_handed_on(compiled.source_code):
+        raise Misordered(f"of the program that inductor makes of it, {name} is read after its memory was handed on")
     return compiled.current_callable, compiled.source_code  # past inductor's profiling wrapper
-
-
-@contextlib.contextmanager
-def _fallbacks_allowed() -> Iterator[None]:
-    """Operations without a lowering call the eager kernel, also where the environment variable CI is set.
-
-    There inductor refuses those for which a decomposition exists somewhere, as a reminder to its own developers.
-    """
-    from torch._inductor import graph
-
-    make_fallback = graph.make_fallback
-    graph.make_fallback = functools.partial(make_fallback, warn=False)
-    try:
-        yield
-    finally:
-        graph.make_fallback = make_fallback
 
 
 def _plainly(module: fx.GraphModule) -> _Call:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hesse.autodiff.compiled.agreement import agree, largest
 from hesse.autodiff.compiled.entry import mode_key
 from hesse.autodiff.compiled.function import is_inside_other_tracer
 from hesse.autodiff.compiled.mode import CompileNotice, Mode
 from hesse.autodiff.compiled.native import NativeUnavailable, compile_native
-from hesse.autodiff.compiled.path import agree, largest, simplify
+from hesse.autodiff.compiled.path import simplify
 from hesse.autodiff.compiled.replay import Deviation, Replay, Runner
 from hesse.autodiff.compiled.state_codes import kind_of_code
 from hesse.autodiff.compiled.trace import LARGEST_FOLDED, Trace, record
