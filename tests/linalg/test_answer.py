@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from hesse.linalg.answer import lstsq_matrix, solve_matrix
+from hesse.linalg.answer import lstsq_matrix, solve_cholesky, solve_matrix
 
 from .counted import random_matrix, with_spectrum
 
@@ -45,3 +47,18 @@ def test_least_squares_whose_squared_singular_values_are_no_numbers(size: float,
     torch.testing.assert_close(found.value, torch.full((1, 3), right, dtype=torch.float64))
     assert found.condition == pytest.approx(1)
     assert found.norm == pytest.approx(max(size, damping**0.5))
+
+
+@pytest.mark.parametrize("way", [solve_matrix, solve_cholesky, lstsq_matrix])
+@pytest.mark.parametrize("size", [1e36, 1.0, 1e-37])
+def test_far_sizes_change_nothing_but_sizes(way: Any, size: float) -> None:
+    """The inverse of the smallest has numbers that float32 does not."""
+    M = with_spectrum(torch.logspace(-3, 0, 6, dtype=torch.float64))
+    M = ((M + M.mT) / 2 * size).float()
+    found = way(M, (M.double() @ torch.ones(6, dtype=torch.float64)).float()[None])
+    torch.testing.assert_close(found.value, torch.ones(1, 6), rtol=2e-3, atol=2e-3)
+    assert not found.trouble and 900 < found.condition < 6000
+    if found.inverse_norm is not None:
+        assert found.inverse_norm == pytest.approx(float(torch.linalg.inv(M.double() / size).norm()) / size, rel=1e-3)
+    else:
+        assert found.norm == pytest.approx(size, rel=1e-3)

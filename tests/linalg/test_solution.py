@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hesse.core.errors import NotConvergedError
+from hesse.core.errors import HesseError, NonFiniteError, NotConvergedError
 from hesse.core.space import Space
 from hesse.linalg import Answer, Solution, lstsq, lstsq_rule, solve, solve_rule
 from hesse.linalg.solution import Sizes, error_bound
@@ -259,6 +259,7 @@ def test_the_bound_itself() -> None:
     assert error_bound(A, zero, zero, Sizes(1.0, math.inf, torch.zeros(1))) == 0.0
     assert error_bound(A, ones, zero, Sizes(1.0, 1.0, None)) == math.inf
     assert error_bound(A, ones, ones, Sizes(1.0, math.inf, None)) == math.inf
+    assert error_bound(A, ones, ones, Sizes(math.nan, 1.0, torch.zeros(1))) == math.inf
     assert error_bound(A, 1.5 * ones, ones, Sizes(1.0, 1.0, None)) == pytest.approx(0.5, rel=1e-9)
     assert error_bound(A, ones[:, :0], ones[:, :0], Sizes(1.0, 1.0, None)) == 0.0
     assert error_bound(A, ones, ones, Sizes(1.0, 1.0, torch.full((1,), 0.1))) == pytest.approx(0.1 / 3**0.5, rel=1e-6)
@@ -358,3 +359,69 @@ def test_least_squares_whose_squares_are_out_of_range(damping: float, size: floa
     right = torch.linalg.solve(W.mT @ W + damping * torch.eye(12, dtype=torch.float64), W.mT @ b.double()) / size
     found = lstsq(Counted(M), b, method="lsmr", damping=damping * size**2, full=True)
     assert relative(found.value.double(), right) <= min(found.forward_error, 3e-3)
+
+
+FAR = {torch.float32: [1e36, 1e-22, 1e-36, 1e-42], torch.float64: [1e200, 1e300, 1e-165, 1e-200, 1e-300]}
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(dtype, size) for dtype, sizes in FAR.items() for size in sizes], ids=str)
+@pytest.mark.parametrize("method", ["cholesky", "dense", "lsmr", "lstsq", "lstsq by lsmr"])
+def test_bounds_at_far_sizes(method: str, dtype: torch.dtype, size: float) -> None:
+    """A system of condition 1e3, solved in float64 at size one; the nearest matrix of the dtype is the one that counts."""
+    M = (with_spectrum(torch.logspace(-3, 0, 21, dtype=torch.float64)) * size).to(dtype)
+    M = torch.triu(M) + torch.triu(M, 1).mT
+    b = (M.double() @ torch.ones(21, dtype=torch.float64)).to(dtype)
+    right = torch.linalg.solve(M.double() / size, b.double() / size)
+    A = Counted(M, tags=PSD)
+    try:
+        if method.startswith("lstsq"):
+            found = lstsq(A, b, method="lsmr" if "lsmr" in method else "dense", full=True)
+        else:
+            found = solve(A, b, method=method, full=True)
+    except HesseError:  # where few digits are left
+        assert size <= 1e-36
+        return
+    assert relative(found.value.double(), right) <= 1.01 * found.forward_error  # that of LSMR is estimated
+
+
+@pytest.mark.parametrize("away", [None, torch.zeros(1, dtype=torch.float64)])
+def test_the_bound_knows_what_underflow_hides(away: Tensor | None) -> None:
+    """Three of the least numbers, times 1/2, are rounded to two of them: 1/2 seems to solve what 2/3 does."""
+    least, ones = 2.0**-149, torch.ones(1, 3)
+    A = Dense(3 * least * torch.eye(3))
+    assert torch.equal(A @ (ones[0] / 2), 2 * least * ones[0])
+    assert error_bound(A, 2 * least * ones, ones / 2, Sizes(3 * least, 1 / (3 * least), away)) >= 1 / 3
+
+
+def test_the_bound_of_damped_systems_at_far_sizes() -> None:
+    M, b = (random_matrix(12, 9) * 1e-25).float(), random_matrix(12, seed=2).float() * 1e-25
+    for relative_damping in (1e-6, 1.0, 100.0):
+        W = M.double() * 1e25
+        right = torch.linalg.solve(W.mT @ W + relative_damping * torch.eye(9, dtype=torch.float64), W.mT @ b.double() * 1e25)
+        found = lstsq(Counted(M), b, method="lsmr", damping=relative_damping * 1e-50, full=True)
+        assert relative(found.value.double(), right) <= found.forward_error
+
+
+@pytest.mark.parametrize("method", ["cg", "minres", "lsmr", "dense", "cholesky", "lstsq"])
+def test_solutions_that_are_out_of_range_say_so(method: str) -> None:
+    A, b = Counted(1e-20 * torch.eye(3), tags=PSD), torch.full((3,), 1e30)
+    with pytest.raises(NonFiniteError, match=r"(?s)solution has to fit into torch.float32.*scale b down"):
+        lstsq(A, b) if method == "lstsq" else solve(A, b, method=method)
+
+
+def test_truncated_singular_values_are_zeros_for_the_bound() -> None:
+    A = Dense(torch.diag(torch.tensor([1.0, 1e-9])))
+    found = lstsq(A, torch.tensor([1.0, 1e-9]), full=True)
+    assert found.truncated == 1 and float(found.value[1]) == 0 and found.forward_error < 1e-5
+
+
+@pytest.mark.parametrize("entry", [math.nan, math.inf])
+def test_matrices_that_are_not_finite_are_refused_by_type(entry: float) -> None:
+    M = torch.eye(4)
+    M[1, 1] = entry
+    for A in (Dense(M), Counted(M, tags=PSD)):
+        for ask in (lstsq, solve):
+            with pytest.raises(NonFiniteError):
+                ask(A, torch.ones(4), method="dense")
+    with pytest.raises(NonFiniteError):
+        solve(Counted(M, tags=PSD), torch.ones(4), method="cholesky")

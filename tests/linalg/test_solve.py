@@ -227,6 +227,32 @@ def test_no_curvature_along_a_vector_that_is_not_mapped_to_zero() -> None:
         solve(swap, torch.tensor([1.0, 0], dtype=torch.float64), method="cg")
 
 
+def test_curvature_that_rounding_hides_is_no_negative_one() -> None:
+    """``p^H A p`` is 2 and ``|p| |A p|`` is 1e8; A has positive eigenvalues."""
+    A = Counted(torch.diag(torch.tensor([1.0, 1e16])), tags=PSD)
+    with pytest.raises(NotConvergedError, match="close to"):
+        solve(A, torch.tensor([1.0, 1e-8]), method="cg")
+
+
+@pytest.mark.parametrize(("dtype", "lead"), [(torch.float32, 1e-4), (torch.float32, 1e-8), (torch.float64, 1e-8)])
+def test_leaves_of_very_different_sizes_hide_no_curvature(dtype: torch.dtype, lead: float) -> None:
+    """``D S D`` with S of condition 4, by its diagonal; the oracle solves with S."""
+    d = torch.cat([torch.ones(7), torch.full((5,), lead), torch.full((9,), 1 / lead)]).double()
+    S = with_spectrum(torch.linspace(1, 4, 21, dtype=torch.float64))
+    M = (d[:, None] * (S + S.mT) / 2 * d).to(dtype)
+    b = d.to(dtype) * random_matrix(21, dtype=dtype, seed=2)
+    right = torch.linalg.solve(M.double() / d / d[:, None], b.double() / d)  # D x
+    P = Diagonal((1 / M.diagonal().double()).to(dtype), frozenset({Tag.PSD}))
+    found = solve(Counted(M, tags=PSD), b, method="cg", preconditioner=P, full=True)
+    assert found.residual <= 3.5e-4 and found.iterations <= 42
+    large = d == 1 / lead  # of b next to nothing else is left
+    assert float((found.value.double() * d - right)[large].norm()) <= 0.05 * float(right.norm())
+    indefinite = M.clone()
+    indefinite[-1, -1] *= -1
+    with pytest.raises((SymmetryError, NotConvergedError)):  # a negative eigenvalue below the rounding of the largest
+        solve(Counted(indefinite, tags=PSD), b, method="cg", preconditioner=P)
+
+
 @pytest.mark.parametrize("method", ["cg", "minres"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128, torch.float32])
 def test_wrong_tags_are_found_out(method: str, dtype: torch.dtype) -> None:

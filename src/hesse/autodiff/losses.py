@@ -46,7 +46,7 @@ def loss_by_sample(loss: Callable[[Any, Any], Tensor], output: Any, target: Any,
     if rule is not None and isinstance(output, Tensor) and isinstance(target, Tensor):
         try:
             terms = rule.contributions(output, target)
-        except (IndexError, RuntimeError) as error:
+        except (IndexError, RuntimeError, ValueError) as error:
             _explain(error, rule, output, target, asked)
             raise
         if terms.ndim == 0 or terms.shape[0] % count:
@@ -144,7 +144,7 @@ def called(loss: Callable[[Any, Any], Tensor], output: Any, target: Any, asked: 
     """
     try:
         return loss(output, target)
-    except (IndexError, RuntimeError) as error:
+    except (IndexError, RuntimeError, ValueError) as error:
         _explain(error, known_loss(loss), output, target, asked)
         raise
 

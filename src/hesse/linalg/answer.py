@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import SymmetryError
-from hesse.linalg.products import work_dtype
+from hesse.linalg.exponents import near_one, times
+from hesse.linalg.pinv_matrix import require_finite
+from hesse.linalg.products import row_norms, work_dtype
 
 SINGULAR = "the matrix is singular to working precision"
 
@@ -114,20 +116,25 @@ def solve_matrix(matrix: Tensor, B: Tensor) -> Answer:
 
     The condition number is that of the 1-norm. A matrix that is singular to working precision gets the
     least-squares solution of least norm, and says so in `trouble`.
+
+    Raises:
+        NonFiniteError: the matrix has a NaN or an infinity.
     """
     matrix, B = _working(matrix, B)
     if not len(matrix):
         return Answer(B, 1.0)
+    given, (matrix, power) = matrix, _lifted(matrix)
     LU, pivots, info = torch.linalg.lu_factor_ex(matrix)
     condition, size = float("inf"), float("inf")
     if int(info) == 0:
         inverse = torch.linalg.lu_solve(LU, pivots, torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device))
         condition = float(torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(inverse, 1))
-        size = float(torch.linalg.matrix_norm(inverse))
+        size = float(row_norms(inverse.reshape(1, -1)))
     if not condition * torch.finfo(matrix.dtype).eps < 1:
-        found = lstsq_matrix(matrix, B)
+        found = lstsq_matrix(given, B)
         return replace(found, condition=float("inf"), trouble=SINGULAR)
-    return Answer(torch.linalg.lu_solve(LU, pivots, B.mT).mT, condition, truncated=0, inverse_norm=size)
+    value = times(torch.linalg.lu_solve(LU, pivots, B.mT).mT, power)
+    return Answer(value, condition, truncated=0, inverse_norm=power * size)
 
 
 def solve_cholesky(matrix: Tensor, B: Tensor) -> Answer:
@@ -137,27 +144,29 @@ def solve_cholesky(matrix: Tensor, B: Tensor) -> Answer:
 
     Raises:
         SymmetryError: the matrix is not Hermitian, or not positive definite to working precision.
+        NonFiniteError: it has a NaN or an infinity.
     """
     matrix, B = _working(matrix, B)
     if not len(matrix):
         return Answer(B, 1.0)
+    matrix, power = _lifted(matrix)
     asked, eps = "The Cholesky factor needs a positive definite matrix.", torch.finfo(matrix.dtype).eps
     size, skew = float(matrix.abs().max()), float((matrix - matrix.mH).abs().max())
     if skew > min(10 * eps**0.5, 0.5) * size:
-        found = f"a matrix that differs from its adjoint by up to {skew:.2g}, with entries up to {size:.2g}"
+        found = f"a matrix that differs from its adjoint by up to {skew / power:.2g}, with entries up to {size / power:.2g}"
         raise SymmetryError(asked, found, "use method='dense' or 'lsmr', or mend the tags of the operator")
     L, info = torch.linalg.cholesky_ex((matrix + matrix.mH) / 2)
     if int(info):
         least = float(torch.linalg.eigvalsh(matrix)[0])
         raise SymmetryError(
             asked,
-            f"an eigenvalue of {least:.2g}, with entries up to {size:.2g}",
+            f"an eigenvalue of {least / power:.2g}, with entries up to {size / power:.2g}",
             "add damping (A + c * hesse.identity(A.in_space)), or use method='dense' or 'minres' if it is indefinite",
         )
     inverse = torch.cholesky_inverse(L)
     condition = float(torch.linalg.matrix_norm(matrix, 1) * torch.linalg.matrix_norm(inverse, 1))
-    size = float(torch.linalg.matrix_norm(inverse))
-    return Answer(torch.cholesky_solve(B.mT, L).mT, condition, truncated=0, inverse_norm=size)
+    size = float(row_norms(inverse.reshape(1, -1)))
+    return Answer(times(torch.cholesky_solve(B.mT, L).mT, power), condition, truncated=0, inverse_norm=power * size)
 
 
 def lstsq_matrix(matrix: Tensor, B: Tensor, damping: float = 0.0) -> Answer:
@@ -165,12 +174,17 @@ def lstsq_matrix(matrix: Tensor, B: Tensor, damping: float = 0.0) -> Answer:
 
     Without damping, singular values below ``eps max(out, in)`` times the largest count as zero (as in LAPACK's gelsd).
     The condition number is that of the singular values kept, damped ones included.
+
+    Raises:
+        NonFiniteError: the matrix has a NaN or an infinity.
     """
     matrix, B = _working(matrix, B)
+    matrix, power = (matrix, 1.0) if damping else _lifted(matrix)
     U, s, Vh = torch.linalg.svd(matrix, full_matrices=False)
     filtered, condition, norm = filter_factors(s, damping, max(matrix.shape))
     dropped = int((filtered == 0).sum()) if not damping else 0
-    return Answer((B @ U.conj() * filtered) @ Vh.conj(), condition, 0, "", norm, truncated=dropped)
+    value = times((B @ U.conj() * filtered) @ Vh.conj(), power)
+    return Answer(value, condition, 0, "", norm / power, truncated=dropped)
 
 
 def filter_factors(s: Tensor, damping: float, dim: int) -> tuple[Tensor, float, float]:
@@ -187,6 +201,13 @@ def filter_factors(s: Tensor, damping: float, dim: int) -> tuple[Tensor, float, 
     return filtered, norm / math.hypot(float(s[kept].min()), damping**0.5), norm
 
 
+def _lifted(matrix: Tensor) -> tuple[Tensor, float]:
+    """The matrix times a power of two, and that: 1 unless the matrix is so small that its inverse may be out of range."""
+    power = max(near_one(matrix, matrix.new_ones(len(matrix), 1)), 1.0)
+    return times(matrix, power), power
+
+
 def _working(matrix: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    require_finite(matrix)
     dtype = torch.promote_types(work_dtype(matrix.dtype), B.dtype)
     return matrix.detach().to(dtype), B.to(dtype)

@@ -39,7 +39,8 @@ def conjugate_gradients(
         NegativeCurvatureError: a direction of negative curvature was met.
         SymmetryError: A does not equal its adjoint, or the preconditioner is not positive definite.
 
-    Cost: a product a step; one more in the first block, which checks the symmetry of A, and one at the end.
+    Cost: a product a step; one more in the first block, which checks the symmetry of A, one at the end, and one for a row
+    that meets no curvature.
     """
     state = _State(A, B, rtol, preconditioner)
     for _ in track(range(max_iterations), "conjugate gradients", max_iterations):
@@ -57,6 +58,8 @@ class _State(Rows):
         z = self.precondition(self.r)
         self.p = z.clone() if z is self.r else z
         self.rz = self.positive(self.r, z)
+        self.pp = self.rz  # p^H M^-1 p with the preconditioner M
+        self.rayleigh = 0.0  # the largest p^H A p / p^H M^-1 p: at most the norm of the preconditioned operator
         self.steps: list[tuple[float, float]] = []  # (alpha, beta) of the first active row, until it restarts or ends
         self.watched = int(self.active[0]) if len(self.active) else -1
 
@@ -73,6 +76,7 @@ class _State(Rows):
         z = self.precondition(self.r)
         self.rz = self.positive(self.r, z)
         beta = torch.where(again | (rz_before <= 0), torch.zeros_like(self.rz), self.rz / rz_before)
+        self.pp = self.rz + beta.square() * self.pp[stay]
         self.p = (self.p * beta[:, None]).add_(z)  # not in place: the operator may keep the p that it was given
         if len(on) and int(on[0]) == self.watched:
             self._note(float(alpha[0]), 0.0 if bool(restarted[0]) else float(beta[0]), bool(restarted[0]))
@@ -87,15 +91,21 @@ class _State(Rows):
         return alpha, is_flat
 
     def _curvature(self, p: Tensor, Ap: Tensor) -> tuple[Tensor, Tensor]:
-        """``Re p^H A p``, and where it cannot be told from zero; negative curvature is refused."""
+        """``Re p^H A p``, and where it cannot be told from zero; negative curvature is refused.
+
+        With a preconditioner M that is told in the norm of ``M^-1``: entries of A of very different sizes hide no curvature.
+        """
         curvature, square = inner(p, Ap), inner(p, p)
         lengths = torch.linalg.vector_norm(Ap, dim=-1) / square.sqrt()
         self.norm = max(self.norm, float(lengths.nan_to_num(0.0).max()))
         threshold = self.flat * self.norm * square
         is_flat = curvature <= threshold
-        # for a positive semi-definite A, |A p|^2 <= |A| p^H A p: no curvature along p means that A p vanishes
-        bent = is_flat & (lengths > 10 * self.flat**0.5 * self.norm)
-        if bool((bent | (curvature < -threshold)).any()):
+        if self.preconditioner is not None:
+            self.rayleigh = max(self.rayleigh, float((curvature / self.pp).nan_to_num(0.0, 0.0).max()))
+            is_flat &= curvature <= self.flat * self.rayleigh * self.pp
+        suspects = is_flat & (lengths > 10 * self.flat**0.5 * self.norm)
+        rows = torch.nonzero(suspects)[:, 0].tolist()
+        if bool((curvature < -threshold).any()) or any(self._is_bent(p[i : i + 1], Ap[i : i + 1]) for i in rows):
             raise NegativeCurvatureError(
                 "Conjugate gradients need a positive definite operator.",
                 f"negative curvature in step {self.iterations + 1}: {type(self.A).__name__} of shape "
@@ -103,6 +113,22 @@ class _State(Rows):
                 "add damping (A + c * hesse.identity(A.in_space)), or use method='minres' or 'dense' if it is meant so",
             )
         return curvature, is_flat
+
+    def _is_bent(self, p: Tensor, Ap: Tensor) -> bool:
+        """Whether a direction of no curvature that is not mapped to nothing shows a negative eigenvalue.
+
+        For a positive semi-definite A, ``|w^H A p|^2 <= (p^H A p) (w^H A w)`` with any w, here with w along ``A p``.
+
+        Cost: a product.
+        """
+        length, size = torch.linalg.vector_norm(p, dim=-1), torch.linalg.vector_norm(Ap, dim=-1)
+        v, w = p / length[:, None], Ap / size[:, None]
+        Aw = self.product(w.clone())  # the operator may keep what it is given
+        norm = torch.maximum(torch.linalg.vector_norm(Aw, dim=-1), torch.full_like(size, self.norm)).double()
+        noise = self.flat * norm
+        along_v = (inner(v, Ap) / length).double().clamp_min(0) + noise
+        along_w = inner(w, Aw).double().clamp_min(0) + noise
+        return bool(((size / length).double().square() > along_v * along_w).any())
 
     def _note(self, alpha: float, beta: float, is_over: bool) -> None:
         if alpha > 0:

@@ -26,7 +26,8 @@ def near_one(products: Tensor, vectors: Tensor) -> float:
         return 1.0
     exponent = math.frexp(largest)[1]
     most = math.frexp(torch.finfo(products.dtype).max)[1]
-    return 1.0 if abs(exponent) < most // _PART else math.ldexp(1.0, -exponent)
+    power = max(min(-exponent, most - 2), 2 - most)  # a normal number of the dtype itself
+    return 1.0 if abs(exponent) < most // _PART else math.ldexp(1.0, power)
 
 
 def times(vectors: Tensor, power: float) -> Tensor:

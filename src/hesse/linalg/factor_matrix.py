@@ -15,7 +15,7 @@ from hesse.linalg.answer import Answer, filter_factors
 from hesse.linalg.factor import Factorization, factor_rule
 from hesse.linalg.options import is_hermitian
 from hesse.linalg.pinv_matrix import require_finite
-from hesse.linalg.products import work_dtype
+from hesse.linalg.products import row_norms, work_dtype
 from hesse.operators import Dense, LinearOperator, Tag
 from hesse.operators.storage import storable
 
@@ -47,7 +47,7 @@ class _Regular(Factorization):
         Cost: as much as twice the factors, once.
         """
         eye = torch.eye(self.shape[0], dtype=work_dtype(self.in_space.dtype), device=self.in_space.device)
-        return float(torch.linalg.matrix_norm(self.columns(eye, False)))
+        return float(row_norms(self.columns(eye, False).reshape(1, -1)))
 
     def answer(self, B: Tensor, *, adjoint: bool = False) -> Answer:
         """By two triangular systems."""

@@ -27,6 +27,7 @@ from hesse.linalg.solution import (
     error_bound,
     largest_ratio,
     norm_from_below,
+    require_in_range,
     right_hand_sides,
 )
 from hesse.operators import LinearOperator
@@ -55,10 +56,10 @@ def lstsq(
     Args:
         A: any operator, rectangular or rank-deficient ones too.
         b: a tree of `A.out_space`; batch axes in front of every leaf are allowed.
-        method: ``"dense"``: singular values of the matrix, of which those below ``eps max(out, in)`` times the
-            largest count as zero if there is no damping. ``"lsmr"``: LSMR. ``"auto"``: by the structure (diagonal,
-            dense, Kronecker, block-diagonal, low rank, scaled) where there is one; else dense if the smaller side is at
-            most 1000 and the matrix has at most 2^23 entries; else LSMR.
+        method: ``"dense"``: singular values of the matrix; without damping those below ``eps max(out, in)`` times the largest
+            count as zero, for x and for the bound of its error (`Solution.truncated` counts them). ``"lsmr"``: LSMR.
+            ``"auto"``: by the structure (diagonal, dense, Kronecker, block-diagonal, low rank, scaled) where there is one; else
+            dense if the smaller side is at most 1000 and the matrix has at most 2^23 entries; else LSMR.
         damping: of Tikhonov (ridge), not negative: x solves ``(A^H A + damping I) x = A^H b``.
         rtol: x is accepted if ``|r| <= rtol |b|``, or if ``|A^H r| <= rtol |A| |r|``, where r is the residual; with
             damping, r and A have the further rows ``sqrt(damping)`` (see `Solution.normal_residual`). By default 1e-8,
@@ -69,10 +70,10 @@ def lstsq(
         full: return a `Solution` instead of its value; a value alone has derivatives for convolutions, else it is a number.
 
     Raises:
-        StructureError: `b` is not in the space, damping is negative, or there is no such method; the transpose of `A` is
-            wrong.
+        StructureError: `b` is not in the space, damping is negative, no such method, or the transpose of `A` is wrong.
         UnsupportedError: within a transform of `torch.func`, where derivatives would silently be zero.
         NotConvergedError: neither certificate holds; carries the `Solution` reached. MemoryBudgetError: one row does not fit.
+        NonFiniteError: b or a product has a NaN or an infinity, or x is out of the range of its dtype.
 
     Cost: dense: ``min(out, in)`` products, in blocks. LSMR: a product with A and one with its adjoint a step, about
     ``condition`` steps (of the damped operator), a batch in one block. One more of each for the certificate.
@@ -102,7 +103,7 @@ def lstsq(
 
 
 def _error(A: LinearOperator, B: Tensor, answer: Answer, method: str, options: tuple[float, float, int]) -> float:
-    """A bound of the relative error.
+    """A bound of the relative error; with truncated singular values for A with these as zero.
 
     Its part outside of the range of ``A^H`` is at most as long as what is left of x by any vector ``A^H w``.
     """
@@ -155,6 +156,7 @@ def _looked_at(
 ) -> tuple[tuple[float, float], bool]:
     """`_certified` for some of the rows."""
     damping, rtol = options
+    require_in_range(X, B)
     missing = B - apply(A, X)
     missed, size = row_norms(missing), row_norms(B)
     whole = torch.hypot(missed, damping**0.5 * row_norms(X))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hesse.core.errors import NonFiniteError, UnsupportedError
-from hesse.linalg.products import work_dtype
+from hesse.linalg.products import all_finite, work_dtype
 from hesse.operators import Dense, LinearOperator, LowRank, Tag
 from hesse.operators.pseudo_inverse import Kept
 
@@ -39,7 +39,7 @@ def keep(values: Tensor, rtol: float, least: int) -> tuple[Tensor, Kept]:
 
 def require_finite(entries: Tensor) -> None:
     """Raise `NonFiniteError` if there is a NaN or an infinity."""
-    if not bool(torch.isfinite(entries).all()):
+    if not all_finite(entries):
         raise NonFiniteError(
             "A factorization or pseudo-inverse needs finite entries.", "NaN or infinity", "look where they come from"
         )

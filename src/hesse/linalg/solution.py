@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -80,7 +81,8 @@ class Solution:
         """A bound of ``|x - x_true| / |x|``, the largest over the batch, found at the first access (see `error_bound`).
 
         Here ``x_true`` is the exact solution for b and A as they are (of `lstsq` that of least norm), not what b was made from.
-        Infinite where nothing can be said.
+        Where singular values were dropped (`truncated`), it is that for A with these as zero, and says nothing of what they
+        would have added. Infinite where nothing can be said.
 
         For conjugate gradients the norm of the inverse is bounded by Lanczos steps from a random vector (`definite_ends`). That
         holds but for a chance of 1e-4, and is infinite where these steps do not suffice: with a preconditioner that saves many
@@ -105,7 +107,8 @@ def error_bound(A: LinearOperator, B: Tensor, X: Tensor, sizes: Sizes, *, dampin
     With the true residual r (and its damping rows), ``x_true - x = A^+ r`` up to the part of x outside of the range of
     ``A^H``, and ``A^+ r = A^+ A^{+H} A^H r``, so that ``|x_true - x| <= |A^+| min(|r|, |A^+| |A^H r|) + |away|``. This is
     sharper than Wedin's bound (1973; Higham 2002, theorem 20.1) at the backward error ``|A^H r| / (|A| |r|)`` of Stewart, and
-    holds for any rank. What rounding may hide of the residuals is added: a few units times ``|A| |x| + |b|``.
+    holds for any rank. What rounding may hide of the residuals is added: a few units times ``|A| |x| + |b|``. Where singular
+    values were truncated, ``A^+`` and its norm are those of A with these as zero, and so is ``x_true``.
 
     Args:
         A: the operator.
@@ -113,6 +116,9 @@ def error_bound(A: LinearOperator, B: Tensor, X: Tensor, sizes: Sizes, *, dampin
         X: solutions ``[k, in]``.
         sizes: norms of A and its (pseudo-)inverse, and how far the rows are away from the range of ``A^H``.
         damping: of least squares.
+
+    Returns:
+        the bound; infinite where nothing can be said.
 
     Cost: a product with A, for least squares one with its adjoint.
     """
@@ -124,17 +130,23 @@ def error_bound(A: LinearOperator, B: Tensor, X: Tensor, sizes: Sizes, *, dampin
         each = ((part, sizes if away is None else sizes._replace(away=away[part])) for part in groups)
         return max(error_bound(A, B[part], X[part], given, damping=damping) for part, given in each)
     unit, inverse, norm = _ROUNDINGS * rounding(A), sizes.inverse, sizes.norm
-    R = B - apply(A, X)
-    x, b = row_norms(X).double(), row_norms(B).double()
-    missed = torch.hypot(row_norms(R).double(), damping**0.5 * x)
-    unsure = unit * (norm * x + b)
+    R, root = B - apply(A, X), damping**0.5
+    x, b, r = row_norms(X).double(), row_norms(B).double(), row_norms(R)
+    missed = torch.hypot(r.double(), root * x)
+    least = max(A.shape) ** 1.5 * torch.finfo(r.dtype).tiny * torch.finfo(r.dtype).eps  # what underflow may hide of a product
+    unsure = unit * (norm * x + b) + least * (x > 0).to(x)
     miss, away = missed + unsure, torch.zeros_like(x)
     if sizes.away is not None:
-        gradient = row_norms(apply(A.H, R) - damping**0.5 * (damping**0.5 * X)).double()
-        miss = torch.minimum(miss, _times(inverse, gradient + norm * (unsure + unit * missed)))
+        size = missed.to(r.dtype)  # the gradients of rows of norm one neither overflow nor underflow
+        size = torch.where(size > 0, size, torch.ones_like(size))
+        gradient = row_norms(apply(A.H, R / size[:, None]) - root * (root * X / size[:, None])).double()
+        gradient += least * (missed > 0).to(x)
+        rounded = norm * _times(inverse, unsure + unit * missed)
+        miss = torch.minimum(miss, _times(inverse, gradient) * size.double() + rounded)
         away = sizes.away.double()
     off = _times(inverse, miss) + away
-    return float(torch.where(off == 0, off, off / x + unit).max())
+    bound = float(torch.where(off == 0, off, off / x + unit).max())
+    return math.inf if math.isnan(bound) else bound
 
 
 def _times(factor: float, sizes: Tensor) -> Tensor:
@@ -183,8 +195,24 @@ def right_hand_sides(A: LinearOperator, b: Tree, question: str) -> tuple[Tensor,
 
 
 def relative_residual(A: LinearOperator, B: Tensor, X: Tensor) -> float:
-    """The largest ``|b - A x| / |b|``; 0 for b = 0 = A x."""
+    """The largest ``|b - A x| / |b|``; 0 for b = 0 = A x.
+
+    Raises:
+        NonFiniteError: x is out of range.
+    """
+    require_in_range(X, B)
     return largest_ratio(row_norms(B - apply(A, X)), row_norms(B)) if B.numel() else 0.0
+
+
+def require_in_range(X: Tensor, B: Tensor) -> None:
+    """Raise `NonFiniteError` where the numbers of a solution are too large for its dtype."""
+    if not all_finite(X):
+        largest = torch.finfo(X.dtype).max
+        raise NonFiniteError(
+            f"A solution has to fit into {X.dtype}, whose largest number is {largest:.2g}.",
+            f"NaN or infinity in x, for a right-hand side of norm {float(row_norms(B).max()):.2g}",
+            "scale b down (x goes down with it) or A up, or use float64",
+        )
 
 
 def largest_residual(A: LinearOperator, B: Tensor, X: Tensor) -> float:

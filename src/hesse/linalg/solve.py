@@ -92,11 +92,11 @@ def solve(
 
     Raises:
         StructureError: `A` is not square or not of the form that Woodbury needs, `b` is not in its space, no such method.
-        SymmetryError: a method for Hermitian operators on one that is not tagged so, or whose products contradict the
-            tag; one for positive definite operators on another.
+        SymmetryError: a method for Hermitian (positive definite) operators on one not tagged so, or that shows that it is not.
         UnsupportedError: within a transform of `torch.func`, where derivatives would silently be zero.
         NotConvergedError: the true residual is too large, or the operator is singular; carries the `Solution` reached.
         MemoryBudgetError: not even one right-hand side fits beside all of them and their solutions.
+        NonFiniteError: b or a product has a NaN or an infinity, or x is out of the range of its dtype.
 
     Cost: dense: dim products, in blocks. A product a step, about ``sqrt(condition)`` steps for conjugate gradients, up to
     ``condition`` for MINRES (indefinite) and LSMR (two products), a batch in one block; two more for the checks.

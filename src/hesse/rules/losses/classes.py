@@ -118,7 +118,7 @@ def nll(options: dict[str, Any]) -> SampleLoss | None:
 
 def _unknown_label(output: Tensor, target: Tensor, ignore_index: int) -> Trouble | None:
     """The first label that is none of the classes of the output."""
-    if target.dtype.is_floating_point or not output.ndim:
+    if target.dtype.is_floating_point or target.dtype.is_complex or target.is_meta or not output.ndim:
         return None
     classes = output.shape[min(output.ndim - 1, 1)]
     places = torch.nonzero(((target < 0) | (target >= classes)) & (target != ignore_index))

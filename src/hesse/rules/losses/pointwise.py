@@ -67,7 +67,7 @@ def pointwise(function: Callable[..., Tensor], second: Second, *allowed: str) ->
             _diagonal(second.curvature, given, second.negative),
             None if second.information is None else _diagonal(second.information, given, second.negative),
             second.linear,
-            lambda output, target: _weight_of_others(output, target, given),
+            lambda output, target: _shapes(output, target) or _weight_of_others(output, target, given),
         )
 
     return rule
@@ -82,6 +82,12 @@ def _diagonal(weights: Weights, options: dict[str, Any], negative: str) -> Curva
         return Pointwise(found.expand(terms).sum_to_size(output.shape), dtype=output.dtype, negative=negative)
 
     return of
+
+
+def _shapes(output: Tensor, target: Tensor) -> Trouble | None:
+    if output.shape == target.shape:
+        return None
+    return f"an output of shape {tuple(output.shape)} and a target of shape {tuple(target.shape)}", "give both the same shape"
 
 
 def _weight_of_others(output: Tensor, target: Tensor, options: dict[str, Any]) -> Trouble | None:
