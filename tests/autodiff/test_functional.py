@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import hesse
 from hesse.autodiff import functional
-from hesse.autodiff.functional import buffers_preserved
+from hesse.autodiff.functional import buffers_preserved, runs_elsewhere
 from hesse.core.errors import LeafError, StructureError
 from hesse.derivatives import jacobian
 
@@ -297,3 +297,26 @@ def test_sparse_buffers_and_those_without_memory(layout: torch.layout, writes: b
         torch.testing.assert_close(product["1.weight"], error.mT @ inputs / 5)
         torch.testing.assert_close(product["1.bias"], error.sum(0) / 5)
     assert torch.equal(module[0].mix.to_dense(), values)
+
+
+def test_runs_of_other_threads_are_counted() -> None:
+    inside, done = threading.Event(), threading.Event()
+    model = nn.Sequential(nn.Linear(3, 2))
+    f, params = hesse.functional(model)
+    begun = runs_elsewhere(model)
+    f(params, torch.ones(3))
+    assert runs_elsewhere(model) == begun == runs_elsewhere(None) == 0
+
+    def stand(*_: Any) -> None:
+        inside.set()
+        done.wait(60)
+
+    model.register_forward_hook(stand)
+    thread = threading.Thread(target=lambda: f(params, torch.ones(3)))
+    thread.start()
+    assert inside.wait(60)
+    seen = [runs_elsewhere(model) for _ in range(3)]
+    done.set()
+    thread.join()
+    after = runs_elsewhere(model)
+    assert len({begun, *seen, after}) == 5 and runs_elsewhere(model) == after

@@ -191,3 +191,43 @@ def test_a_guard_is_copied_before_a_change_only(again: Callable[[Guard], Guard])
     tensor.numpy()[4, 2] = np.pi
     with pytest.raises(DataError, match="'weight'"):
         again(guard)
+
+
+def test_memory_that_was_freed_is_not_looked_at() -> None:
+    base = torch.randn(4000)
+    views = [base[:1000], base[1000:3000], base.view(50, 80)[:, 7:40], base[3999:]]
+    stamps = [Stamp(view) for view in views]
+    base.untyped_storage().resize_(0)  # as sharded models do with gathered parameters
+    assert not any(stamp.holds() for stamp in stamps)
+    again = [Stamp(view) for view in views]
+    assert all(stamp.holds() for stamp in again)
+    Guard(views).check("a", "b")
+
+
+def test_a_storage_that_shrinks_under_a_tensor() -> None:
+    base = torch.randn(300_000)
+    first, last = Stamp(base[:100]), Stamp(base[-100:])
+    base.untyped_storage().resize_(4 * 200)
+    assert not last.holds()
+    assert first.holds() or base.data_ptr() != first._place  # the allocator may have moved it
+
+
+@pytest.mark.parametrize("make", [
+    lambda: torch.randn(64, 2000)[:, :1000],
+    lambda: torch.randn(2000, 64)[:, :30],
+    lambda: torch.randn(8, 30, 40, 50)[:, :, 3:20, ::2],
+    lambda: torch.randn(5, 5000).mT[:, 1:4],
+])  # fmt: skip
+def test_every_part_of_a_large_view_with_gaps_is_looked_at(make: Callable[[], Tensor]) -> None:
+    for axis in range(make().ndim):
+        view = make()
+        stamp = Stamp(view)
+        length = view.shape[axis]
+        view.data.narrow(axis, length // 2, length - length // 2).add_(1)
+        assert not stamp.holds(), axis
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_lazy_and_nested_tensors_are_watched_by_version() -> None:
+    guard = Guard([nn.LazyLinear(3).weight, torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])])
+    guard.check("a", "b")

@@ -426,6 +426,29 @@ def test_batches_with_models_and_losses_of_their_own_notice_changes(change: str,
         A @ A.in_space.normal()
 
 
+@pytest.mark.parametrize("make", [hesse.loss_hessian, hesse.ggn, average_of_ggn])
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+def test_a_loss_that_logs_at_some_calls_is_no_change(every: int, make: Any) -> None:
+    class Logging:
+        def __init__(self) -> None:
+            self.calls, self.last = 0, None
+
+        def __call__(self, output: Tensor, target: Tensor) -> Tensor:
+            self.calls += 1
+            found = F.mse_loss(output, target)
+            if self.calls % every == 0:
+                self.last = float(found)
+            return found
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model, x, y = nn.Linear(4, 3).double(), torch.randn(7, 4).double(), torch.randn(7, 3).double()
+    A = make(model, Logging(), [(x[:3], y[:3]), (x[3:5], y[3:5]), (x[5:], y[5:])])
+    expected = hesse.dense(hesse.ggn(model, nn.MSELoss(), (x, y)))
+    for _ in range(3):
+        assert oracle.difference(hesse.dense(A), expected) < 1e-10
+
+
 def test_losses_made_anew_for_each_batch_are_watched_once() -> None:
     with torch.random.fork_rng():
         torch.manual_seed(1)

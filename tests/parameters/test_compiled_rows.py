@@ -16,9 +16,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 import hesse
-from hesse.autodiff.compiled.function import CompiledFunction
 from hesse.autodiff.compiled.mode import CompileNotice
-from hesse.autodiff.functional import undisturbed
+from hesse.autodiff.compiled.state import StateRecorder
+from hesse.autodiff.compiled.unrecordable import Unrecordable
 from hesse.core.errors import DataError, NonFiniteError, StructureError
 from hesse.parameters.compile_rows import compile_rows
 from hesse.parameters.compiled_rows import CompiledRows
@@ -329,49 +329,30 @@ def test_threads_share_a_record() -> None:
     assert not wrong
 
 
-def test_no_other_thread_runs_the_model_while_it_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, threads, waited = network(), list[threading.Thread](), list[bool]()
+def test_a_record_that_another_thread_disturbs_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, loss = network(), nn.CrossEntropyLoss()
     f, params = hesse.functional(model)
-    recorded = CompiledFunction._recorded  # pyright: ignore[reportPrivateUsage]
+    enter, finish = StateRecorder.__enter__, StateRecorder.finish
+    rows, seen = compile_rows(model, loss, four), list[int]()
 
-    def beside(*args: Any) -> Any:
-        threads.append(threading.Thread(target=lambda: f(params, batch()[0])))
-        threads[-1].start()
-        threads[-1].join(0.2)
-        waited.append(threads[-1].is_alive())
-        return recorded(*args)
+    def beside(recorder: StateRecorder) -> Any:
+        if len(seen) < 6:
+            thread = threading.Thread(target=f, args=(params, batch()[0]))
+            thread.start()
+            thread.join()
+        return enter(recorder)
 
-    monkeypatch.setattr(CompiledFunction, "_recorded", beside)
-    rows = compile_rows((f, params), nn.CrossEntropyLoss(), four)
-    rows(batch())
-    for thread in threads:
-        thread.join()
-    assert waited == [True]
+    def refused(recorder: StateRecorder) -> Any:
+        if len(seen) < 6:
+            raise Unrecordable("it changes a parameter")
+        return finish(recorder)
 
-
-def test_a_model_that_another_thread_runs_is_waited_for() -> None:
-    model, loss, standing, done = network(), nn.CrossEntropyLoss(), threading.Event(), threading.Event()
-    rows = compile_rows(model, loss, four)
-    for seed in range(3):
-        rows(batch(seed))
-    before, own = rows.replays, model[0]._parameters
-
-    def disturb() -> None:
-        with undisturbed(model):
-            weight, own["weight"] = own["weight"], torch.ones(4, 5, dtype=torch.float64)  # pyright: ignore[reportArgumentType]
-            standing.set()
-            done.wait(60)
-            own["weight"] = weight
-
-    threads = [threading.Thread(target=disturb), threading.Timer(0.2, done.set)]
-    threads[0].start()
-    assert standing.wait(60)
-    threads[1].start()
-    found = rows(batch(3))
-    for thread in threads:
-        thread.join()
-    assert_same(found, four(hesse.parameter_jacobian(model, loss, batch(3))))
-    assert rows.replays == before + 1 and not rows.direct
+    monkeypatch.setattr(StateRecorder, "__enter__", beside)
+    monkeypatch.setattr(StateRecorder, "finish", refused)
+    for seed in range(10):
+        assert_same(rows(batch(seed)), four(hesse.parameter_jacobian(model, loss, batch(seed))))
+        seen.append(seed)
+    assert not rows.direct and rows.replays
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from hesse.core.errors import LeafError, StructureError
 from hesse.core.wrapped import unwrapped
 
 _locks: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_runs: WeakKeyDictionary[nn.Module, dict[int, int]] = WeakKeyDictionary()  # of each thread
+_fresh = itertools.count(1)
 _guard = threading.Lock()
 _Part = tuple[str, nn.Module]
 _Slot = tuple[dict[str, Any], str, Tensor | None]  # the place, the name in it, and what stood there
@@ -43,7 +46,7 @@ class FunctionalModule:
         self._require_known(params)
         if torch.compiler.is_compiling():
             return self._traced(params, inputs, named)
-        with self._lock:
+        with self._lock, _counted(self.module):
             replaced: list[_Slot] = []
             try:
                 self._replace(params, replaced)
@@ -109,13 +112,29 @@ class FunctionalModule:
 
 
 @contextmanager
-def undisturbed(module: nn.Module | None) -> Iterator[None]:
-    """Within this context no other thread runs a module with parameters of its own, which stand in the module meanwhile."""
-    if module is None:
+def _counted(module: nn.Module) -> Iterator[None]:
+    """Counts a run of this thread: odd while it lasts; runs within it are part of it."""
+    counts, thread = _runs.setdefault(module, {}), threading.get_ident()
+    if counts.get(thread, 0) % 2:
         yield
         return
-    with _lock_of(unwrapped(module, "Derivatives of a model are taken of the module itself, by its own parameters.")):
+    counts[thread] = counts.get(thread, 0) + 1
+    try:
         yield
+    finally:
+        counts[thread] += 1
+
+
+def runs_elsewhere(module: nn.Module | None) -> int:
+    """How often other threads have begun or ended to run a module with parameters of their own, which stand in it meanwhile.
+
+    A new number at each call while one of them does.
+    """
+    if module is None:
+        return 0
+    module = unwrapped(module, "Derivatives of a model are taken of the module itself, by its own parameters.")
+    counts = [count for thread, count in list(_runs.get(module, {}).items()) if thread != threading.get_ident()]
+    return next(_fresh) if any(count % 2 for count in counts) else -sum(counts)
 
 
 def _lock_of(module: nn.Module) -> threading.RLock:

@@ -79,10 +79,15 @@ def _names_of(value: Any, names: Names) -> Names:
         names, value = names | _names_in(value.__func__.__code__), value.__self__
     if isinstance(value, (functools.partial, list, dict, tuple, nn.Module)):
         return frozenset()
+    return _names_reached(type(value), names)
+
+
+@functools.lru_cache(1024)
+def _names_reached(kind: type, names: Names) -> Names:
     found, new = frozenset[str](), names | {"__call__"}
     while new:
         found |= new
-        new = frozenset().union(*(_names_in(code) for name in new for code in _codes(type(value), name))) - found
+        new = frozenset().union(*(_names_in(code) for name in new for code in _codes(kind, name))) - found
     return found
 
 
@@ -94,7 +99,7 @@ def _codes(kind: type, name: str) -> Iterator[types.CodeType]:
             yield part.__code__
 
 
-@functools.cache
+@functools.lru_cache(4096)
 def _names_in(code: types.CodeType) -> Names:
     inner = (_names_in(part) for part in code.co_consts if isinstance(part, types.CodeType))
     return frozenset(code.co_names).union(*inner)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _ALL, _MOST = 2**10, 2**8  # numbers of a small tensor, and how many of a larger one are compared
 
@@ -33,9 +33,11 @@ class Stamp:
         self._storage: torch.UntypedStorage | None = None  # held, so that nothing else comes to lie there
         self._place, self._seen = 0, b""
         self._some: np.ndarray | None = None
+        self._end = 0  # bytes of the storage up to the tensor's last number
         if _has_memory(tensor):
             self._storage, self._place = tensor.untyped_storage(), tensor.data_ptr()
-            if tensor.device.type == "cpu":
+            if tensor.device.type == "cpu" and self._storage.nbytes() >= (end := _end(tensor)):  # else it was freed
+                self._end = end
                 self._some = self._look()
                 self._seen = self._some.tobytes()
 
@@ -49,6 +51,8 @@ class Stamp:
             return False
         if not self._place or torch.compiler.is_compiling():
             return True
+        if self._some is not None and self._storage is not None and self._storage.nbytes() < self._end:
+            return False  # its memory was freed
         if tensor.data_ptr() != self._place:
             return self._only_moved()
         return self._some is None or self._some.tobytes() == self._seen
@@ -70,7 +74,7 @@ def stamps_of(tensors: Iterable[Tensor]) -> list[Stamp]:
     with _unobserved():
         for tensor in tensors:
             stamp = Stamp(tensor)
-            key = stamp._place, tensor.dtype, tensor.shape, tensor.stride() if stamp._place else id(tensor)
+            key: Any = (stamp._place, tensor.dtype, tensor.shape, tensor.stride()) if stamp._place else id(tensor)
             if key in known:
                 stamp._some, stamp._seen = None, b""
             known.add(key)
@@ -94,12 +98,18 @@ def _has_memory(tensor: Tensor) -> bool:
         return False
     kind: Any = type(tensor)
     plain: Any = Tensor
-    if kind.__torch_dispatch__ is not plain.__torch_dispatch__:  # made of other tensors
+    if kind.__torch_dispatch__ is not plain.__torch_dispatch__ or tensor.is_nested or nn.parameter.is_lazy(tensor):
         return False
     try:
         return bool(tensor.data_ptr())
     except RuntimeError:
         return False
+
+
+def _end(tensor: Tensor) -> int:
+    """Bytes of a storage up to the last number of a tensor, which has one."""
+    span = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return (int(tensor.storage_offset()) + span + 1) * tensor.element_size()
 
 
 class _Some:
@@ -127,10 +137,9 @@ def _spread(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[tuple[int
         while math.gcd(step, total) > 1:  # else always the same columns
             step += 1
         return (-(-total // step),), (step,)
-    counts, steps = [], []
-    for size, stride in zip(shape, strides, strict=True):
-        step = 1 if total <= _ALL else min(-(-total // _MOST), size)
-        total = total // size * -(-size // step)
-        counts.append(-(-size // step))
-        steps.append(step * stride)
-    return tuple(counts), tuple(steps)
+    counts = list(shape)
+    while math.prod(counts) > _ALL:  # the longest axis is thinned
+        axis = counts.index(max(counts))
+        counts[axis] = -(-counts[axis] // 2)
+    steps = [max((size - 1) // (count - 1), 1) if count > 1 else 1 for size, count in zip(shape, counts, strict=True)]
+    return tuple(counts), tuple(step * stride for step, stride in zip(steps, strides, strict=True))

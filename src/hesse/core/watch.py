@@ -7,7 +7,7 @@ parameters, and tensors that a function holds, by identity and by what a `Stamp`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,7 @@ class Watch:
         self._read, self._state, self._learned = read, _found(read), set[str]()
         self._stamps, self._values = _stamps(self._state.tensors), Values(**read)
         self._hashes, self._content = _hashes(self._state.buffers), _content(self._state.buffers)
+        self.beside: Values | None = None  # of what else runs the same functions
 
     def settle(self) -> None:
         """Take what changed so far for the work of the functions themselves, which have been run once.
@@ -81,7 +82,7 @@ class Watch:
         """
         before, learns = self._buffer_count(), bool(kind) and kind not in self._learned
         others = self._others() if learns else set[str]()
-        with self._values.running():
+        with self._values.running(), nullcontext() if self.beside is None else self.beside.running():
             yield
         if learns:
             self._learned.add(kind)

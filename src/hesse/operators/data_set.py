@@ -234,6 +234,8 @@ class DataSet:
             if part.watch is None and is_new:
                 part.watch = Watch(**read)
         found = getattr(part, "watch", None)
+        if found is not None:
+            found.beside = self._values  # also where the normalizer is asked for between runs
         if is_new and found is not None and not any(found is watch for watch in self._watches):
             self._watches.append(found)
 

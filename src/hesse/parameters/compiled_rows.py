@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +14,7 @@ from hesse.autodiff.compiled.function import CompiledFunction
 from hesse.autodiff.compiled.mode import CompileNotice, Mode
 from hesse.autodiff.compiled.profile import Profile
 from hesse.autodiff.compiled.unrecorded import note_irregular
-from hesse.autodiff.functional import undisturbed
+from hesse.autodiff.functional import runs_elsewhere
 from hesse.autodiff.model import Selection, is_one_batch
 from hesse.autodiff.roots import Loss, Outputs
 from hesse.autodiff.source_lines import warn_user
@@ -64,7 +63,7 @@ class CompiledRows:
         self._compiled: CompiledFunction | None = None
         if compile != "off":
             made = CompiledFunction(rows, rows, mode=compile, variables=(), signature=_signature, profile=self._profile)
-            made.looks, made.notice, made.undisturbed = True, self._notice, self._undisturbed
+            made.looks, made.notice, made.disturbances = True, self._notice, self._disturbances
             self._compiled = made
 
     @property
@@ -93,10 +92,10 @@ class CompiledRows:
     def _notice(self, text: str) -> None:
         warn_user(f"{self!r} {text}", CompileNotice)
 
-    def _undisturbed(self) -> AbstractContextManager[None]:
+    def _disturbances(self) -> int:
         model = self._rows.model[0] if isinstance(self._rows.model, tuple) else self._rows.model
         module = model if isinstance(model, nn.Module) else getattr(model, "module", None)
-        return undisturbed(module if isinstance(module, nn.Module) else None)
+        return runs_elsewhere(module if isinstance(module, nn.Module) else None)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """A copy records anew: what was recorded belongs to this model's tensors."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import threading
 import warnings
 from collections.abc import Iterator
@@ -347,6 +348,23 @@ def test_a_finalizer_that_runs_meanwhile_is_no_part_of_the_product(monkeypatch: 
     assert isinstance(C, CompiledProducts)
     assert calls == [1]
     assert C.replays == 1
+
+
+def test_callbacks_of_collections_are_no_part_of_the_product() -> None:
+    def callback(phase: str, info: dict[str, int]) -> None:
+        assert phase in ("start", "stop") and info
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(callback)
+    gc.set_threshold(1, 1, 1)
+    try:
+        C = compile_products(hesse.loss_hessian(network(), nn.CrossEntropyLoss(), batch()))
+        warm(C, times=4)
+        assert gc.isenabled()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(callback)
+    assert isinstance(C, CompiledProducts) and C.replays == 1 and not C.direct
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy])

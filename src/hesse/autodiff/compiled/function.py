@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -33,6 +32,7 @@ _MOST_PATHS = 32
 _MOST_UNREPEATED = 32
 _ATTEMPTS = 2
 _MOST_IRREGULAR = 3
+_MOST_DISTURBED = 100
 _PATIENCE = 12  # traces without a replay in between, after which a function is left alone
 
 
@@ -47,6 +47,7 @@ class _Kind:
         self.refusals = 0  # runs whose Python state could not be guarded
         self.irregular = 0  # runs since the last record that were not like those to come
         self.fruitless = 0  # traces since the last replay
+        self.disturbed = 0  # runs of which no record was made, since other threads changed what they read
 
 
 class CompiledFunction:
@@ -73,8 +74,8 @@ class CompiledFunction:
         looks: whether `run` itself, not only the function, asks tensors whether they are the same and whether they require grad
             (set it before the first call).
         moved: told dtypes and shapes where other values are found in such tensors; what is recorded next takes its course.
-        undisturbed: makes the context in which runs are recorded: in it no other thread changes what `run` reads, not even for
-            a while. None: no thread does.
+        disturbances: says how often other threads have changed what `run` reads, for a while. A run that was disturbed is
+            recorded another time. None: no thread does.
         notice: told once why something does not run as it was asked to; by default a `CompileNotice` says it.
     """
 
@@ -89,7 +90,7 @@ class CompiledFunction:
         self.watches: Callable[[Tensor], bool] | None = None
         self.looks = False
         self.moved: Callable[[list[str]], None] | None = None
-        self.undisturbed: Callable[[], AbstractContextManager[None]] | None = None
+        self.disturbances: Callable[[], int] | None = None
         self.notice: Callable[[str], None] = self._warn
         self._kinds: list[_Kind] = []
         self._lock = threading.RLock()
@@ -110,8 +111,8 @@ class CompiledFunction:
         kind, found = self._found(key, args, kwargs)
         if found is not _MISSED:
             return found
-        with nullcontext() if self.undisturbed is None else self.undisturbed(), self._lock:
-            if made != self._made or self.undisturbed is not None:  # another thread recorded something, or was disturbing
+        with self._lock:
+            if made != self._made:  # another thread recorded something meanwhile
                 kind, found = self._found(key, args, kwargs)
             return self._recorded(key, args, kwargs, kind) if found is _MISSED else found
 
@@ -199,6 +200,7 @@ class CompiledFunction:
             roots = {**entry.objects, **entry.classes}
             recorder, random = StateRecorder(self._f, extra_roots=roots, looks=self.looks), random_states()
             self.profile.miss(_why(kind))
+            before = self._disturbances()
             recorder.__enter__()  # from here on everything that runs is taken for the function's own
         except Unrecordable as error:
             self._notice(f"runs directly: {error.reason}")
@@ -213,7 +215,10 @@ class CompiledFunction:
         self.profile.traced(time.perf_counter() - start, len(trace.graph.nodes))
         start = time.perf_counter()
         outside = [*trace.inputs, *trace.captured]
-        self._compile(kind, trace, recorder, result, random)
+        if self._disturbances() != before and kind.disturbed < _MOST_DISTURBED:
+            kind.disturbed += 1
+        else:
+            self._compile(kind, trace, recorder, result, random)
         entry.forget()
         self._made += 1
         if kind not in self._kinds:
@@ -222,6 +227,9 @@ class CompiledFunction:
         self.profile.compiled(time.perf_counter() - start)
         self.profile.ran(0.0)
         return result if kind.direct else separate(result, outside)
+
+    def _disturbances(self) -> int:
+        return 0 if self.disturbances is None else self.disturbances()
 
     def _compile(self, kind: _Kind, trace: Trace, recorder: StateRecorder, result: Any, random: Sequence[Tensor]) -> None:
         """Add a path to a kind of calls, or say why there can be none."""

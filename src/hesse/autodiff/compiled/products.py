@@ -6,6 +6,7 @@ computed once. Their versions are compared at every product: where one was writt
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -187,12 +188,15 @@ class _Watch:
         self.guards: list[Guard] = []
 
     def __enter__(self) -> _Watch:
-        self._before = sys.getprofile()
+        self._before, self._collects = sys.getprofile(), gc.isenabled()
+        gc.disable()  # finalizers and callbacks of a collection are none of the product's
         sys.setprofile(self._see)
         return self
 
     def __exit__(self, *error: object) -> None:
         sys.setprofile(self._before)
+        if self._collects:
+            gc.enable()
 
     def _see(self, frame: FrameType, event: str, _: Any) -> None:
         if event != "call" or self.reason:
