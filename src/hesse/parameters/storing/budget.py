@@ -21,6 +21,7 @@ from hesse.parameters.gram_budget import plan_gram
 from hesse.parameters.gram_plan import GramPlan
 
 _TRIES = 4
+_BESIDE = 5 * NOISE  # the measurement itself, and hashes of the samples
 _SHARE = 0.5  # of a budget, by measurement: captures, rows and what waits; freed memory is not always used again
 
 
@@ -142,10 +143,10 @@ def _captured(
         return found
 
     appetite = measured(work, most, budget, J.in_space.device, what, fixed)
-    room = _SHARE * budget - fixed - 2 * NOISE
+    room = _SHARE * budget - fixed - _BESIDE
     if appetite.of(most) <= room:
         return None
     fits = appetite.fits(room)
     if not fits:
-        raise too_small(budget, int((fixed + 2 * NOISE + least_for(appetite.of(PAIR))) / _SHARE), what)
+        raise too_small(budget, int((fixed + _BESIDE + least_for(appetite.of(PAIR))) / _SHARE), what)
     return fits
